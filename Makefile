@@ -1,0 +1,34 @@
+# make demo   build the pyz and run the main job end to end on an embedded local Hub
+# make test   the whole suite, against the source and against the built pyz
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+
+.PHONY: demo test build lint bench clean
+
+build: dist/hfship.pyz
+
+dist/hfship.pyz: hfship.py build_zipapp.py vendor.lock
+	$(PYTHON) build_zipapp.py -o $@
+
+demo: build
+	$(PYTHON) tests/demo.py dist/hfship.pyz
+
+$(VENV)/.ready: requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: build lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: build $(VENV)/.ready
+	$(BIN)/python benchmarks/pack.py
+
+clean:
+	rm -rf build dist $(VENV)
