@@ -1058,6 +1058,50 @@ def _regular_size(folder: Path, full: Path, path: str) -> int:
 
 # ---- zstd backends -------------------------------------------------------------------
 
+
+class ZstdError(Exception):
+    """A frame that does not decode to exactly what was asked for."""
+
+
+class Zstd:
+    """One way to reach libzstd. `name` says which library, `origin` where it was loaded from.
+
+    The callables it makes hold library state: one per thread, never shared.
+    """
+
+    def __init__(self, name: str, origin: str, module: Any) -> None:
+        self.name, self.origin, self._module = name, origin, module
+
+    def compressor(self, level: int) -> Callable[[Union[bytes, memoryview]], bytes]:
+        """content -> one independent frame with content size and checksum."""
+        compress: Callable[[Union[bytes, memoryview]], bytes] = self._module.ZstdCompressor(
+            level=level, write_checksum=True, write_content_size=True
+        ).compress
+        return compress
+
+    def decompressor(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
+        """(frame, content size) -> content. Raises ZstdError unless it is exactly one whole frame of that size."""
+        decoder = self._module.ZstdDecompressor()
+
+        def decompress(frame: Union[bytes, memoryview], size: int) -> bytes:
+            try:
+                content: bytes = decoder.decompress(frame, max_output_size=size, allow_extra_data=False)
+            except self._module.ZstdError as exc:
+                raise ZstdError(str(exc)) from exc
+            if len(content) != size:
+                raise ZstdError(f"frame holds {len(content)} bytes instead of {size}")
+            return content
+
+        return decompress
+
+
+def load_zstd() -> Zstd:
+    """The first zstd backend that works. Raises HostError that names what was tried."""
+    import zstandard
+
+    return Zstd(f"zstandard {zstandard.__version__}", "site-packages", zstandard)
+
+
 # ---- frames, seek table, parts -------------------------------------------------------
 
 
