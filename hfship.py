@@ -53,7 +53,7 @@ import sys
 import threading
 import time
 import zlib
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import deque
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
@@ -1110,6 +1110,7 @@ def _regular_size(folder: Path, full: Path, path: str) -> int:
 FRAME_SIZE = 4 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
 LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
 WEIGHT_SIZE = 1 << 20  # files from here on have frames of their own
+FLUSH_SIZE = 64 << 20  # bytes between flushes: Ctrl-C must not wait until gigabytes reached a slow medium
 
 PZSTD_MAGIC, CHECK_MAGIC, TABLE_MAGIC, TABLE_END = 0x184D2A50, 0x184D2A55, 0x184D2A5E, 0x8F92EAB1
 CHECK_LABEL = b"hfship/1"
@@ -1309,10 +1310,19 @@ def manifest_extent(stream: bytes) -> Tuple[int, int]:
         start += size + -size % _BLOCK
 
 
-def segments_between(segments: Sequence[Segment], starts: Sequence[int], start: int, stop: int) -> Sequence[Segment]:
-    """Segments with bytes in stream [start, stop); `starts` are the starts of all segments."""
-    first = max(bisect_right(starts, start) - 1, 0)
-    return [s for s in segments[first : bisect_left(starts, stop)] if s.stop > start]
+def index_at(items: Sequence[Any], start: int) -> int:
+    """Index of the first of the tuples, sorted by their first field, that does not begin before `start`.
+
+    >>> index_at([(0, "a"), (4, "b"), (4, "c"), (9, "d")], 4)
+    1
+    """
+    return bisect_left(items, (start,))
+
+
+def segments_between(segments: Sequence[Segment], start: int, stop: int) -> Sequence[Segment]:
+    """Segments with bytes in stream [start, stop)."""
+    first = max(index_at(segments, start + 1) - 1, 0)
+    return [s for s in segments[first : index_at(segments, stop)] if s.stop > start]
 
 
 def cut_frames(segments: Sequence[Segment], frame_size: int = FRAME_SIZE) -> Iterator[Tuple[int, int]]:
@@ -1618,23 +1628,26 @@ _SUM_LINE = re.compile(r"(?P<sha256>[0-9a-f]{64}) [ *](?P<name>[^/\n]+)$", re.MU
 
 @dataclass(frozen=True)
 class Damage:
-    """Something wrong: `what`, where in the archive (`offset`, `size`, 1-based `frame`) and on which `parts` it lies,
-    and which bytes of which files it hits (path, first, last)."""
+    """Something wrong: `what`, where in the archive it lies (`offset`, `size`, the first and last of the `frames`,
+    numbered from 1), on which `parts`, and which bytes of which `files` it hits (path, first, last)."""
 
     what: str
     offset: Optional[int] = None
     size: int = 0
-    frame: Optional[int] = None
+    frames: Tuple[int, ...] = ()
     parts: Tuple[str, ...] = ()
     files: Tuple[Tuple[str, int, int], ...] = ()
 
     def text(self) -> str:
         """One line for a person.
 
-        >>> print(Damage("CRC-32 differs", 12, 30, 1, ("m.tar.zst.0002",), (("m/a", 0, 9), ("m/b", 0, 3))).text())
+        >>> print(Damage("CRC-32 differs", 12, 30, (1, 1), ("m.tar.zst.0002",), (("m/a", 0, 9), ("m/b", 0, 3))).text())
         m.tar.zst.0002, frame 1, bytes 12-41 of the archive: CRC-32 differs; hits m/a bytes 0-9, m/b bytes 0-3
         """
-        where = [", ".join(self.parts)] * bool(self.parts) + [f"frame {self.frame}"] * bool(self.frame)
+        where = [", ".join(self.parts)] * bool(self.parts)
+        if self.frames:
+            first, last = self.frames
+            where.append(f"frame {first}" if first == last else f"frames {first}-{last}")
         if self.offset is not None and self.size:
             where.append(f"bytes {self.offset}-{self.offset + self.size - 1} of the archive")
         hits = [f"{path} bytes {first}-{last}" if last >= first else path for path, first, last in self.files[:8]]
@@ -1642,13 +1655,30 @@ class Damage:
         text = (", ".join(where) + ": " if where else "") + self.what
         return text + ("; hits " + ", ".join(hits) + more if hits else "")
 
+    def joined(self, other: Damage) -> Optional[Damage]:
+        """This and the next damage as one, if they adjoin and are alike: a bad part is one place, not 1,000 frames."""
+        if not (self.frames and other.frames and self.frames[1] + 1 == other.frames[0] and self.what == other.what):
+            return None
+        files = list(self.files)
+        for path, first, last in other.files:
+            if files and files[-1][0] == path and files[-1][2] + 1 == first:
+                path, first, _ = files.pop()
+            files.append((path, first, last))
+        parts = self.parts + tuple(name for name in other.parts if name not in self.parts)
+        size = self.size + other.size
+        return Damage(self.what, self.offset, size, (self.frames[0], other.frames[1]), parts, tuple(files))
+
 
 class Part(NamedTuple):
     """One file of an archive: its bytes are [start, start + size) of the archive, if it is whole."""
 
-    path: Path
     start: int
     size: int
+    path: Path
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
 
 
 @dataclass(frozen=True)
@@ -1669,6 +1699,11 @@ class ArchiveFiles:
         """All its files, in order."""
         return [path for _, path in sorted(self.numbers.items())] if self.numbers else [self.folder / self.name]
 
+    def part(self, number: int) -> Path:
+        """The file of a part, also if it is missing; of a whole archive that is its one file."""
+        width = len(self.path.name) - len(self.name) - 1
+        return self.numbers.get(number, self.folder / f"{self.name}.{number:0{width}d}") if self.numbers else self.path
+
     @property
     def sums(self) -> Path:
         return self.folder / f"{self.name}.sha256"
@@ -1683,15 +1718,15 @@ class ArchiveFiles:
 
 
 def archives_in(folder: Path) -> List[ArchiveFiles]:
-    """The archives in a folder, by name; a whole file counts before parts of the same name."""
-    whole, parts = set(), {}  # type: Set[str], Dict[str, Dict[int, Path]]
+    """The archives in a folder, by name; where both are there, the whole file before the parts."""
+    found: Dict[Tuple[str, bool], Dict[int, Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         match = _PART.match(path.name)
         if match:
-            parts.setdefault(match["archive"], {})[int(match["number"])] = path
+            found.setdefault((match["archive"], True), {})[int(match["number"])] = path
         elif path.name.endswith(".tar.zst"):
-            whole.add(path.name)
-    return [ArchiveFiles(folder, name, {} if name in whole else parts[name]) for name in sorted(whole | set(parts))]
+            found[path.name, False] = {}
+    return [ArchiveFiles(folder, name, numbers) for (name, _), numbers in sorted(found.items())]
 
 
 def find_archives(argument: str, folders: Sequence[Path]) -> List[ArchiveFiles]:
@@ -1701,25 +1736,13 @@ def find_archives(argument: str, folders: Sequence[Path]) -> List[ArchiveFiles]:
     if path.is_dir():
         return archives_in(path)
     match = _PART.match(path.name)
-    name = re.sub(r"\.sha256$", "", match["archive"] if match else path.name)
-    if "/" in argument or path.exists():
-        found = archives_in(path.parent)
-        if match and path.exists():  # a part was named: parts it shall be, even beside a whole file
-            numbers = {
-                int(m["number"]): p
-                for p in path.parent.iterdir()
-                for m in [_PART.match(p.name)]
-                if m and m["archive"] == name
-            }
-            return [ArchiveFiles(path.parent, name, numbers)]
-        if path.is_file() and name == path.name and not name.endswith(".tar.zst"):
-            return [ArchiveFiles(path.parent, name, {})]
-        return [files for files in found if files.name in (name, f"{name}.tar.zst")]
-    for folder in folders:
-        found = [files for files in archives_in(folder) if files.name in (name, f"{name}.tar.zst")]
+    name = match["archive"] if match else re.sub(r"\.sha256$", "", path.name)
+    for folder in [path.parent] if "/" in argument or path.exists() else folders:
+        named = [files for files in archives_in(folder) if files.name in (name, f"{name}.tar.zst")]
+        found = [files for files in named if files.numbers or not match]
         if found:
-            return found
-    return []
+            return found[:1]
+    return [ArchiveFiles(path.parent, path.name, {})] if path.is_file() else []
 
 
 @dataclass(frozen=True)
@@ -1743,15 +1766,16 @@ class Archive:
     def stream_size(self) -> int:
         return self.frames[-1].stop if self.frames else 0
 
-    def damage(self, what: str, offset: int, size: int, frame: Optional[int] = None) -> Damage:
-        """Damage of bytes of the archive, with the parts they lie on and the files they hold."""
-        hit = self.frames[frame - 1] if frame else None
-        names = [p.path.name for p in self.parts if p.start < offset + size and offset < p.start + p.size]
-        return Damage(what, offset, size, frame, tuple(names), self.files_between(hit.start, hit.stop) if hit else ())
+    def damage(self, what: str, number: int) -> Damage:
+        """Damage of a frame, with the part it lies on and the files it holds."""
+        frame = self.frames[number - 1]
+        part = self.parts[max(index_at(self.parts, frame.offset + 1) - 1, 0)]
+        files = self.files_between(frame.start, frame.stop)
+        return Damage(what, frame.offset, frame.size, (number, number), (part.path.name,), files)
 
     def files_between(self, start: int, stop: int) -> Tuple[Tuple[str, int, int], ...]:
         """(path, first byte, last byte) of what lies in a range of the tar stream."""
-        found = segments_between(self.segments, [s.start for s in self.segments], start, stop) if self.segments else []
+        found = segments_between(self.segments, start, stop)
         return tuple((s.entry.path, max(start - s.start, 0), min(stop, s.stop) - s.start - 1) for s in found if s.entry)
 
     def decode(self, frame: Frame, decompress: Callable[[Union[bytes, memoryview], int], bytes]) -> bytes:
@@ -1771,7 +1795,7 @@ class Archive:
 
 def read_parts(parts: Sequence[Part], offset: int, size: int) -> bytes:
     """Bytes of an archive that lie in one part; fewer when the part ends early or is missing."""
-    part = parts[max(bisect_right([p.start for p in parts], offset) - 1, 0)]
+    part = parts[max(index_at(parts, offset + 1) - 1, 0)]
     try:
         fd = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -1814,19 +1838,17 @@ def _read_index(path: Path) -> Optional[Index]:
 
 def _indexed_archive(files: ArchiveFiles, index: Index) -> Archive:
     sizes = index.part_sizes if files.numbers else (sum(index.part_sizes),)
-    width = len(_PART.match(files.path.name)["number"]) if files.numbers else 0  # type: ignore[index]
     parts: List[Part] = []
     damages = []
     for number, size in enumerate(sizes, 1):
-        path = files.numbers.get(number, files.folder / f"{files.name}.{number:0{width}d}") if width else files.path
-        part = Part(path, parts[-1].start + parts[-1].size if parts else 0, size)
-        parts.append(part)
+        path = files.part(number)
+        parts.append(Part(parts[-1].stop if parts else 0, size, path))
         actual = path.stat().st_size if path.exists() else None
         if actual != size:
             what = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
-            damages.append(Damage(what, part.start, size, None, (path.name,)))
-    extra = sorted(number for number in files.numbers if number > len(sizes))
-    damages += [Damage("is not part of this archive", parts=(files.numbers[n].name,)) for n in extra]
+            damages.append(Damage(what, parts[-1].start, size, (), (path.name,)))
+    extra = [path.name for number, path in sorted(files.numbers.items()) if number > len(sizes)]
+    damages += [Damage("is not part of this archive", parts=(name,)) for name in extra]
     return Archive(files, tuple(parts), index.frames, tuple(damages))
 
 
@@ -1835,27 +1857,25 @@ def _walked_archive(files: ArchiveFiles) -> Archive:
     _require_all_parts(files)
     parts: List[Part] = []
     for path in files.paths:
-        parts.append(Part(path, parts[-1].start + parts[-1].size if parts else 0, path.stat().st_size))
-    end = parts[-1].start + parts[-1].size
-    rows: List[Tuple[int, int, Optional[int]]] = []
-    offset = 0
+        parts.append(Part(parts[-1].stop if parts else 0, path.stat().st_size, path))
+    frames: List[Frame] = []
+    offset = start = 0
     with contextlib.suppress(ValueError, OSError):
-        while offset < end:
+        while offset < parts[-1].stop:
             size, length = unit_at(read_parts(parts, offset, 30))
-            list(_place_frames([(size, length, None)]))
-            if offset + size > end:
+            if offset + size > parts[-1].stop or length > LARGEST_FRAME:
                 break
-            rows.append((size, length, None))
-            offset += size
-    names = tuple(part.path.name for part in parts if part.start + part.size > offset) or (parts[-1].path.name,)
-    what = "the tables at the end are damaged or missing" if offset == end else "no frame, and no intact tables"
-    return Archive(files, tuple(parts), tuple(_place_frames(rows)), (Damage(what, offset, end - offset, None, names),))
+            frames.append(Frame(offset, size, start, length))
+            offset, start = offset + size, start + length
+    names = tuple(part.path.name for part in parts if part.stop > offset) or (parts[-1].path.name,)
+    damage = Damage("neither a frame nor intact tables", offset, parts[-1].stop - offset, (), names)
+    return Archive(files, tuple(parts), tuple(frames), (damage,))
 
 
 def _require_all_parts(files: ArchiveFiles) -> None:
     listed = set(files.listed()) - {path.name for path in files.paths}
     gaps = [n for n in range(1, max(files.numbers, default=0)) if n not in files.numbers]
-    missing = sorted(listed) or [part_name(files.name, n, 1) for n in gaps]
+    missing = sorted(listed) or [files.part(n).name for n in gaps]
     if missing:
         names = ", ".join(missing[:20]) + (" ..." if len(missing) > 20 else "")
         raise IntegrityError(
@@ -1876,34 +1896,37 @@ def _foreign(files: ArchiveFiles) -> IntegrityError:
 
 def _with_manifest(archive: Archive) -> Archive:
     """The archive with its manifest, and the layout of the stream if it is what the manifest implies."""
-    decompress = load_zstd().decompressor()
-    stream = b""
     try:
-        for frame in archive.frames:
-            stream += archive.decode(frame, decompress)
-            start, stop = manifest_extent(stream)
-            if len(stream) >= stop or stop > LARGEST_FRAME:
-                break
-        start, stop = manifest_extent(stream)
-        manifest = parse_manifest(stream[start:stop], f"the manifest in {archive.files.name}")
+        text = _first_member(archive)
+        manifest = parse_manifest(text, f"the manifest in {archive.files.name}")
     except ZstdError:
         return archive  # the frame is reported when all frames are checked
     except ValueError as exc:
         return replace(archive, damages=(*archive.damages, Damage(f"does not begin with a manifest: {exc}")))
     except IntegrityError as exc:
         return replace(archive, damages=(*archive.damages, Damage(f"{exc.what}: {exc.why}")))
-    segments = stream_layout(manifest, stream[start:stop])
-    surplus = archive.stream_size - segments[-1].stop
-    known = replace(archive, manifest=manifest, text=stream[start:stop], segments=segments)
-    if surplus > 0 or surplus and all(frame.crc is not None for frame in archive.frames):
+    known = replace(archive, manifest=manifest, text=text, segments=stream_layout(manifest, text))
+    surplus = archive.stream_size - known.segments[-1].stop
+    if surplus < 0 and archive.frames[0].crc is None:  # no tables, so it is the end that is lost
+        lost = known.files_between(archive.stream_size, known.segments[-1].stop)
+        what = f"the archive is cut: frames from number {len(archive.frames) + 1} on are missing"
+        return replace(known, damages=(replace(archive.damages[-1], what=what, files=lost),))
+    if surplus:
         what = f"the tar stream has {abs(surplus)} bytes {'more' if surplus > 0 else 'less'} than its manifest implies"
         return replace(known, segments=(), damages=(*archive.damages, Damage(what)))
-    if surplus:
-        what = f"the archive is cut: frames from number {len(archive.frames) + 1} on are missing"
-        lost = known.files_between(archive.stream_size, segments[-1].stop)
-        cut = replace(archive.damages[-1], what=what, files=lost)
-        return replace(known, damages=(*archive.damages[:-1], cut))
     return known
+
+
+def _first_member(archive: Archive) -> bytes:
+    """The content of the first file in the tar stream. Raises ZstdError or ValueError."""
+    decompress = load_zstd().decompressor()
+    stream = b""
+    for frame in archive.frames:
+        stream += archive.decode(frame, decompress)
+        start, stop = manifest_extent(stream)
+        if stop <= len(stream) <= LARGEST_FRAME:
+            return stream[start:stop]
+    raise ValueError("it has no end")
 
 
 # ======================================================================================
@@ -1957,7 +1980,6 @@ class PackPlan:
     manifest: Manifest
     text: bytes
     segments: Tuple[Segment, ...]
-    starts: Tuple[int, ...]
     frames: Tuple[Tuple[int, int], ...]
     options: PackOptions
 
@@ -1966,17 +1988,22 @@ class PackPlan:
         return f"{self.manifest.name}.tar.zst"
 
     @property
+    def units_at_most(self) -> int:
+        """Bytes of all units if nothing compresses."""
+        return sum(largest_unit(stop - start) for start, stop in self.frames)
+
+    @property
     def size_at_most(self) -> int:
         """Bytes of the archive if nothing compresses."""
-        units = sum(largest_unit(stop - start) for start, stop in self.frames)
-        return units + tail_size(len(self.frames), self.parts_at_most)
+        return self.units_at_most + tail_size(len(self.frames), self.parts_at_most)
 
     @property
     def parts_at_most(self) -> int:
-        """A bound for the number of parts: two consecutive ones hold more than one limit, but for the tables."""
+        """A bound for the number of parts: each but the last is full up to a unit, and any two exceed one limit."""
         split = self.options.split
-        stored = sum(largest_unit(stop - start) for start, stop in self.frames)
-        return 1 if split is None else 2 * (stored // split) + 2
+        if split is None:
+            return 1
+        return self.units_at_most // max(split - largest_unit(self.options.frame_size), split // 2, 1) + 2
 
 
 @dataclass(frozen=True)
@@ -2016,7 +2043,7 @@ def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPla
     text = manifest.to_json().encode("utf-8")
     segments = stream_layout(manifest, text)
     frames = tuple(cut_frames(segments, options.frame_size))
-    plan = PackPlan(folder, manifest, text, segments, tuple(s.start for s in segments), frames, options)
+    plan = PackPlan(folder, manifest, text, segments, frames, options)
     least = max(largest_unit(options.frame_size), tail_size(len(frames), plan.parts_at_most))
     if options.split is not None and options.split < least:
         why = f"a part must hold a frame and the tables of this archive: {least} bytes"
@@ -2079,7 +2106,7 @@ def _mismatch(folder: Path, manifest: Manifest, wrong: Sequence[str]) -> Integri
 def read_stream(plan: PackPlan, start: int, stop: int) -> bytes:
     """Bytes of the tar stream. Raises IntegrityError when a file became shorter or vanished."""
     pieces = []
-    for s in segments_between(plan.segments, plan.starts, start, stop):
+    for s in segments_between(plan.segments, start, stop):
         first, last = max(start - s.start, 0), min(stop, s.stop) - s.start
         pieces.append(_read_range(plan, s.entry, first, last - first) if s.entry else s.known[first:last])
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -2105,8 +2132,8 @@ def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> byt
 class PartWriter:
     """Writes units into NAME.tar.zst.incomplete, or into parts of at most `split` bytes; `publish` names them."""
 
-    def __init__(self, folder: Path, plan: PackPlan, hasher: Serial) -> None:
-        self._folder, self._plan, self._hasher = folder, plan, hasher
+    def __init__(self, folder: Path, plan: PackPlan, hasher: Serial, flusher: Serial) -> None:
+        self._folder, self._plan, self._hasher, self._flusher = folder, plan, hasher, flusher
         self._paths: List[Path] = []
         self._sizes: List[int] = []
         self._digests: List[Any] = []
@@ -2121,8 +2148,17 @@ class PartWriter:
             write_all(self._fd, unit)
         except OSError as exc:
             raise disk_error(exc, "write", self._paths[-1]) from exc
-        self._sizes[-1] += len(unit)
+        before, self._sizes[-1] = self._sizes[-1], self._sizes[-1] + len(unit)
         self._hasher.call(self._digests[-1].update, unit)
+        if before // FLUSH_SIZE != self._sizes[-1] // FLUSH_SIZE:
+            self._flusher.call(self._flush, self._fd, self._paths[-1])
+
+    @staticmethod
+    def _flush(fd: int, path: Path) -> None:
+        try:
+            os.fsync(fd)
+        except OSError as exc:
+            raise disk_error(exc, "write", path) from exc
 
     def finish(self, frames: Sequence[Frame]) -> Tuple[WrittenPart, ...]:
         """Write the tables, then make everything durable."""
@@ -2138,8 +2174,6 @@ class PartWriter:
 
     def discard(self) -> None:
         """Remove what was not published."""
-        if self._fd >= 0:
-            os.close(self._fd)
         for path in self._paths:
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -2160,13 +2194,10 @@ class PartWriter:
 
     def _close(self) -> None:
         if self._fd >= 0:
-            fd, self._fd = self._fd, -1
-            try:
-                os.fsync(fd)
-            except OSError as exc:
-                raise disk_error(exc, "write", self._paths[-1]) from exc
-            finally:
-                os.close(fd)
+            self._flusher.call(self._flush, self._fd, self._paths[-1])
+            self._flusher.drain()
+            os.close(self._fd)
+            self._fd = -1
 
 
 class _SourceCheck(Sink):
@@ -2192,18 +2223,20 @@ def write_archive(plan: PackPlan, folder: Path, stage: Stage) -> Tuple[WrittenPa
         content = read_stream(plan, *extent)
         return content, encode_unit(content, compressor())
 
-    with Workers(options.jobs, stop) as workers, Serial(stop) as source_hasher, Serial(stop) as archive_hasher:
-        writer = PartWriter(folder, plan, archive_hasher)
+    with Workers(options.jobs, stop) as workers, Serial(stop) as checker, Serial(stop) as hasher, Serial(
+        stop
+    ) as flusher:
+        writer = PartWriter(folder, plan, hasher, flusher)
         frames: List[Frame] = []
         try:
             for content, unit in workers.in_order(produce, plan.frames, options.jobs + 3):
                 offset = frames[-1].offset + frames[-1].size if frames else 0
                 start = frames[-1].stop if frames else 0
                 frames.append(Frame(offset, len(unit), start, len(content), zlib.crc32(unit)))
-                source_hasher.call(check.feed, content, len(content))
+                checker.call(check.feed, content, len(content))
                 writer.write(unit)
                 stage.add(len(content))
-            source_hasher.drain()
+            checker.drain()
             return writer.finish(frames)
         except BaseException:
             writer.discard()
@@ -2220,12 +2253,37 @@ def pack_model(plan: PackPlan, folder: Path, reporter: Reporter) -> Packed:
         return Packed(plan.manifest, present, time.monotonic() - started, fresh=False)
     if old and not plan.options.force:
         _require_unfinished(plan, old[0])
-    _require_room_for(plan, folder)
-    with reporter.stage("pack", plan.segments[-1].stop) as stage:
-        parts = write_archive(plan, folder, stage)
-    _publish(plan, folder, parts)
+    with claim(folder / (plan.archive + INCOMPLETE)):
+        _require_room_for(plan, folder)
+        with reporter.stage("pack", plan.segments[-1].stop) as stage:
+            parts = write_archive(plan, folder, stage)
+        _publish(plan, folder, parts)
     _write_sidecars(folder, reporter)
     return Packed(plan.manifest, parts, time.monotonic() - started, fresh=True)
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Hold NAME.tar.zst.incomplete, so that no second hfship packs the same archive into the same folder."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as exc:
+        raise disk_error(exc, "create", path) from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            why = "it would write the same files"
+            raise IncompleteError(f"another hfship writes {path}", why, "wait for it, or stop it") from exc
+        try:
+            os.ftruncate(fd, 0)
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(fd)):
+                    path.unlink()  # it held the lock only (parts), or the run failed
+    finally:
+        os.close(fd)
 
 
 def _already_packed(plan: PackPlan, files: ArchiveFiles) -> Optional[Tuple[WrittenPart, ...]]:
@@ -2262,7 +2320,7 @@ def _require_room_for(plan: PackPlan, folder: Path) -> None:
     if limit is not None and largest > limit:
         hint = "fat32" if limit == SPLITS["fat32"] else str(limit)
         require_room(folder, 0, largest, what, f"give --split {hint}")
-    for path in folder.glob(f"{plan.archive}*{INCOMPLETE}"):  # left by a killed run, and about to be rewritten
+    for path in folder.glob(f"{plan.archive}.*{INCOMPLETE}"):  # left by a killed run, and about to be rewritten
         path.unlink()
     require_room(folder, needed, largest, what, "free space, or choose another folder with -o DIR")
 
@@ -2337,12 +2395,11 @@ def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lan
     [([1], ['a', 'b']), ([2, 3], ['c']), ([4], ['d'])]
     """
     numbered = list(enumerate(frames, 1))
-    starts = [segment.start for segment in segments]
-    edges = set(starts)
+    edges = {segment.start for segment in segments}
     cuts = [i for i, frame in enumerate(frames) if frame.start in edges or not i] + [len(frames)]
     lanes = []
     for first, last in zip(cuts, cuts[1:]):
-        inside = segments[bisect_left(starts, frames[first].start) : bisect_left(starts, frames[last - 1].stop)]
+        inside = segments[index_at(segments, frames[first].start) : index_at(segments, frames[last - 1].stop)]
         lanes.append(Lane(numbered[first:last], inside))
     return lanes
 
@@ -2351,13 +2408,17 @@ class ArchiveCheck:
     """One pass over an archive: decodes, proves, hands files to a sink and collects damage."""
 
     def __init__(self, archive: Archive, sink: Sink, jobs: int, skip: AbstractSet[str] = frozenset()) -> None:
-        self.archive, self.damages = archive, list(archive.damages)
+        self.archive, self._damages = archive, list(archive.damages)
         self._sink, self._jobs = sink, jobs
         self._lanes = [
             lane for lane in make_lanes(archive.frames, archive.segments) if not (lane.file and lane.file.path in skip)
         ]
-        zstd = load_zstd()
-        self._decompressor = per_thread(zstd.decompressor)
+        self._decompressor = per_thread(load_zstd().decompressor)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tar stream to go through."""
+        return sum(frame.length for lane in self._lanes for _, frame in lane.frames)
 
     def run(self, stage: Stage) -> List[Damage]:
         """All damage, in the order of the archive."""
@@ -2368,7 +2429,11 @@ class ArchiveCheck:
             futures = [runners.submit(self._run_lane, lane, decoders, window, stage) for lane in self._lanes]
             for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                 future.result()
-        return sorted(self.damages, key=lambda damage: (damage.offset is None, damage.offset or 0))
+        found: List[Damage] = []
+        for damage in sorted(self._damages, key=lambda d: (d.offset is None, d.offset or 0, bool(d.frames))):
+            joined = found[-1].joined(damage) if found else None
+            found[-1 if joined else len(found) :] = [joined or damage]
+        return found
 
     def _run_lane(self, lane: Lane, decoders: Workers, window: int, stage: Stage) -> None:
         check = StreamCheck(lane.segments, self._sink, self._report, write=lane.file is None)
@@ -2390,21 +2455,21 @@ class ArchiveCheck:
         try:
             return self.archive.decode(frame, self._decompressor())
         except ZstdError as exc:
-            self.damages.append(self.archive.damage(str(exc), frame.offset, frame.size, number))
+            self._damages.append(self.archive.damage(str(exc), number))
             return None
 
     def _report(self, segment: Segment, what: str) -> None:
         """Frames are intact, but what they hold is not what the manifest says: the archive was made so."""
         files = ((segment.entry.path, 0, segment.size - 1),) if segment.entry else ()
-        self.damages.append(
-            Damage(f"{segment.what} {what} (bytes {segment.start}-{segment.stop - 1} of the tar stream)", files=files)
-        )
+        what = f"{segment.what} {what} (bytes {segment.start}-{segment.stop - 1} of the tar stream)"
+        self._damages.append(Damage(what, files=files))
 
 
 def verify_archive(archive: Archive, jobs: int, reporter: Reporter) -> List[Damage]:
     """Prove an archive: every frame, every file, and that nothing else is in it. Needs no space."""
-    with reporter.stage("verify", archive.stream_size) as stage:
-        return ArchiveCheck(archive, Sink(), jobs).run(stage)
+    check = ArchiveCheck(archive, Sink(), jobs)
+    with reporter.stage("verify", check.size) as stage:
+        return check.run(stage)
 
 
 def archive_error(archive: Archive, damages: Sequence[Damage], again: str) -> IntegrityError:
@@ -2461,10 +2526,14 @@ class Tree:
     def _place(self, path: str) -> Tuple[int, str]:
         """The open folder of a file, and its name in there."""
         folder, _, name = path.rpartition("/")
-        if folder not in self._folders:
-            parent, last = self._place(folder)
-            self._folders[folder] = self._enter(parent, last, self.root / folder)
-        return self._folders[folder], name
+        return self.folder(folder), name
+
+    def folder(self, path: str) -> int:
+        """A folder of the tree, open; made if need be."""
+        if path not in self._folders:
+            parent, name = self._place(path)
+            self._folders[path] = self._enter(parent, name, self.root / path)
+        return self._folders[path]
 
     def create(self, path: str, size: int, filesystem: Filesystem) -> int:
         """A new file PATH.incomplete of its final size, open for writing."""
@@ -2533,8 +2602,11 @@ class FolderSink(Sink):
 
     def write(self, entry: FileEntry, offset: int, content: Union[bytes, memoryview]) -> None:
         if entry.path in self._open:
+            fd = self._open[entry.path]
             try:
-                pwrite_all(self._open[entry.path], content, offset)
+                pwrite_all(fd, content, offset)
+                if offset // FLUSH_SIZE != (offset + len(content)) // FLUSH_SIZE:
+                    os.fdatasync(fd)
             except OSError as exc:
                 raise disk_error(exc, "write", self._tree.root / entry.path) from exc
 
@@ -2620,10 +2692,12 @@ def unpack_archive(
     """
     started = time.monotonic()
     manifest = _require_layout(archive)
-    target = make_dir(out) / (name or manifest.name)
+    target = make_dir(out) / make_manifest(name or manifest.name, ()).name
     here = _require_replaceable(target, archive, force)
     work = target if here else target.with_name(target.name + INCOMPLETE)
-    with Tree(work) as tree, FolderLock(_lockable(tree)):
+    with Tree(work) as tree, contextlib.ExitStack() as stack:
+        tree.folder(WORK_DIR)  # is no link, so what is written by path below is written here
+        stack.enter_context(FolderLock(work))
         if not here:
             _remove_strangers(work, manifest)
         kept = _proven_files(tree, manifest, jobs, reporter)
@@ -2642,8 +2716,8 @@ def _require_layout(archive: Archive) -> Manifest:
     if archive.manifest and archive.segments:
         return archive.manifest
     damages = list(archive.damages)
-    if not archive.manifest and not damages:
-        damages = ArchiveCheck(archive, Sink(), 1).run(Reporter("none").stage("", 0))
+    if not damages:
+        damages = verify_archive(archive, 1, Reporter("none"))
     raise archive_error(archive, damages, f"hfship unpack {archive.files.path}")
 
 
@@ -2663,12 +2737,6 @@ def _require_replaceable(target: Path, archive: Archive, force: bool) -> bool:
         why = f"it would be replaced, and has files that are in no manifest: {shown}"
         raise UsageError(f"{target} is there already", why, "move them away, give --name, or replace all with --force")
     return False
-
-
-def _lockable(tree: Tree) -> Path:
-    """The folder of a tree, once its work folder is known to be no link."""
-    tree.remove(MANIFEST_PATH)
-    return tree.root
 
 
 def _remove_strangers(work: Path, manifest: Manifest) -> None:
@@ -2697,8 +2765,9 @@ def _restore(archive: Archive, tree: Tree, kept: AbstractSet[str], jobs: int, re
     _require_room_for_files(tree.root, files)
     sink = FolderSink(tree, kept)
     try:
-        with reporter.stage("unpack", sum(entry.size for entry in files)) as stage:
-            damages = ArchiveCheck(archive, sink, jobs, kept).run(stage)
+        check = ArchiveCheck(archive, sink, jobs, kept)
+        with reporter.stage("unpack", check.size) as stage:
+            damages = check.run(stage)
     finally:
         sink.close()
     if damages:

@@ -156,7 +156,7 @@ def test_other_programs_read_the_archive(reader, packed, tmp_path):
             pytest.skip(f"{tool} is not installed")
     model, whole, parts = packed
     command = READERS[reader].format(whole=whole.path, parts=parts.folder / parts.name)
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path)
     assert a.tree(tmp_path / "m") == a.tree(model)
     assert (tmp_path / "m/.hfship/manifest.json").read_bytes() == (model / ".hfship/manifest.json").read_bytes()
 

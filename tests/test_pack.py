@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipapp
 
 import archives as a
 import pytest
@@ -61,7 +62,7 @@ def test_more_than_9999_parts_still_sort_by_name():
 
 def test_parts_with_wide_numbers_are_read(tmp_path, monkeypatch):
     a.make_model(tmp_path / "m", {"a": a.noise(20_000)})
-    monkeypatch.setattr(h.PackPlan, "parts_at_most", property(lambda plan: 12_345))
+    monkeypatch.setattr(h.PackPlan, "parts_at_most", 12_345)
     files = a.pack(tmp_path / "m", tmp_path / "out", split=120_000, frame_size=1000)
     assert files.path.name == "m.tar.zst.00001" and a.verify(files) == []
 
@@ -188,6 +189,25 @@ def test_ctrl_c_ends_at_once_and_removes_what_was_not_finished(tmp_path):
     assert "interrupted" in process.communicate(timeout=20)[1]
     assert process.returncode == 130 and time.monotonic() - started < 5
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_second_pack_of_the_same_archive_is_refused_while_the_first_runs(hfship, model, tmp_path):
+    out = h.make_dir(tmp_path / "out")
+    with h.claim(out / "m.tar.zst.incomplete"):
+        assert "another hfship" in hfship("pack", model, "-o", out, code=3).stderr
+        assert [p.name for p in out.iterdir()] == ["m.tar.zst.incomplete"]
+    assert list(out.iterdir()) == []
+    hfship("pack", model, "-o", out)
+
+
+def test_the_pyz_puts_itself_beside_the_archive(model, tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/hfship.py").write_bytes((ROOT / "hfship.py").read_bytes())
+    (tmp_path / "app/__main__.py").write_text("import sys, hfship\nsys.exit(hfship.main())")
+    zipapp.create_archive(tmp_path / "app", tmp_path / "hfship.pyz")
+    argv = [sys.executable, tmp_path / "hfship.pyz", "pack", model, "-o", tmp_path / "out"]
+    subprocess.run(argv, check=True)
+    assert (tmp_path / "out/hfship.pyz").read_bytes() == (tmp_path / "hfship.pyz").read_bytes()
 
 
 def test_dry_run_writes_nothing(hfship, model, tmp_path):
