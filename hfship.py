@@ -1615,6 +1615,16 @@ def per_thread(make: Callable[[], Any]) -> Callable[[], Any]:
     return get
 
 
+def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str:
+    """A list for people that does not fill the screen.
+
+    >>> shorten(["a", "b", "c"]), shorten(["a", "b", "c"], 2)
+    ('a, b, c', 'a, b, and 1 more')
+    """
+    more = [f"and {len(items) - limit} more"] * (len(items) > limit)
+    return separator.join([*items[:limit], *more])
+
+
 def default_jobs() -> int:
     """One thread per core that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -1650,10 +1660,9 @@ class Damage:
             where.append(f"frame {first}" if first == last else f"frames {first}-{last}")
         if self.offset is not None and self.size:
             where.append(f"bytes {self.offset}-{self.offset + self.size - 1} of the archive")
-        hits = [f"{path} bytes {first}-{last}" if last >= first else path for path, first, last in self.files[:8]]
-        more = f" and {len(self.files) - 8} more files" if len(self.files) > 8 else ""
+        hits = [f"{path} bytes {first}-{last}" if last >= first else path for path, first, last in self.files]
         text = (", ".join(where) + ": " if where else "") + self.what
-        return text + ("; hits " + ", ".join(hits) + more if hits else "")
+        return text + ("; hits " + shorten(hits) if hits else "")
 
     def joined(self, other: Damage) -> Optional[Damage]:
         """This and the next damage as one, if they adjoin and are alike: a bad part is one place, not 1,000 frames."""
@@ -1877,10 +1886,9 @@ def _require_all_parts(files: ArchiveFiles) -> None:
     gaps = [n for n in range(1, max(files.numbers, default=0)) if n not in files.numbers]
     missing = sorted(listed) or [files.part(n).name for n in gaps]
     if missing:
-        names = ", ".join(missing[:20]) + (" ..." if len(missing) > 20 else "")
         raise IntegrityError(
             f"{files.name} is not complete: {len(missing)} parts are missing",
-            f"missing in {files.folder}: {names}",
+            f"missing in {files.folder}: {shorten(missing, 20)}",
             "copy them again, then run the same command",
         )
 
@@ -2065,8 +2073,7 @@ def manifest_to_pack(folder: Path, name: Optional[str], jobs: int, reporter: Rep
         raise _mismatch(folder, manifest, wrong)
     extra = sorted(set(sizes) - {entry.path for entry in manifest.files})
     if extra:
-        shown = ", ".join(extra[:10]) + (f" and {len(extra) - 10} more" if len(extra) > 10 else "")
-        reporter.warn(f"{folder}: not in the manifest, so not packed: {shown}")
+        reporter.warn(f"{folder}: not in the manifest, so not packed: {shorten(extra)}")
     return make_manifest(name, manifest.files, manifest.source) if name else manifest
 
 
@@ -2095,12 +2102,11 @@ def _made_manifest(
 
 
 def _mismatch(folder: Path, manifest: Manifest, wrong: Sequence[str]) -> IntegrityError:
-    more = f"\nand {len(wrong) - 20} more" if len(wrong) > 20 else ""
-    source = f"hfship fetch {manifest.source.repo}@{manifest.source.commit}" if manifest.source else ""
-    remedy = source or f"restore the file, or remove {folder / MANIFEST_PATH} if the change is meant"
-    return IntegrityError(
-        f"{folder} is not what its manifest says", "\n".join(wrong[:20]) + more, remedy + ", then pack again"
-    )
+    remedy = f"restore the file, or remove {folder / MANIFEST_PATH} if the change is meant"
+    if manifest.source:
+        remedy = f"hfship fetch {manifest.source.repo}@{manifest.source.commit}"
+    what = f"{folder} is not what its manifest says"
+    return IntegrityError(what, shorten(wrong, 20, "\n"), f"{remedy}, then pack again")
 
 
 def read_stream(plan: PackPlan, start: int, stop: int) -> bytes:
@@ -2472,19 +2478,22 @@ def verify_archive(archive: Archive, jobs: int, reporter: Reporter) -> List[Dama
         return check.run(stage)
 
 
-def archive_error(archive: Archive, damages: Sequence[Damage], again: str) -> IntegrityError:
-    """The damage as an error; `again` is the command to run after the repair."""
+class DamageError(IntegrityError):
+    """Damage that was looked for, and located."""
+
+    def __init__(self, what: str, damages: Sequence[Damage], next_step: str) -> None:
+        super().__init__(what, shorten([damage.text() for damage in damages], DAMAGES_SHOWN, "\n"), next_step)
+        self.damages = damages
+
+
+def archive_error(archive: Archive, damages: Sequence[Damage], again: str) -> DamageError:
+    """The damage of an archive; `again` is the command to run after the repair."""
     names = sorted({name for damage in damages for name in damage.parts})
-    shown = "\n".join(damage.text() for damage in damages[:DAMAGES_SHOWN])
-    if len(damages) > DAMAGES_SHOWN:
-        shown += f"\nand {len(damages) - DAMAGES_SHOWN} more"
-    count = f"{len(damages)} damaged places" if len(damages) > 1 else "1 damaged place"
+    repair = f"copy {shorten(names)} again into {archive.files.folder}, then: {again}"
     if not names:
-        repair = "the medium is fine, the archive was made so: pack the model again where it came from"
-    else:
-        folder = archive.files.folder
-        repair = f"copy {', '.join(names)} again into {folder}, then: {again}"
-    return IntegrityError(f"{archive.files.path} is damaged: {count}", shown, repair)
+        repair = "no bytes are damaged, the archive was made so: pack the model again where it came from"
+    count = f"{len(damages)} places" if len(damages) != 1 else "1 place"
+    return DamageError(f"{archive.files.path} is damaged in {count}", damages, repair)
 
 
 # ---- folders -------------------------------------------------------------------------
@@ -2656,11 +2665,10 @@ def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter
         return [damage for damage in workers.in_order(check, manifest.files, jobs) if damage]
 
 
-def folder_error(folder: Path, damages: Sequence[Damage], repair: str) -> IntegrityError:
-    """Damage of a model folder as an error."""
-    more = f"\nand {len(damages) - DAMAGES_SHOWN} more" if len(damages) > DAMAGES_SHOWN else ""
-    shown = "\n".join(damage.text() for damage in damages[:DAMAGES_SHOWN]) + more
-    return IntegrityError(f"{folder} is not what its manifest says", shown, repair)
+def folder_error(folder: Path, manifest: Manifest, damages: Sequence[Damage]) -> DamageError:
+    """The damage of a model folder."""
+    repair = f"hfship unpack {manifest.name} -o {folder.parent}, or fetch it again: only damaged files are replaced"
+    return DamageError(f"{folder} is not what its manifest says", damages, repair)
 
 
 def strangers_in(folder: Path, manifest: Optional[Manifest]) -> List[str]:
@@ -2733,8 +2741,7 @@ def _require_replaceable(target: Path, archive: Archive, force: bool) -> bool:
         return True
     strangers = strangers_in(target, manifest)
     if strangers and not force:
-        shown = ", ".join(strangers[:10]) + (" ..." if len(strangers) > 10 else "")
-        why = f"it would be replaced, and has files that are in no manifest: {shown}"
+        why = f"it would be replaced, and has files that are in no manifest: {shorten(strangers)}"
         raise UsageError(f"{target} is there already", why, "move them away, give --name, or replace all with --force")
     return False
 
@@ -2893,19 +2900,30 @@ def cmd_pack(context: Context) -> Exit:
     folders = _models_to_pack(args.models, args.all, settings)
     if args.name and len(folders) > 1:
         raise UsageError("--name is for one model", "", "pack them one by one")
-    split = parse_split(args.split) if args.split else None
-    options = PackOptions(split, args.level, args.jobs, args.force)
+    options = PackOptions(parse_split(args.split) if args.split else None, args.level, args.jobs, args.force)
     out = args.output or settings.package_dir
-    results = []
-    for folder in folders:
-        manifest = manifest_to_pack(folder, args.name, args.jobs, reporter)
-        plan = plan_pack(folder, manifest, options)
-        results.append(_plan_row(plan, out) if args.dry_run else _packed_row(pack_model(plan, out, reporter)))
-        if not args.json:
-            reporter.result(results[-1].pop("text"))
-    if args.json:
-        reporter.result_json([{k: v for k, v in row.items() if k != "text"} for row in results])
+
+    def pack(folder: Path) -> Dict[str, Any]:
+        plan = plan_pack(folder, manifest_to_pack(folder, args.name, args.jobs, reporter), options)
+        return _plan_row(plan, out) if args.dry_run else _packed_row(pack_model(plan, out, reporter))
+
+    _tell_rows(context, map(pack, folders))
     return Exit.OK
+
+
+def _tell_rows(context: Context, rows: Iterable[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Say the `text` of each row when it comes, or with --json all that came, without their text, at the end."""
+    done = []
+    try:
+        for row in rows:
+            text = row.pop("text")
+            done.append(row)
+            if text and not context.args.json:
+                context.reporter.result(text)
+    finally:
+        if context.args.json:
+            context.reporter.result_json(done)
+    return done
 
 
 def _models_to_pack(names: Sequence[str], every: bool, settings: Settings) -> List[Path]:
@@ -2924,16 +2942,21 @@ def find_model(name: str, settings: Settings) -> Path:
         if place.is_dir():
             return place
     looked = ", ".join(str(place.absolute()) for place in places)
-    raise NotFoundError(f"no model {name}", f"looked for {looked}", f"hfship fetch ORG/{Path(name).name}")
+    raise NotFoundError(f"{name} was not found", f"looked for {looked}", "give a path, or: hfship fetch ORG/NAME")
 
 
 def _plan_row(plan: PackPlan, out: Path) -> Dict[str, Any]:
-    most = plan.parts_at_most
-    text = f"would pack {plan.manifest.name}: {len(plan.manifest.files)} files, {human_bytes(plan.manifest.size)}, "
-    text += f"at most {human_bytes(plan.size_at_most)} into {out / plan.archive}"
-    row = {"name": plan.manifest.name, "archive": str(out / plan.archive), "status": "planned"}
-    sizes = {"bytes_in": plan.manifest.size, "bytes_out_at_most": plan.size_at_most, "parts_at_most": most}
-    return {**row, **sizes, "text": text}
+    name, size, archive = plan.manifest.name, plan.manifest.size, out / plan.archive
+    text = f"would pack {name}: {len(plan.manifest.files)} files, {human_bytes(size)}, into {archive}"
+    return {
+        "name": name,
+        "status": "planned",
+        "archive": str(archive),
+        "bytes_in": size,
+        "bytes_out_at_most": plan.size_at_most,
+        "parts_at_most": plan.parts_at_most,
+        "text": f"{text}, at most {human_bytes(plan.size_at_most)}",
+    }
 
 
 def _packed_row(packed: Packed) -> Dict[str, Any]:
@@ -2963,73 +2986,61 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
 
 def cmd_verify(context: Context) -> Exit:
     """Verify archives and model folders; goes on after a damaged one."""
-    rows = []
-    for target in context.args.targets:
-        rows += _verify_target(target, context)
-    if context.args.json:
-        context.reporter.result_json(rows)
+    rows = _tell_rows(context, (row for target in context.args.targets for row in _verify_target(target, context)))
     return Exit.OK if all(row["ok"] for row in rows) else Exit.INTEGRITY
 
 
-def _verify_target(target: str, context: Context) -> List[Dict[str, Any]]:
-    settings = context.settings
-    if Path(target).is_dir() and not archives_in(Path(target)):
-        return [_verified(target, context, lambda: _verify_folder(Path(target), context))]
-    found = find_archives(target, [settings.transfer_dir, settings.package_dir])
+def _verify_target(target: str, context: Context) -> Iterator[Dict[str, Any]]:
+    found = find_archives(target, [context.settings.transfer_dir, context.settings.package_dir])
+    for files in found:
+        yield _verified(context, files.path, _verify_files, files)
     if not found:
-        folder = _model_to_verify(target, settings)
-        return [_verified(str(folder), context, lambda: _verify_folder(folder, context))]
-    return [_verified(str(f.path), context, lambda f=f: _verify_archive_files(f, context)) for f in found]  # type: ignore[misc]
+        folder = find_model(target, context.settings)
+        yield _verified(context, folder, _verify_folder, folder)
 
 
-def _model_to_verify(name: str, settings: Settings) -> Path:
-    for place in (settings.site_models_dir / name, settings.models_dir / name):
-        if "/" not in name and place.is_dir():
-            return place
-    folders = (settings.transfer_dir, settings.package_dir, settings.site_models_dir, settings.models_dir)
-    looked = "" if "/" in name else "looked in " + ", ".join(map(str, folders))
-    raise NotFoundError(f"no archive or model {name}", looked, "give the path of an archive, a part or a folder")
-
-
-def _verified(
-    path: str, context: Context, check: Callable[[], Tuple[str, List[Damage], Optional[IntegrityError]]]
-) -> Dict[str, Any]:
-    """Run one check and say how it went, as text now or as a row of the JSON result."""
-    started = time.monotonic()
+def _verified(context: Context, path: Path, check: Callable[[Any, Context], str], subject: Any) -> Dict[str, Any]:
+    """The row of one check, which returns what is fine or raises."""
+    started, text, error = time.monotonic(), "", None
     try:
-        text, damages, error = check()
+        text = check(subject, context)
     except IntegrityError as exc:
-        text, damages, error = "", [], exc
-    if error:
-        context.reporter.error(error)
-    elif not context.args.json:
-        context.reporter.result(f"{text}, {human_seconds(time.monotonic() - started)}")
-    row = {"path": path, "ok": error is None, "seconds": round(time.monotonic() - started, 2)}
-    why = {"what": error.what, "why": error.why, "next": error.next_step} if error else None
-    return {**row, "error": why, "damages": [asdict(damage) for damage in damages[:1000]]}
+        error = exc
+        context.reporter.error(exc)
+    damages = error.damages[:1000] if isinstance(error, DamageError) else ()
+    seconds = time.monotonic() - started
+    return {
+        "path": str(path),
+        "ok": error is None,
+        "error": error and {"what": error.what, "why": error.why, "next": error.next_step},
+        "damages": [asdict(damage) for damage in damages],
+        "seconds": round(seconds, 2),
+        "text": text and f"ok: {path}: {text}, {human_seconds(seconds)}",
+    }
 
 
-def _verify_archive_files(files: ArchiveFiles, context: Context) -> Tuple[str, List[Damage], Optional[IntegrityError]]:
+def _verify_files(files: ArchiveFiles, context: Context) -> str:
     archive = open_archive(files)
     damages = verify_archive(archive, context.args.jobs, context.reporter)
     if damages or not archive.manifest:
-        return "", damages, archive_error(archive, damages, f"hfship verify {files.path}")
+        raise archive_error(archive, damages, f"hfship verify {files.path}")
     parts = f" in {len(archive.parts)} parts" if files.numbers else ""
     model = f"{len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}"
-    return f"ok: {files.path}: {human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}", [], None
+    return f"{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}"
 
 
-def _verify_folder(folder: Path, context: Context) -> Tuple[str, List[Damage], Optional[IntegrityError]]:
+def _verify_folder(folder: Path, context: Context) -> str:
     manifest = read_manifest(folder)
     if manifest is None:
         why = f"it has neither archives nor {MANIFEST_PATH}"
         raise UsageError(f"{folder} cannot be verified", why, "name an archive, a part, or the folder of a model")
+    strangers = strangers_in(folder, manifest)
+    if strangers:
+        context.reporter.warn(f"{folder}: not in the manifest: {shorten(strangers)}")
     damages = check_folder(folder, manifest, context.args.jobs, context.reporter)
-    for path in strangers_in(folder, manifest)[:10]:
-        context.reporter.warn(f"{folder}: {path} is not in the manifest")
-    text = f"ok: {folder}: {len(manifest.files)} files, {human_bytes(manifest.size)}"
-    repair = f"hfship unpack {manifest.name} -o {folder.parent}, or fetch it again: only damaged files are replaced"
-    return text, damages, folder_error(folder, damages, repair) if damages else None
+    if damages:
+        raise folder_error(folder, manifest, damages)
+    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}"
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -3048,17 +3059,12 @@ def cmd_unpack(context: Context) -> Exit:
     found = [files for argument in args.archives for files in _archives_to_unpack(argument, settings)]
     if args.name and len(found) > 1:
         raise UsageError("--name is for one archive", "", "unpack them one by one")
-    rows = []
-    for files in found:
-        archive = open_archive(files)
-        done = unpack_archive(
-            archive, args.output or settings.site_models_dir, args.name, args.jobs, args.force, reporter
-        )
-        rows.append(_unpacked_row(done))
-        if not args.json:
-            reporter.result(rows[-1]["text"])
-    if args.json:
-        reporter.result_json([{k: v for k, v in row.items() if k != "text"} for row in rows])
+    out = args.output or settings.site_models_dir
+
+    def unpack(files: ArchiveFiles) -> Dict[str, Any]:
+        return _unpacked_row(unpack_archive(open_archive(files), out, args.name, args.jobs, args.force, reporter))
+
+    _tell_rows(context, map(unpack, found))
     return Exit.OK
 
 
