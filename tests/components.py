@@ -50,9 +50,18 @@ VLLM_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
-    "TORCHDYNAMO_DISABLE": "1",  # no compiler in the image
     "VLLM_NO_USAGE_STATS": "1",
 }
+
+VLLM_PROGRAM = """#!/usr/bin/python3
+import sys
+from vllm.entrypoints.cli.main import main
+
+if __name__ == "__main__":  # the engine's processes import this file again
+    if sys.argv[1:2] == ["serve"] and "--enforce-eager" not in sys.argv:
+        sys.argv.append("--enforce-eager")  # nothing else works without a compiler
+    sys.exit(main())
+"""
 
 
 class InstallError(Exception):
@@ -214,7 +223,7 @@ def install_vllm_image(folder: Path) -> None:
     make_root("bookworm", root, ["python3", "ca-certificates", "curl", "libnuma1", "libgomp1", "procps"])
     install_vllm_packages(root / "usr/local/lib/python3.11/dist-packages")
     program = root / "usr/local/bin/vllm"
-    program.write_text("#!/usr/bin/python3\nimport sys\nfrom vllm.entrypoints.cli.main import main\nsys.exit(main())\n")
+    program.write_text(VLLM_PROGRAM)
     program.chmod(0o755)
     compile_all = ["chroot", str(root), "python3", "-m", "compileall", "-qq", "-j", "2", "/usr/local/lib/python3.11"]
     subprocess.run(compile_all, stdin=subprocess.DEVNULL, check=False)  # some files are for newer Pythons only
