@@ -50,6 +50,7 @@ VLLM_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # small compiled functions want a compiler, too
     "VLLM_NO_USAGE_STATS": "1",
 }
 
@@ -59,7 +60,7 @@ from vllm.entrypoints.cli.main import main
 
 if __name__ == "__main__":  # the engine's processes import this file again
     if sys.argv[1:2] == ["serve"] and "--enforce-eager" not in sys.argv:
-        sys.argv.append("--enforce-eager")  # nothing else works without a compiler
+        sys.argv.append("--enforce-eager")  # graphs want a compiler, which the image lacks
     sys.exit(main())
 """
 

@@ -22,6 +22,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 SIGMA = 0.02
 CHUNK = 1 << 20  # values made at a time
 HEAD_DIM = 64
+KV_HEADS = 2  # as the small Qwen2 have; splits over two GPUs
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 MERGED_WORDS = ["the", "model", "hello", "ship"]  # with a space before: a few real merges
 BYTES_OF = {"F16": 2, "BF16": 2, "F32": 4}
@@ -66,7 +67,7 @@ class Shape(NamedTuple):
 
     @property
     def heads(self) -> int:
-        """Attention heads; every second one shares its key and value."""
+        """Attention heads; KV_HEADS keys and values serve them all."""
         return self.hidden // HEAD_DIM
 
 
@@ -78,14 +79,14 @@ def shape_for(size_bytes: int, dtype: str, kind: str, vocab: int) -> Shape:
     parameters = size_bytes // BYTES_OF[dtype]
     layers = 2 if parameters < 8e6 else 4 if parameters < 32e6 else 8 if parameters < 500e6 else 16
     hidden = max(128, round(math.sqrt(parameters / (12 * layers)) / 128) * 128)
-    rest = parameters - 2 * vocab * hidden - layers * 3 * hidden * hidden
+    rest = parameters - 2 * vocab * hidden - layers * 2 * hidden * (hidden + KV_HEADS * HEAD_DIM)
     intermediate = max(128, round(rest / (layers * 3 * hidden) / 64) * 64)
     return Shape(kind, vocab, hidden, intermediate, layers)
 
 
 def tensors(shape: Shape) -> List[Tensor]:
     """Every tensor in the order in which Transformers writes them."""
-    hidden, kv = shape.hidden, shape.hidden // 2
+    hidden, kv = shape.hidden, KV_HEADS * HEAD_DIM
     result = [Tensor("model.embed_tokens.weight", (shape.vocab, hidden))]
     for layer in range(shape.layers):
         at = f"model.layers.{layer}."
@@ -120,7 +121,7 @@ def config(shape: Shape, dtype: str) -> Dict[str, Any]:
         "model_type": shape.kind,
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,
-        "num_key_value_heads": shape.heads // 2,
+        "num_key_value_heads": KV_HEADS,
         "rms_norm_eps": 1e-06,
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
