@@ -1120,7 +1120,8 @@ def parse_repo(text: str) -> Tuple[str, Optional[str]]:
     repo, _, revision = re.sub(r"^(https?://[^/]+/|hf://)(models/)?", "", text).partition("@")
     repo = repo.rstrip("/")
     if not _REPO_ID.match(repo) or ".." in repo:
-        raise UsageError(f"{text!r} is not a repository", "a repository is ORG/NAME or ORG/NAME@REVISION", "")
+        step = "give it as ORG/NAME or ORG/NAME@REVISION, for example Qwen/Qwen3-8B"
+        raise UsageError(f"{text!r} is not a repository", "", step)
     return repo, revision or None
 
 
@@ -1414,7 +1415,7 @@ class HubClient:
             raise NetworkError(f"TLS to {origin(url)[1]} failed", redact(str(exc)), step) from exc
         except errors.ProxyError as exc:
             raise RetryableError(f"the proxy for {origin(url)[1]} does not answer: {_root_cause(exc)}") from exc
-        except errors.RequestException as exc:
+        except (errors.RequestException, UnicodeError) as exc:  # requests decodes Location even when told to stay
             raise RetryableError(f"{origin(url)[1]}: {_root_cause(exc)}") from exc
 
     def retry_status(self, response: Any, url: str) -> None:

@@ -44,7 +44,7 @@ class Program:
         }
         return {**keep, "HOME": str(self.home), **folders, **(extra or {})}
 
-    def start(self, *args: Any, env: Optional[Dict[str, str]] = None, **options: Any) -> "subprocess.Popen[str]":
+    def start(self, *args: Any, env: Optional[Dict[str, str]] = None, **options: Any) -> subprocess.Popen[str]:
         """A running hfship, for tests that kill it."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
         return subprocess.Popen([*self.argv, *map(str, args)], env=self.env(env), **options)
@@ -57,7 +57,7 @@ class Program:
         cwd: Optional[Path] = None,
         timeout: float = 120,
         **options: Any,
-    ) -> "subprocess.CompletedProcess[str]":
+    ) -> subprocess.CompletedProcess[str]:
         """Run to the end and check the exit code (None = any)."""
         done = subprocess.run(
             [*self.argv, *map(str, args)],
