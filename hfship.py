@@ -40,18 +40,24 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import importlib
+import importlib.machinery
 import json
 import os
+import platform
 import random
 import re
 import resource
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
 import warnings
+import weakref
+import zlib
 from collections import deque
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
@@ -2388,10 +2394,58 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # ======================================================================================
 
 # ---- zstd backends -------------------------------------------------------------------
+#
+# libzstd comes from the first of these that works; HFSHIP_ZSTD=NAME allows only that one:
+#
+#   memfd      zstandard's C backend, carried in hfship.pyz, loaded from sealed memory: nothing is written anywhere
+#   cache      the same from a private folder, where the host refuses to run code from memory (SELinux, no /proc)
+#   installed  the host's zstandard; only when hfship.py runs from source, in place of the carried one
+#   stdlib     compression.zstd of Python 3.14
+#   system     the distribution's libzstd.so.1, through ctypes
+#
+# All make and take the same frames (RFC 8878), with content size and checksum.
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+BUILD_TABLE = "hfship-build.json"  # {"version", "entries": {name: SHA-256}}: what build_zipapp.py put into this file
+
+# linux/fcntl.h; Python below 3.9 has no names for them. No write, no growing, no shrinking, no further seal.
+_F_ADD_SEALS, _ALL_SEALS = 1033, 0xF
+
+# ZSTD_cParameter and the level that libzstd calls 100, under the names that zstandard and compression.zstd use (zstd.h)
+_ZSTD_PARAMETERS = {
+    "compression_level": 100,
+    "window_log": 101,
+    "hash_log": 102,
+    "chain_log": 103,
+    "search_log": 104,
+    "min_match": 105,
+    "target_length": 106,
+    "strategy": 107,
+    "content_size_flag": 200,
+    "checksum_flag": 201,
+}
 
 
 class ZstdError(Exception):
     """A frame that does not decode to exactly what was asked for."""
+
+
+def declared_size(frame: Union[bytes, memoryview]) -> Optional[int]:
+    """The content size in a frame's header (RFC 8878 §3.1.1.1); None when it is no zstd frame or does not say.
+
+    >>> declared_size(bytes.fromhex("28b52ffd 24 03 190000 616263 9fe87352"))
+    3
+    """
+    if len(frame) < 6 or bytes(frame[:4]) != ZSTD_MAGIC:
+        return None
+    descriptor = frame[4]
+    single_segment = descriptor >> 5 & 1
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    field_bytes = bytes(frame[start : start + width])
+    if not width or len(field_bytes) < width:
+        return None
+    return int.from_bytes(field_bytes, "little") + (256 if width == 2 else 0)
 
 
 class Zstd:
@@ -2400,37 +2454,304 @@ class Zstd:
     The callables it makes hold library state: one per thread, never shared.
     """
 
-    def __init__(self, name: str, origin: str, module: Any) -> None:
-        self.name, self.origin, self._module = name, origin, module
+    def __init__(self, name: str, origin: str) -> None:
+        self.name, self.origin = name, origin
 
-    def compressor(self, level: int) -> Callable[[Union[bytes, memoryview]], bytes]:
-        """content -> one independent frame with content size and checksum."""
-        compress: Callable[[Union[bytes, memoryview]], bytes] = self._module.ZstdCompressor(
-            level=level, write_checksum=True, write_content_size=True
-        ).compress
-        return compress
+    def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
+        """content -> one independent frame with content size and checksum.
+
+        `parameters` are libzstd's own (window_log, hash_log, chain_log, search_log, min_match, target_length,
+        strategy); 0 leaves one to the level.
+        """
+        raise NotImplementedError
 
     def decompressor(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
         """(frame, content size) -> content. Raises ZstdError unless it is exactly one whole frame of that size."""
-        decoder = self._module.ZstdDecompressor()
+        decode = self._decoder()
 
         def decompress(frame: Union[bytes, memoryview], size: int) -> bytes:
-            try:
-                content: bytes = decoder.decompress(frame, max_output_size=size, allow_extra_data=False)
-            except self._module.ZstdError as exc:
-                raise ZstdError(str(exc)) from exc
+            # Before the library sees it: a damaged header must not make it allocate what the header claims.
+            declared = declared_size(frame)
+            if declared != size:
+                raise ZstdError(f"the frame declares {declared} bytes instead of {size}")
+            content = decode(frame, size)
             if len(content) != size:
-                raise ZstdError(f"frame holds {len(content)} bytes instead of {size}")
+                raise ZstdError(f"the frame holds {len(content)} bytes instead of {size}")
             return content
 
         return decompress
 
+    def _decoder(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
+        """The library's part of `decompressor`, for frames whose header declares the right size."""
+        raise NotImplementedError
+
+
+class _Zstandard(Zstd):
+    """The zstandard package, or its C backend alone."""
+
+    def __init__(self, module: Any, origin: str) -> None:
+        library = ".".join(map(str, module.ZSTD_VERSION))
+        super().__init__(f"zstandard {module.__version__} (libzstd {library})", origin)
+        self._module = module
+
+    def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
+        options = self._module.ZstdCompressionParameters(
+            compression_level=level, write_checksum=1, write_content_size=1, **parameters
+        )
+        compress: Callable[[Union[bytes, memoryview]], bytes]
+        compress = self._module.ZstdCompressor(compression_params=options).compress
+        return compress
+
+    def _decoder(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
+        decoder = self._module.ZstdDecompressor()
+
+        def decode(frame: Union[bytes, memoryview], size: int) -> bytes:
+            try:
+                if size:
+                    content: bytes = decoder.decompress(frame, max_output_size=size, allow_extra_data=False)
+                    return content
+                # decompress() believes a header that says 0 without reading on.
+                stream = decoder.decompressobj()
+                content = stream.decompress(frame)
+                whole = stream.eof and not stream.unused_data
+            except self._module.ZstdError as exc:
+                raise ZstdError(str(exc)) from exc
+            if not whole:
+                raise ZstdError("not exactly one whole frame")
+            return content
+
+        return decode
+
+
+class _StdlibZstd(Zstd):
+    """compression.zstd of Python 3.14."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(f"compression.zstd (libzstd {module.zstd_version})", "Python's standard library")
+        self._module = module
+
+    def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
+        wanted = {"compression_level": level, "checksum_flag": 1, "content_size_flag": 1, **parameters}
+        names = self._module.CompressionParameter
+        stream = self._module.ZstdCompressor(options={names[name]: value for name, value in wanted.items()})
+
+        def compress(content: Union[bytes, memoryview]) -> bytes:
+            frame: bytes = stream.compress(content, stream.FLUSH_FRAME)
+            return frame
+
+        return compress
+
+    def _decoder(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
+        def decode(frame: Union[bytes, memoryview], size: int) -> bytes:
+            stream = self._module.ZstdDecompressor()  # one per frame: it cannot start anew
+            try:
+                content: bytes = stream.decompress(frame, max_length=size + 1)
+            except (self._module.ZstdError, EOFError) as exc:
+                raise ZstdError(str(exc)) from exc
+            if not stream.eof or stream.unused_data:
+                raise ZstdError("not exactly one whole frame")
+            return content
+
+        return decode
+
+
+class _SystemZstd(Zstd):
+    """libzstd.so.1 through ctypes, which lets other threads run meanwhile. Its API is stable since 1.4.0 (zstd.h)."""
+
+    def __init__(self, ctypes: Any) -> None:
+        self._ctypes, self._library = ctypes, ctypes.CDLL("libzstd.so.1")
+        pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        for name, result, arguments in (
+            ("ZSTD_versionString", ctypes.c_char_p, []),
+            ("ZSTD_isError", ctypes.c_uint, [size]),
+            ("ZSTD_getErrorName", ctypes.c_char_p, [size]),
+            ("ZSTD_createCCtx", pointer, []),
+            ("ZSTD_freeCCtx", size, [pointer]),
+            ("ZSTD_CCtx_setParameter", size, [pointer, integer, integer]),
+            ("ZSTD_compressBound", size, [size]),
+            ("ZSTD_compress2", size, [pointer, pointer, size, ctypes.c_char_p, size]),
+            ("ZSTD_createDCtx", pointer, []),
+            ("ZSTD_freeDCtx", size, [pointer]),
+            ("ZSTD_findFrameCompressedSize", size, [ctypes.c_char_p, size]),
+            ("ZSTD_decompressDCtx", size, [pointer, pointer, size, ctypes.c_char_p, size]),
+        ):
+            function = getattr(self._library, name)
+            function.restype, function.argtypes = result, arguments
+        super().__init__(f"libzstd {self._library.ZSTD_versionString().decode()}", "libzstd.so.1 of this system")
+
+    def _checked(self, result: int) -> int:
+        if self._library.ZSTD_isError(result):
+            raise ZstdError(self._library.ZSTD_getErrorName(result).decode())
+        return result
+
+    def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
+        library, context = self._library, self._library.ZSTD_createCCtx()
+        wanted = {"compression_level": level, "checksum_flag": 1, "content_size_flag": 1, **parameters}
+        for name, value in wanted.items():
+            self._checked(library.ZSTD_CCtx_setParameter(context, _ZSTD_PARAMETERS[name], value))
+
+        def compress(content: Union[bytes, memoryview]) -> bytes:
+            source = bytes(content)  # ctypes cannot point into a read-only memoryview
+            target = self._ctypes.create_string_buffer(library.ZSTD_compressBound(len(source)))
+            size = self._checked(library.ZSTD_compress2(context, target, len(target), source, len(source)))
+            frame: bytes = self._ctypes.string_at(target, size)
+            return frame
+
+        weakref.finalize(compress, library.ZSTD_freeCCtx, context)
+        return compress
+
+    def _decoder(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
+        library, context = self._library, self._library.ZSTD_createDCtx()
+
+        def decode(frame: Union[bytes, memoryview], size: int) -> bytes:
+            source = bytes(frame)
+            # ZSTD_decompressDCtx goes on into further and skippable frames.
+            if self._checked(library.ZSTD_findFrameCompressedSize(source, len(source))) != len(source):
+                raise ZstdError("not exactly one whole frame")
+            target = self._ctypes.create_string_buffer(max(size, 1))
+            found = self._checked(library.ZSTD_decompressDCtx(context, target, size, source, len(source)))
+            content: bytes = self._ctypes.string_at(target, found)
+            return content
+
+        weakref.finalize(decode, library.ZSTD_freeDCtx, context)
+        return decode
+
+
+def own_entry(name: str) -> bytes:
+    """One entry of the hfship.pyz that runs. Raises OSError when there is none (from source: no such file)."""
+    try:
+        content: bytes = globals()["__loader__"].get_data(os.path.join(os.path.dirname(__file__), name))
+        return content
+    except (ImportError, EOFError, zlib.error) as exc:
+        raise _damaged(name, f"{type(exc).__name__}: {exc}") from exc
+
+
+def own_build() -> Mapping[str, Any]:
+    """The build table of the hfship.pyz that runs; {} when hfship.py runs from source."""
+    try:
+        table = json.loads(own_entry(BUILD_TABLE))
+        return {"version": str(table["version"]), "entries": dict(table["entries"])}
+    except OSError:
+        return {}
+    except (ValueError, KeyError, TypeError) as exc:
+        raise _damaged(BUILD_TABLE, str(exc)) from exc
+
+
+def _damaged(entry: str, why: str) -> IntegrityError:
+    return IntegrityError(
+        f"{os.path.dirname(os.path.abspath(__file__))} is damaged",
+        f"{entry}: {why}",
+        "copy it again, and compare its SHA-256 with the published one",
+    )
+
+
+def _carried_backend() -> Tuple[bytes, str]:
+    """(zstandard's C backend for this Python and machine, its SHA-256), checked. Raises ImportError if not carried."""
+    entries = own_build().get("entries")
+    if entries is None:
+        raise ImportError("hfship runs from source")
+    # As in ".cpython-311-x86_64-linux-gnu.so": version, free threading, machine and C library in one name.
+    abi = importlib.machinery.EXTENSION_SUFFIXES[0][1:-3]
+    name = f"native/{abi}/backend_c.so"
+    if name not in entries:
+        raise ImportError(f"hfship carries no zstandard for {abi}")
+    image = own_entry(name)
+    if hashlib.sha256(image).hexdigest() != entries[name]:
+        raise _damaged(name, "its SHA-256 is not the one it was built with")
+    return image, entries[name]
+
+
+def _load_extension(path: str) -> Any:
+    """The C backend at `path`, under a name of our own: a zstandard that the host imports is neither used nor hurt."""
+    loader = importlib.machinery.ExtensionFileLoader("hfship.backend_c", path)
+    module = loader.create_module(importlib.machinery.ModuleSpec("hfship.backend_c", loader, origin=path))
+    loader.exec_module(module)
+    return module
+
+
+def _zstd_from_memfd() -> Zstd:
+    image, _ = _carried_backend()
+    if not hasattr(os, "memfd_create"):
+        raise ImportError("this Python was built without memfd_create")
+    fd = os.memfd_create("hfship-zstd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        write_all(fd, image)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+        return _Zstandard(_load_extension(f"/proc/self/fd/{fd}"), "hfship.pyz, in memory")
+    finally:
+        os.close(fd)  # the mapping stays
+
+
+def _zstd_from_cache() -> Zstd:
+    image, digest = _carried_backend()
+    refused = []
+    for folder in _cache_folders():
+        path = folder / f"backend_c-{digest}.so"
+        try:
+            _require_private(folder)
+            if not path.is_file() or sha256_file(path) != digest:
+                atomic_write(path, image, 0o600)
+            return _Zstandard(_load_extension(str(path)), f"hfship.pyz, by way of {path}")
+        except (OSError, ImportError, DiskError) as exc:
+            refused.append(f"{folder}: {exc}")
+    raise ImportError("; ".join(refused))
+
+
+def _cache_folders() -> List[Path]:
+    """Where compiled code may lie, best first."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    beside = Path(__file__).absolute().parent.with_name(".hfship-cache")
+    own = os.environ.get("HFSHIP_CACHE")
+    return ([Path(own)] if own else []) + [Path(user_cache) / "hfship", beside]
+
+
+def _require_private(folder: Path) -> None:
+    """Create `folder` for ourselves alone, or raise PermissionError when others could put code there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise PermissionError(errno.EPERM, "not a folder but a link", str(folder))
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "others can write there (chmod go-w, or set HFSHIP_CACHE)", str(folder))
+
+
+def _zstd_installed() -> Zstd:
+    if own_build():
+        raise ImportError("only used when hfship.py runs from source")
+    module = importlib.import_module("zstandard")
+    return _Zstandard(module, os.path.dirname(module.__file__ or ""))
+
+
+def _zstd_from_stdlib() -> Zstd:
+    return _StdlibZstd(importlib.import_module("compression.zstd"))
+
+
+def _zstd_from_system() -> Zstd:
+    return _SystemZstd(importlib.import_module("ctypes"))
+
+
+ZSTD_BACKENDS: Mapping[str, Callable[[], Zstd]] = {
+    "memfd": _zstd_from_memfd,
+    "cache": _zstd_from_cache,
+    "installed": _zstd_installed,
+    "stdlib": _zstd_from_stdlib,
+    "system": _zstd_from_system,
+}
+
 
 def load_zstd() -> Zstd:
     """The first zstd backend that works. Raises HostError that names what was tried."""
-    import zstandard
-
-    return Zstd(f"zstandard {zstandard.__version__}", "site-packages", zstandard)
+    forced = os.environ.get("HFSHIP_ZSTD", "")
+    if forced and forced not in ZSTD_BACKENDS:
+        raise UsageError(f"HFSHIP_ZSTD={forced} is no zstd backend", "", f"use one of {', '.join(ZSTD_BACKENDS)}")
+    tried = []
+    for name in [forced] if forced else ZSTD_BACKENDS:
+        try:
+            return ZSTD_BACKENDS[name]()
+        except (ImportError, OSError, AttributeError) as exc:  # AttributeError: a libzstd before 1.4
+            tried.append(f"{name:<9}  {exc}")
+    next_step = "unset HFSHIP_ZSTD" if forced else "install the system's zstd library (libzstd1, libzstd or zstd)"
+    raise HostError("no zstd library can be used", "\n".join(tried), f"{next_step}, or use Python 3.14 or newer")
 
 
 # ---- frames, seek table, parts -------------------------------------------------------
@@ -3040,14 +3361,89 @@ def cmd_mirror(context: Context) -> Exit:
 
 # ---- version -------------------------------------------------------------------------
 
+_SEAL = re.compile(rb"#!/usr/bin/env python3\n# sha256 of all bytes after this line: ([0-9a-f]{64})\n")
+
+
+def entry_problems(path: Path) -> List[str]:
+    """What differs between the entries of the hfship.pyz that runs and its build table; each is named.
+
+    Every entry is read twice: by zipfile, which checks sizes and CRC, and by the loader that Python imports from, so
+    that a file which shows one program to zip tools and another to Python does not pass.
+    """
+    import zipfile
+
+    expected = {BUILD_TABLE: None, **own_build()["entries"]}
+    problems = []
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        problems += [f"{name}: extra entry" for name in sorted(set(names) - set(expected))]
+        problems += [f"{name}: there twice" for name in sorted(set(names)) if names.count(name) > 1]
+        for name, digest in expected.items():
+            if name not in names:
+                problems.append(f"{name}: missing")
+                continue
+            try:
+                contents = [archive.read(name), own_entry(name)]
+            except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, IntegrityError) as exc:
+                problems.append(f"{name}: {exc.why if isinstance(exc, IntegrityError) else exc}")
+                continue
+            if any(hashlib.sha256(content).hexdigest() != digest for content in contents) and digest:
+                problems.append(f"{name}: changed")
+    return problems
+
+
+def verify_own_file(path: Path) -> str:
+    """Prove that the hfship.pyz at `path`, the one that runs, is as it was built. Returns its SHA-256.
+
+    The entries are proven by the build table, and every other byte (zip headers and directory, the table itself,
+    anything put before or behind) by the seal in the second line. Whoever changes the file on purpose can change table
+    and seal as well: against that only the published SHA-256 of the whole file helps.
+    """
+    import zipfile
+
+    next_step = "copy it again, and compare its SHA-256 with the published one"
+    content = path.read_bytes()
+    try:
+        problems = entry_problems(path)
+    except (OSError, zipfile.BadZipFile, ValueError) as exc:
+        problems = [f"zip directory: {exc}"]
+    seal = _SEAL.match(content)
+    if not problems and not (seal and hashlib.sha256(content[seal.end() :]).hexdigest() == seal[1].decode()):
+        problems = ["zip headers, directory, or bytes before or behind the zip: changed"]
+    if problems:
+        raise IntegrityError(f"{path} is not as it was built", "\n".join(problems), next_step)
+    return hashlib.sha256(content).hexdigest()
+
 
 def version_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verify", action="store_true", help="re-hash the entries of this file")
+    parser.add_argument("--verify", action="store_true", help="prove that this file is as it was built")
 
 
 def cmd_version(context: Context) -> Exit:
-    """Version, Python and zstd backend."""
-    context.reporter.result(f"hfship {__version__}")
+    """Version, Python, zstd backend, and with --verify the proof that this file is whole."""
+    source = Path(__file__).absolute()
+    path = source.parent if source.parent.is_file() else source  # /x/hfship.pyz/hfship.py
+    try:
+        zstd = load_zstd()
+        backend, origin = zstd.name, zstd.origin
+    except HostError as exc:
+        backend, origin = "none", f"{exc.what}: {exc.why}"
+    facts = {
+        "hfship": (__version__, str(path)),
+        "python": (platform.python_version(), sys.executable),
+        "zstd": (backend, origin),
+    }
+    if context.args.verify and path == source:
+        facts["verify"] = ("nothing to verify", "hfship.py runs from source")
+    elif context.args.verify:
+        facts["verify"] = ("as it was built", f"sha256 {verify_own_file(path)}")
+    if context.args.json:
+        context.reporter.result_json(
+            {name: {"version": what, "origin": where} for name, (what, where) in facts.items()}
+        )
+    else:
+        for name, (what, where) in facts.items():
+            context.reporter.result(f"{name:<7} {what} ({where})".replace("\n", "; "))
     return Exit.OK
 
 

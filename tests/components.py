@@ -413,7 +413,7 @@ def install_all(names: Sequence[str]) -> int:
         for need in COMPONENTS[name].needs:
             futures[need].result()
         line = install(name)
-        print(line, flush=True)
+        print(line + "\n", end="", flush=True)  # one write: two threads print
         return line
 
     with ThreadPoolExecutor(2) as pool:  # the table's order puts needs first: a waiting worker cannot block them

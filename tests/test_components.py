@@ -71,17 +71,23 @@ def test_with_docker_leaves_no_daemon_behind(number: signal.Signals, tmp_path: P
     note = tmp_path / "socket"
     command = components.with_docker_argv(["sh", "-c", f"echo $DOCKER_HOST > {note}; exec sleep 60"])
     box = subprocess.Popen(command, start_new_session=True)
-    wait_until(lambda: note.exists() and note.read_text().endswith("\n"))
-    socket = note.read_text().strip()
-    assert engines(socket)
-    box.send_signal(number)
-    box.wait(60)
-    wait_until(lambda: not engines(socket))
+    try:
+        wait_until(lambda: note.exists() and note.read_text().endswith("\n"))
+        socket = note.read_text().strip()
+        assert engines(socket)
+        box.send_signal(number)
+        box.wait(60)
+        wait_until(lambda: not engines(socket))
+    finally:
+        box.terminate()
+        box.wait(60)
 
 
 def engines(socket: str) -> List[str]:
     """Command lines of processes that name a docker socket: its engine."""
-    lines = subprocess.run(["ps", "-eo", "args"], stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(
+        ["ps", "-ww", "-eo", "args"], stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.splitlines()
     return [line for line in lines if f"-H {socket}" in line]
 
 
