@@ -1581,7 +1581,7 @@ MAX_REQUEST = 64 << 20
 REQUEST_SECONDS = 3.0  # a request is sized to keep one connection busy for about this long
 MIN_STEAL = 2 << 20  # below this a second connection costs more than it brings
 READ_SIZE = 1 << 20
-PUBLISH_INTERVAL_S = 0.2
+PUBLISH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S = 2.0
 SYNC_BYTES = 256 << 20
 HASH_STEP = 64 << 20  # bytes a hash thread takes from one file before it looks for another
@@ -2192,7 +2192,7 @@ class Download:
         The inner http.client response reads straight into our buffer, several times faster than urllib3's stream();
         it reports a connection closed early as a plain end, so the count decides.
         """
-        partial, began, step = self._partials[flight.file], time.monotonic(), 64 << 10
+        partial, began, step = self._partials[flight.file], time.monotonic(), 16 << 10
         while flight.left > 0 and not self._stop.is_set():
             try:
                 count = raw._fp.readinto(buffer[: min(step, flight.left)])
@@ -2205,7 +2205,7 @@ class Download:
                 new = self._scheduler.advance(flight, count)
             self._stage.add(new)
             speed = (flight.position - flight.start) / max(time.monotonic() - began, 1e-3)
-            step = int(min(READ_SIZE, max(64 << 10, speed / 10)))  # a tenth of a second: little is lost by a kill
+            step = int(min(READ_SIZE, max(16 << 10, speed / 50)))  # 20 ms worth: little is lost by a kill
 
     # -- hashing and finishing
 

@@ -110,7 +110,8 @@ class FaultHandler(hfship.HubHandler):
 
     def send_page(self, status: int, text: str, headers: Optional[Dict[str, str]] = None) -> None:
         self.send_head(status, len(text), {"Content-Type": "text/html", **(headers or {})})
-        self.wfile.write(text.encode())
+        if self.command != "HEAD":
+            self.wfile.write(text.encode())
 
     # -- bytes
 
