@@ -205,8 +205,8 @@ import os
 import sys
 
 VENDORED = ()
-# What the vendored packages would pick up if a host has it.
-OPTIONAL = ("chardet", "charset_normalizer", "simplejson", "brotli", "brotlicffi", "h2", "OpenSSL", "hfship", "vendor")
+# What hfship and the vendored packages would pick up if a host has imported it.
+OPTIONAL = ("hfship", "zstandard", "chardet", "charset_normalizer", "simplejson", "brotli", "h2", "OpenSSL")
 
 
 def fail(code, what, why, next_step):
