@@ -206,7 +206,8 @@ import sys
 
 VENDORED = ()
 # What hfship and the vendored packages would pick up if a host has imported it.
-OPTIONAL = ("hfship", "zstandard", "chardet", "charset_normalizer", "simplejson", "brotli", "h2", "OpenSSL")
+OPTIONAL = ("hfship", "zstandard", "chardet", "charset_normalizer", "simplejson")
+OPTIONAL += ("brotli", "brotlicffi", "h2", "OpenSSL")
 
 
 def fail(code, what, why, next_step):
