@@ -13,19 +13,16 @@ import subprocess
 import sys
 import warnings
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import build_zipapp
 import hfship
 
 ROOT = Path(hfship.__file__).resolve().parent
-INPUTS = ("hfship.py", "build_zipapp.py", "vendor.lock", "LICENSE")
+INPUTS = ("hfship.py", "build_zipapp.py", "vendor.lock", "build.lock", "LICENSE")
 
 
 def find_pythons() -> Dict[str, str]:
@@ -480,7 +477,7 @@ def test_contents(pyz: Path) -> None:
 
 @pytest.mark.slow
 def test_another_python_in_another_folder_builds_the_same_bytes(pyz: Path, tmp_path: Path) -> None:
-    python = PYTHONS[CARRIED[0]] if len(CARRIED) > 1 else PYTHON
+    python = next((PYTHONS[version] for version in CARRIED if version != "3.9"), PYTHON)  # building needs 3.10
     folder = tmp_path / "deeper" / "down"
     folder.mkdir(parents=True)
     for name in INPUTS:
@@ -507,39 +504,6 @@ def test_the_lock_names_hashes_and_no_hosts() -> None:
     assert all(re.fullmatch(r"\w+==[\d.]+", r.pin) and r.hashes for r in requirements)
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for r in requirements for digest in r.hashes)
     assert [len(r.hashes) for r in requirements if r.compiled] == [12]
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.one_of(
-        st.binary(max_size=400),
-        st.lists(st.sampled_from([b"ab", b"abc", b"\0" * 300, b"x"]), max_size=300).map(b"".join),
-        st.tuples(st.binary(max_size=20), st.integers(0, 3000)).map(lambda t: t[0] * t[1]),
-    )
-)
-def test_zlib_reads_what_our_deflate_writes(content: bytes) -> None:
-    assert zlib.decompress(build_zipapp.deflate(content), -15) == content
-
-
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 258, 259, 32768, 32769, 70000])
-def test_deflate_edges(size: int) -> None:
-    for content in (bytes(size), os.urandom(size), os.urandom(size) + b"window" * 7000 + os.urandom(size // 2)):
-        assert zlib.decompress(build_zipapp.deflate(content), -15) == content
-
-
-@given(st.lists(st.integers(0, 10**9), min_size=2, max_size=286).filter(lambda c: sum(map(bool, c)) > 1))
-def test_huffman_codes_are_complete_and_within_the_limit(counts: List[int]) -> None:
-    lengths = build_zipapp.code_lengths(counts, 15)
-    assert sum(2.0**-length for length in lengths if length) == 1
-    assert max(lengths) <= 15
-    assert [bool(length) for length in lengths] == [bool(count) for count in counts]
-
-
-def test_fibonacci_counts_do_not_break_the_limit() -> None:
-    counts = [1, 1]
-    while len(counts) < 40:
-        counts.append(counts[-1] + counts[-2])
-    assert max(build_zipapp.code_lengths(counts, 15)) <= 15
 
 
 @pytest.mark.parametrize(
