@@ -330,7 +330,7 @@ class Stage:
 
 
 class _NoProgress:
-    """Renders nothing."""
+    """Renders nothing: progress is not wanted, or there is nothing to do."""
 
     interval_s = 60.0
 
@@ -461,7 +461,7 @@ class Reporter:
 
     def progress_renderer(self, stage: Stage) -> _Progress:
         """How this reporter shows a stage."""
-        if self.verbosity < 0 or self.progress == "none":
+        if self.verbosity < 0 or self.progress == "none" or not stage.total:
             return _NoProgress()
         if self.progress == "json":
             return _JsonProgress(self, stage)
