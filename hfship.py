@@ -3882,7 +3882,7 @@ def write_archive(plan: PackPlan, folder: Path, stage: Stage) -> Tuple[WrittenPa
         writer = PartWriter(folder, plan, hasher, flusher)
         frames: List[Frame] = []
         try:
-            for content, unit in workers.in_order(produce, plan.frames, options.jobs + 3):
+            for content, unit in workers.in_order(produce, plan.frames, options.jobs + 2):
                 offset = frames[-1].offset + frames[-1].size if frames else 0
                 start = frames[-1].stop if frames else 0
                 frames.append(Frame(offset, len(unit), start, len(content), zlib.crc32(unit)))
