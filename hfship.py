@@ -40,26 +40,42 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import importlib
+import importlib.machinery
 import json
 import os
+import platform
+import random
 import re
 import resource
 import secrets
 import shlex
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import threading
 import time
+import warnings
+import weakref
+import zlib
+from collections import deque
 from dataclasses import asdict, dataclass, field, fields, replace
+from email.utils import parsedate_to_datetime
 from enum import IntEnum
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from http.client import HTTPException
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import (
     IO,
     AbstractSet,
     Any,
     Callable,
+    Deque,
     Dict,
     FrozenSet,
     Iterable,
@@ -70,9 +86,10 @@ from typing import (
     Sequence,
     Set,
     Tuple,
+    Type,
     Union,
 )
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
 __version__ = "0.1.0"
 
@@ -699,8 +716,8 @@ def fsync_dir(folder: Path) -> None:
         os.close(fd)
 
 
-def atomic_write(path: Path, content: Union[str, bytes], mode: int = 0o644) -> None:
-    """Write a small file so that it is there complete or not at all, also across a power cut."""
+def atomic_write(path: Path, content: Union[str, bytes], mode: int = 0o644, durable: bool = True) -> None:
+    """Write a small file so that it is there complete or not at all; with `durable` also across a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
@@ -708,11 +725,13 @@ def atomic_write(path: Path, content: Union[str, bytes], mode: int = 0o644) -> N
         try:
             os.fchmod(fd, mode)
             write_all(fd, data)
-            os.fsync(fd)
+            if durable:
+                os.fsync(fd)
         finally:
             os.close(fd)
         os.replace(temporary, path)
-        fsync_dir(path.parent)
+        if durable:
+            fsync_dir(path.parent)
     except OSError as exc:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -1051,12 +1070,1326 @@ def _regular_size(folder: Path, full: Path, path: str) -> int:
 
 # ======================================================================================
 # §6 Hub
+#
+# Owns the Hub's HTTP protocol: revision -> commit, the file tree with its paging, where the bytes of a file are, who
+# may see the token, what an error answer means, and when to wait. Knows nothing of disks.
+# Promises: `Authorization` goes to the Hub's own origin and nowhere else; signed URLs are never shown.
+# Sources: huggingface_hub 2.4 and hub-docs; the Hub's OpenAPI leaves most of this out.
 # ======================================================================================
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 15.0  # no byte for this long is a stall
+MAX_REDIRECTS = 20
+MAX_API_BYTES = 64 << 20  # one page of a tree has about 300 bytes per file and at most 1000 files
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+RETRIES = 6  # attempts without any progress before giving up
+URL_RENEWAL_S = 120.0  # a signed URL is renewed when it has less than this left
+
+_COMMIT = re.compile(r"[0-9a-f]{40}$")
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", re.ASCII)
+REPO_TYPES = ("model", "dataset", "space")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the Hub lists it. LFS and Xet files have a `sha256`; for the others `git_sha1` is the blob id."""
+
+    path: str
+    size: int
+    git_sha1: str
+    sha256: Optional[str] = None
+
+    @property
+    def etag(self) -> str:
+        """What huggingface_hub records for this file: the SHA-256, or the git blob id of small files."""
+        return self.sha256 or self.git_sha1
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository at one commit."""
+
+    source: Source
+    files: Tuple[RemoteFile, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files)
+
+
+def parse_repo(text: str) -> Tuple[str, Optional[str]]:
+    """(repository, revision) of "ORG/NAME[@REV]" or of a Hub URL.
+
+    >>> parse_repo("Qwen/Qwen3-8B@refs/pr/1")
+    ('Qwen/Qwen3-8B', 'refs/pr/1')
+    >>> parse_repo("https://huggingface.co/Qwen/Qwen3-8B")
+    ('Qwen/Qwen3-8B', None)
+    """
+    repo, _, revision = re.sub(r"^(https?://[^/]+/|hf://)(models/)?", "", text).partition("@")
+    repo = repo.rstrip("/")
+    if not _REPO_ID.match(repo) or ".." in repo:
+        step = "give it as ORG/NAME or ORG/NAME@REVISION, for example Qwen/Qwen3-8B"
+        raise UsageError(f"{text!r} is not a repository", "", step)
+    return repo, revision or None
+
+
+def api_url(endpoint: str, repo_type: str, repo: str, *parts: str) -> str:
+    """A URL below the Hub's API; every part is quoted, '/' included (so `refs/pr/1` stays one segment).
+
+    >>> api_url("https://hub", "dataset", "a/b", "tree", "refs/pr/1")
+    'https://hub/api/datasets/a/b/tree/refs%2Fpr%2F1'
+    """
+    return "/".join([f"{endpoint}/api/{repo_type}s/{repo}", *(quote(part, safe="") for part in parts)])
+
+
+def resolve_url(source: Source, path: str) -> str:
+    """Where the bytes of a file are asked for."""
+    prefix = "" if source.repo_type == "model" else source.repo_type + "s/"
+    return f"{source.endpoint}/{prefix}{source.resolved_repo}/resolve/{source.commit}/{quote(path)}"
+
+
+def origin(url: str) -> Tuple[str, str, int]:
+    """(scheme, host, port) of a URL.
+
+    >>> origin("https://Hub.example/x")
+    ('https', 'hub.example', 443)
+    """
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or {"https": 443, "http": 80}.get(parts.scheme, 0)
+
+
+def redirect_target(url: str, location: str) -> str:
+    """The absolute URL that a redirect leads to. Raises NetworkError when it would leave https."""
+    target = urljoin(url, location)
+    if url.startswith("https://") and not target.startswith("https://"):
+        what = "the Hub redirects from https to an unencrypted address"
+        raise NetworkError(what, f"{origin(url)[1]} -> {origin(target)[1]}", "check HF_ENDPOINT and the proxy")
+    return target
+
+
+def url_expiry(url: str, now: float) -> Optional[float]:
+    """Unix time at which a signed URL stops working; None when it does not say.
+
+    CloudFront writes `Expires`, S3 `X-Amz-Date` and `X-Amz-Expires`; a lone `X-Amz-Expires` counts from now.
+
+    >>> url_expiry("https://cdn/x?Expires=1700000000&Signature=y", 0.0)
+    1700000000.0
+    >>> url_expiry("https://s3/x?X-Amz-Date=20231114T221320Z&X-Amz-Expires=60", 0.0)
+    1700000060.0
+    """
+    query = {key.lower(): values[-1] for key, values in parse_qs(urlsplit(url).query).items()}
+    try:
+        if "expires" in query:
+            return float(query["expires"])
+        if "x-amz-expires" in query:
+            stamp = query.get("x-amz-date")
+            start = calendar.timegm(time.strptime(stamp, "%Y%m%dT%H%M%SZ")) if stamp else now
+            return start + float(query["x-amz-expires"])
+    except ValueError:
+        pass  # a form we do not know: the answer 403 will tell
+    return None
+
+
+def next_page(link_header: str) -> Optional[str]:
+    """The rel="next" URL of a Link header (RFC 8288); other relations may share the header.
+
+    >>> next_page('<https://h/auth>; rel="xet-auth", <https://h/t?cursor=A>; rel="next"')
+    'https://h/t?cursor=A'
+    """
+    for target, parameters in re.findall(r"<([^>]*)>([^<]*)", link_header):
+        if re.search(r'rel="?([^";,]* )?next\b', parameters):
+            return str(target)
+    return None
+
+
+def rate_limit_wait(headers: Mapping[str, str]) -> Optional[float]:
+    """Seconds that a 429 or 503 asks us to wait: `RateLimit` when its quota is used up, else `Retry-After`.
+
+    >>> rate_limit_wait({"RateLimit": '"resolvers";r=0;t=55'}), rate_limit_wait({"Retry-After": "7"})
+    (56.0, 7.0)
+    """
+    match = re.search(r'"\w+"\s*;\s*r=(\d+)\s*;\s*t=(\d+)', headers.get("RateLimit", ""))
+    if match and int(match.group(1)) == 0:
+        return float(match.group(2)) + 1
+    retry_after = headers.get("Retry-After", "").strip()
+    if retry_after.isdigit():
+        return float(retry_after)
+    with contextlib.suppress(TypeError, ValueError, IndexError):
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    return None
+
+
+def backoff(attempt: int) -> float:
+    """Seconds to wait before attempt `attempt` (1, 2, ...): full jitter below 0.5, 1, 2, ... 30 s."""
+    return random.uniform(0.05, min(30.0, 0.5 * 2 ** (attempt - 1)))
+
+
+def repo_file(item: Mapping[str, Any]) -> RemoteFile:
+    """One entry of a tree answer. In a tree the SHA-256 is `lfs.oid` (in `siblings` it is `lfs.sha256`), and the
+    entry's own `oid` is then only the hash of the LFS pointer."""
+    lfs = item.get("lfs") or {}
+    sha256 = lfs.get("oid") or lfs.get("sha256")
+    size = lfs.get("size", item["size"])
+    path, oid = item["path"], item["oid"]
+    check_relative_path(path)
+    if type(size) is not int or size < 0 or not _COMMIT.match(oid) or (sha256 and not _SHA256.match(sha256)):
+        raise ValueError(f"unusable entry for {path!r}")
+    return RemoteFile(path, size, oid, sha256)
+
+
+def git_blob_sha1(size: int) -> Any:
+    """A hash object that gives the git blob id once fed with the `size` bytes of the file."""
+    return hashlib.sha1(b"blob %d\0" % size)
+
+
+def hub_error(
+    status: int, headers: Mapping[str, str], body: str, source: Source, token: Optional[Token]
+) -> HfshipError:
+    """What an error answer of the Hub means for the operator. `source` may lack the commit."""
+    code, message = headers.get("X-Error-Code", ""), headers.get("X-Error-Message", "") or _body_message(body)
+    repo, page = source.repo, f"{source.endpoint}/{source.repo}"
+    request = headers.get("X-Request-Id") or headers.get("X-Amz-Cf-Id") or ""
+    why = f"HTTP {status} {code} {message}".strip() + (f" (request {request})" if request else "")
+    if code == "GatedRepo" or "restricted" in message.lower() and status in (401, 403):
+        who = f"the token ({token.source}) has no access" if token else "no token was given"
+        step = f"accept the terms at {page}, then set HF_TOKEN to a token that may read gated repositories"
+        return AuthError(f"{repo} is gated", f"{who}; {why}", step)
+    if status == 401 and "credentials" in message.lower():
+        where = token.source if token else "the request"
+        return AuthError(
+            f"the Hub refuses the token from {where}",
+            why,
+            "put a valid token there, or remove it for public repositories",
+        )
+    if "disabled" in message.lower() and status == 403:
+        return AuthError(f"{repo} is disabled by the Hub", why, f"see {page}")
+    if code == "RevisionNotFound" or status == 404 and "rev" in message.lower():
+        return NotFoundError(
+            f"{repo} has no revision {source.revision!r}", why, f"see the branches and tags at {page}/tree/main"
+        )
+    if code == "EntryNotFound":
+        return NotFoundError(
+            f"a file is missing in {repo}", why, "run the same command again: the listing is made anew"
+        )
+    if status in (401, 404):
+        hint = "check the spelling" + ("" if token else "; if it is private, set HF_TOKEN")
+        return NotFoundError(f"{repo} was not found on {source.endpoint}", why, hint)
+    if status == 403:
+        return AuthError(f"access to {repo} is forbidden", why, "check what the token may read")
+    return NetworkError(f"the Hub answered with an error for {repo}", why, "run the same command again later")
+
+
+def _body_message(body: str) -> str:
+    """The message of a JSON error body in any of the Hub's forms; nothing of an HTML page."""
+    try:
+        value = json.loads(body)
+    except ValueError:
+        return ""
+    if not isinstance(value, dict):
+        return ""
+    message = value.get("error_description") or value.get("error") or value.get("errors") or ""
+    if isinstance(message, list) and message:
+        message = message[0].get("message", "") if isinstance(message[0], dict) else message[0]
+    return str(message)[:300]
+
+
+class RetryableError(Exception):
+    """A fault that may pass: the same bytes are asked for again. `wait_s` is how long the server wants us to wait."""
+
+    def __init__(self, reason: str, wait_s: Optional[float] = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+class Gate:
+    """Holds back every request of this process while the Hub wants us to wait (429)."""
+
+    def __init__(self, reporter: Reporter, stop: threading.Event) -> None:
+        self._reporter, self._stop = reporter, stop
+        self._lock = threading.Lock()
+        self._open_at = 0.0
+
+    def hold(self, seconds: float, reason: str) -> None:
+        """Close the gate for `seconds` from now on."""
+        with self._lock:
+            until = time.monotonic() + seconds
+            if until > self._open_at + 1 and seconds > 1:
+                self._reporter.info(f"{reason}: waiting {seconds:.0f} s")
+            self._open_at = max(self._open_at, until)
+
+    def wait(self) -> None:
+        """Return when the gate is open. Raises KeyboardInterrupt when the run is being stopped."""
+        while True:
+            left = self._open_at - time.monotonic()
+            if self._stop.wait(max(0.0, min(left, 1.0))):
+                raise KeyboardInterrupt
+            if left <= 0:
+                return
+
+
+def import_requests() -> Any:
+    """requests, imported only where the network is used. Raises HostError on a Python that is too old for it."""
+    if sys.version_info < (3, 10):
+        have = ".".join(map(str, sys.version_info[:2]))
+        raise HostError("fetch needs Python 3.10 or newer", f"this is Python {have}", "run it with a newer python3")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # requests warns that charset_normalizer is absent; JSON is UTF-8
+            import requests
+    except ImportError as exc:
+        raise HostError("requests is not importable", str(exc), "run the built hfship.pyz, which carries it") from exc
+    return requests
+
+
+def open_session(token: Optional[Token], endpoint: str, connections: int, env: Mapping[str, str]) -> Any:
+    """A requests session with `connections` kept-alive connections that shows the token to the Hub's origin only.
+
+    The token is set by an auth callable: a plain header would be replaced by a ~/.netrc entry for the host
+    (psf/requests#3929), and trust_env must stay on for proxies.
+    """
+    requests = import_requests()
+    session = requests.Session()
+    adapter = requests.adapters.HTTPAdapter(pool_connections=8, pool_maxsize=connections + 2, max_retries=0)
+    session.mount("https://", adapter)
+    session.mount("http://", adapter)
+    session.headers.update({"User-Agent": f"hfship/{__version__}", "Accept-Encoding": "identity"})
+
+    def authorize(request: Any) -> Any:
+        request.headers.pop("Authorization", None)
+        if token and origin(request.url) == origin(endpoint):
+            request.headers["Authorization"] = f"Bearer {token.value}"
+        return request
+
+    session.auth = authorize
+    bundle = env.get("SSL_CERT_FILE")  # requests itself reads only REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE
+    if bundle and not (env.get("REQUESTS_CA_BUNDLE") or env.get("CURL_CA_BUNDLE")):
+        session.verify = bundle
+    return session
+
+
+@dataclass(frozen=True)
+class ApiAnswer:
+    """A whole answer of the Hub's API."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: str
+
+
+class HubClient:
+    """Talks to one Hub. Safe to share between threads."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        token: Optional[Token],
+        reporter: Reporter,
+        stop: threading.Event,
+        connections: int = 8,
+    ) -> None:
+        self.endpoint = settings.endpoint
+        self.token = token
+        self.reporter = reporter
+        self.gate = Gate(reporter, stop)
+        self._stop = stop
+        self._session = open_session(token, self.endpoint, connections, os.environ)
+        self._requests = import_requests()
+        if token:
+            reporter.hide(token.value)
+
+    def snapshot(self, repo: str, revision: Optional[str], repo_type: str = "model") -> Snapshot:
+        """The repository at `revision` (branch, tag, short or full commit; None = default branch), with every file.
+
+        Raises NotFoundError, AuthError, NetworkError, IntegrityError (a listing with unsafe names).
+        """
+        asked = Source(self.endpoint, repo, revision or "main", repo, "", repo_type=repo_type)
+        info = self._json(api_url(self.endpoint, repo_type, repo, "revision", asked.revision), asked)[0]
+        source = _source_from_info(asked, info)
+        if source.gated:
+            self._check_access(source)
+        if source.resolved_repo != repo:
+            self.reporter.info(f"{repo} is now {source.resolved_repo}")
+        return Snapshot(source, tuple(self._tree(source)))
+
+    def get(self, url: str, headers: Mapping[str, str]) -> Any:
+        """One GET without redirects, body not yet read. Raises RetryableError for faults of the network."""
+        self.gate.wait()
+        timeout = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+        errors = self._requests.exceptions
+        try:
+            return self._session.get(url, headers=dict(headers), stream=True, allow_redirects=False, timeout=timeout)
+        except errors.SSLError as exc:
+            step = "set SSL_CERT_FILE to your site's CA bundle; check the clock"
+            raise NetworkError(f"TLS to {origin(url)[1]} failed", redact(str(exc)), step) from exc
+        except errors.ProxyError as exc:
+            raise RetryableError(f"the proxy for {origin(url)[1]} does not answer: {_root_cause(exc)}") from exc
+        except (errors.RequestException, UnicodeError) as exc:  # requests decodes Location even when told to stay
+            raise RetryableError(f"{origin(url)[1]}: {_root_cause(exc)}") from exc
+
+    def retry_status(self, response: Any, url: str) -> None:
+        """Raise RetryableError when the status says that the same request may succeed later."""
+        status = response.status_code
+        if status not in RETRY_STATUS:
+            return
+        wait = rate_limit_wait(response.headers) if status in (429, 503) else None
+        response.close()
+        reason = f"{origin(url)[1]} answered {status}"
+        if status == 429:
+            self.gate.hold(wait if wait is not None else backoff(5), f"{reason} (too many requests)")
+        raise RetryableError(reason, wait)
+
+    def _exchange(self, url: str) -> ApiAnswer:
+        """One API request with its whole body. Raises RetryableError for faults that may pass."""
+        response = self.get(url, {})
+        try:
+            with response:
+                self.retry_status(response, url)
+                return ApiAnswer(response.status_code, response.headers, _limited_body(response))
+        except self._requests.exceptions.RequestException as exc:
+            raise RetryableError(f"{origin(url)[1]}: {_root_cause(exc)}") from exc
+
+    def _ask(self, url: str) -> ApiAnswer:
+        """GET an API URL through redirects (renamed repositories) and passing faults."""
+        failures = 0
+        for _ in range(MAX_REDIRECTS + RETRIES):
+            try:
+                answer = self._exchange(url)
+            except RetryableError as exc:
+                failures += 1
+                if failures >= RETRIES:
+                    step = "check the network, the proxy and HF_ENDPOINT, then run the same command again"
+                    raise NetworkError(f"{self.endpoint} cannot be reached", str(exc), step) from exc
+                self.reporter.detail(f"{exc}; trying again")
+                self._stop.wait(backoff(failures) if exc.wait_s is None else 0)
+                continue
+            if answer.status not in REDIRECTS:
+                return answer
+            url = redirect_target(url, answer.headers.get("Location", ""))
+        raise NetworkError(f"{self.endpoint} redirects in a circle", "", "check HF_ENDPOINT")
+
+    def _json(self, url: str, asked: Source) -> Tuple[Any, Mapping[str, str]]:
+        """The JSON answer of an API URL and its headers; an error answer becomes its HfshipError."""
+        answer = self._ask(url)
+        if answer.status != 200:
+            raise hub_error(answer.status, answer.headers, answer.body, asked, self.token)
+        try:
+            return json.loads(answer.body), answer.headers
+        except ValueError as exc:
+            why = f"{urlsplit(url).path} answered {answer.headers.get('Content-Type', 'nothing')}, not JSON"
+            step = "check HF_ENDPOINT; a proxy or login page may stand in between"
+            raise NetworkError(f"{self.endpoint} does not answer like a Hub", why, step) from exc
+
+    def _check_access(self, source: Source) -> None:
+        """Fail in a second, not after the plan, when a gated repository may not be read. Mirrors without the probe
+        answer 404 for a repository that they just listed: then the download itself will tell."""
+        answer = self._ask(api_url(self.endpoint, source.repo_type, source.resolved_repo, "auth-check"))
+        if answer.status in (401, 403):
+            headers = {**answer.headers, "X-Error-Code": "GatedRepo"}
+            raise hub_error(answer.status, headers, answer.body, source, self.token)
+
+    def _tree(self, source: Source) -> List[RemoteFile]:
+        """Every file of the commit, page by page, safe and distinct."""
+        url: Optional[str] = api_url(self.endpoint, source.repo_type, source.resolved_repo, "tree", source.commit)
+        url = f"{url}?recursive=true&expand=false"
+        files: List[RemoteFile] = []
+        seen: Set[str] = set()
+        try:
+            while url and url not in seen:
+                seen.add(url)
+                page, headers = self._json(url, source)
+                files += [repo_file(item) for item in page if item["type"] == "file"]
+                url = _on_endpoint(next_page(headers.get("Link", "")), self.endpoint)
+            check_distinct_paths(file.path for file in files)
+        except (ValueError, KeyError, TypeError) as exc:
+            what = f"the listing of {source.repo} cannot be used"
+            raise IntegrityError(what, str(exc), f"tell the owner of {source.repo}") from exc
+        return files
+
+
+def _source_from_info(asked: Source, info: Any) -> Source:
+    """The pinned source from the answer of /revision. Raises NetworkError for an answer that is not one."""
+    commit = info.get("sha") if isinstance(info, dict) else None
+    if not isinstance(commit, str) or not _COMMIT.match(commit):
+        raise NetworkError(
+            f"{asked.endpoint} does not answer like a Hub", "no commit in its answer", "check HF_ENDPOINT"
+        )
+    card = info.get("cardData") or {}
+    licenses = [t[len("license:") :] for t in info.get("tags") or [] if str(t).startswith("license:")]
+    license_name = card.get("license") or (licenses[0] if licenses else None)
+    return replace(
+        asked,
+        resolved_repo=str(info.get("id") or asked.repo),
+        commit=commit,
+        license=str(license_name) if license_name else None,
+        gated=info.get("gated") or False,
+    )
+
+
+def _on_endpoint(url: Optional[str], endpoint: str) -> Optional[str]:
+    """Mirrors copy the Hub's absolute `Link` addresses: keep the path, stay with the endpoint we were given.
+
+    >>> _on_endpoint("https://huggingface.co/api/models/a/b/tree/x?cursor=1", "http://mirror:8090")
+    'http://mirror:8090/api/models/a/b/tree/x?cursor=1'
+    """
+    if url is None:
+        return None
+    parts = urlsplit(urljoin(endpoint + "/", url))
+    base = urlsplit(endpoint)
+    return urlunsplit((base.scheme, base.netloc, parts.path, parts.query, ""))
+
+
+def _limited_body(response: Any) -> str:
+    """The text of an API answer. Raises NetworkError beyond MAX_API_BYTES."""
+    pieces, size = [], 0
+    for piece in response.iter_content(CHUNK):
+        size += len(piece)
+        if size > MAX_API_BYTES:
+            raise NetworkError("the Hub's answer is too large to be one", human_bytes(size), "check HF_ENDPOINT")
+        pieces.append(piece)
+    return b"".join(pieces).decode("utf-8", "replace")
+
+
+def _root_cause(exc: BaseException) -> str:
+    """The innermost reason of a chain of wrapped network errors, without URLs."""
+    reason: Any = exc
+    while True:
+        inner = getattr(reason, "reason", None) or (reason.args[0] if getattr(reason, "args", None) else None)
+        if not isinstance(inner, BaseException):
+            return redact(re.sub(r"^<[^>]*>: ", "", str(reason))) or type(reason).__name__
+        reason = inner
 
 
 # ======================================================================================
 # §7 Download
+#
+# Owns the way of bytes from the Hub into a model folder: which range is asked for next, who asks, what is on disk, and
+# the proof that it is right.
+# Promises: a file gets its final name only when every byte of it was hashed and matched the Hub's hash; after kill -9
+# or a power cut the next run asks only for what is missing.
+#
+# While a file is under way `PATH.incomplete` has its final size and holds the ranges that arrived, in place; beside it
+# `.hfship/partial/<sha1 of PATH>.json` tells which ones:
+#   {"format": "hfship-partial/1", "path", "size", "etag", "boot_id",
+#    "synced":  [[start, stop], ...]   on the disk: true after a power cut
+#    "written": [[start, stop], ...]}  in the page cache: true while the machine has the same boot_id
+# Finished files are remembered in `.hfship/verified.jsonl`, one {"path", "size", "mtime_ns", "etag", "sha256"} a line,
+# so that a rerun on a complete folder reads no content. Both are local state and do not travel.
 # ======================================================================================
+
+ACTIVE_FILES = 4  # large files in flight at once: near-sequential writes, and the hasher keeps up
+SMALL_FILE = 1 << 20  # bytes; smaller files are one request and run between the large ones
+MIN_REQUEST = 8 << 20
+MAX_REQUEST = 64 << 20
+REQUEST_SECONDS = 3.0  # a request is sized to keep one connection busy for about this long
+MIN_STEAL = 2 << 20  # below this a second connection costs more than it brings
+READ_SIZE = 1 << 20
+PUBLISH_INTERVAL_S = 0.05
+SYNC_INTERVAL_S = 2.0
+SYNC_BYTES = 256 << 20
+HASH_STEP = 64 << 20  # bytes a hash thread takes from one file before it looks for another
+HASH_THREADS = 2
+WORKER_FAILURES = 8  # in a row and without a byte of progress anywhere, per worker
+
+PARTIAL_FORMAT = "hfship-partial/1"
+
+
+class Intervals:
+    """A set of integers kept as disjoint sorted half-open intervals: which bytes of a file are there.
+
+    >>> have = Intervals([(0, 4), (8, 12)])
+    >>> have.add(4, 6); have.spans, have.missing(16), have.total
+    ([(0, 6), (8, 12)], [(6, 8), (12, 16)], 10)
+    """
+
+    def __init__(self, spans: Iterable[Tuple[int, int]] = ()) -> None:
+        self.spans: List[Tuple[int, int]] = []
+        for start, stop in spans:
+            self.add(start, stop)
+
+    def add(self, start: int, stop: int) -> None:
+        """Insert [start, stop), merging what it touches."""
+        if start >= stop:
+            return
+        first = next((i for i, span in enumerate(self.spans) if span[1] >= start), len(self.spans))
+        last = first
+        while last < len(self.spans) and self.spans[last][0] <= stop:
+            start, stop = min(start, self.spans[last][0]), max(stop, self.spans[last][1])
+            last += 1
+        self.spans[first:last] = [(start, stop)]
+
+    @property
+    def total(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+    @property
+    def prefix(self) -> int:
+        """Length of the unbroken run from 0."""
+        return self.spans[0][1] if self.spans and self.spans[0][0] == 0 else 0
+
+    def missing(self, size: int) -> List[Tuple[int, int]]:
+        """The gaps in [0, size)."""
+        edges = [0, *(edge for span in self.spans for edge in span), size]
+        return [(start, stop) for start, stop in zip(edges[::2], edges[1::2]) if start < stop]
+
+
+class Flight:
+    """A range on its way: [position, stop) of file number `file` is still to come. `stop` shrinks when an idle
+    worker takes over the rear."""
+
+    __slots__ = ("file", "position", "start", "stop")
+
+    def __init__(self, file: int, start: int, stop: int) -> None:
+        self.file, self.start, self.position, self.stop = file, start, start, stop
+
+    @property
+    def left(self) -> int:
+        return self.stop - self.position
+
+
+class Scheduler:
+    """Decides which range comes next. Pure: values in, decisions out; its owner holds a lock around every call.
+
+    A few large files at once, each in ascending order (near-sequential writes, and the hasher can follow); small files
+    in between; at the end idle workers split the largest range in flight, so that nobody waits for a last connection.
+    """
+
+    def __init__(self, sizes: Sequence[int], have: Sequence[Intervals]) -> None:
+        self.have = list(have)
+        self._sizes = list(sizes)
+        self._gaps = [intervals.missing(size) for intervals, size in zip(have, sizes)]  # nobody is on them yet
+        self._ranged = [True] * len(self._sizes)
+        self._flights: List[Flight] = []
+        waiting = [i for i, gaps in enumerate(self._gaps) if gaps]
+        self._small = deque(i for i in waiting if sizes[i] <= SMALL_FILE)
+        self._large = deque(sorted((i for i in waiting if sizes[i] > SMALL_FILE), key=lambda i: -sizes[i]))
+        self._turn = 0
+
+    def take(self, request_size: int) -> Optional[Flight]:
+        """The next range for an idle worker, at most `request_size` bytes; None when nothing is left to hand out."""
+        self._turn += 1
+        queues = (self._small, self._large) if self._turn % 4 == 0 else (self._large, self._small)
+        for queue in queues:
+            file = self._least_busy(queue)
+            if file is not None:
+                return self._depart(file, request_size)
+        return self._steal()
+
+    def advance(self, flight: Flight, count: int) -> int:
+        """`count` bytes at flight.position are written; returns how many of them were not there before."""
+        have = self.have[flight.file]
+        before = have.total
+        have.add(flight.position, flight.position + count)
+        flight.position += count
+        return have.total - before
+
+    def land(self, flight: Flight) -> None:
+        """The worker is done with the flight; what did not arrive is handed out again."""
+        self._flights.remove(flight)
+        if flight.left > 0:
+            self._reopen(flight.file, (flight.position, flight.stop))
+
+    def without_ranges(self, flight: Flight) -> None:
+        """The server ignores Range for this file: this flight gets all of it, and no other joins."""
+        self._ranged[flight.file] = False
+        self._gaps[flight.file] = []
+        flight.stop = self._sizes[flight.file]
+
+    def restart(self, file: int) -> None:
+        """The bytes of this finished file were wrong: fetch all of it again."""
+        self.have[file] = Intervals()
+        self._reopen(file, (0, self._sizes[file]))
+
+    def ranged(self, file: int) -> bool:
+        return self._ranged[file]
+
+    def _least_busy(self, queue: Deque[int]) -> Optional[int]:
+        """Of the first ACTIVE_FILES files of a queue, the one with something to hand out and the fewest flights."""
+        while queue and not self._gaps[queue[0]]:
+            queue.popleft()
+        window = [file for file in islice(queue, ACTIVE_FILES) if self._gaps[file]]
+        busy = {file: sum(flight.file == file for flight in self._flights) for file in window}
+        free = [file for file in window if self._ranged[file] or not busy[file]]
+        return min(free, key=lambda file: busy[file]) if free else None
+
+    def _depart(self, file: int, request_size: int) -> Flight:
+        start, stop = self._gaps[file].pop(0)
+        if not self._ranged[file]:
+            start, stop, self._gaps[file] = 0, self._sizes[file], []
+        elif stop - start > request_size + MIN_STEAL:
+            self._gaps[file].insert(0, (start + request_size, stop))
+            stop = start + request_size
+        flight = Flight(file, start, stop)
+        self._flights.append(flight)
+        return flight
+
+    def _steal(self) -> Optional[Flight]:
+        """The rear half of the flight with most left, taken from its worker."""
+        splittable = [f for f in self._flights if f.left >= 2 * MIN_STEAL and self._ranged[f.file]]
+        if not splittable:
+            return None
+        victim = max(splittable, key=lambda f: f.left)
+        middle = victim.stop - victim.left // 2
+        flight = Flight(victim.file, middle, victim.stop)
+        victim.stop = middle
+        self._flights.append(flight)
+        return flight
+
+    def _reopen(self, file: int, gap: Tuple[int, int]) -> None:
+        self._gaps[file] = sorted([*self._gaps[file], gap])
+        queue = self._small if self._sizes[file] <= SMALL_FILE else self._large
+        if file not in queue:
+            queue.appendleft(file)
+
+
+def request_size(bytes_per_second: float) -> int:
+    """Size of the next request of a connection that runs at this speed."""
+    return int(min(MAX_REQUEST, max(MIN_REQUEST, bytes_per_second * REQUEST_SECONDS)))
+
+
+def check_range_answer(status: int, headers: Mapping[str, str], start: int, stop: int, size: int) -> bool:
+    """Is this the answer to a request for [start, stop) of a file of `size` bytes? True: exactly that range follows;
+    False: the server ignored Range and the whole file follows. Raises RetryableError for anything else.
+
+    >>> check_range_answer(206, {"Content-Range": "bytes 4-7/10"}, 4, 8, 10)
+    True
+    """
+    if headers.get("Content-Encoding", "identity") not in ("identity", ""):
+        # CloudFront answers 200 with gzip to a Range request that accepts gzip: huggingface_hub#3778.
+        raise RetryableError(f"the server compressed the body ({headers.get('Content-Encoding')})")
+    if status == 206:
+        match = re.match(r"bytes (\d+)-(\d+)/(\d+|\*)$", headers.get("Content-Range", ""))
+        if match and (int(match[1]), int(match[2]) + 1) == (start, stop) and match[3] in (str(size), "*"):
+            return True
+        raise RetryableError(f"asked for bytes {start}-{stop - 1}/{size}, got {headers.get('Content-Range')!r}")
+    if status == 200 and headers.get("Content-Length", str(size)) == str(size):
+        return start == 0 and stop == size
+    raise RetryableError(f"unexpected answer {status} with {headers.get('Content-Length')} bytes to a range request")
+
+
+@dataclass(frozen=True)
+class FileJob:
+    """One file to bring: what the Hub says of it, whose it is, and the model folder it goes into."""
+
+    remote: RemoteFile
+    source: Source
+    folder: Path
+
+    @property
+    def target(self) -> Path:
+        return self.folder / self.remote.path
+
+    @property
+    def incomplete(self) -> Path:
+        return self.folder / (self.remote.path + INCOMPLETE)
+
+    @property
+    def journal(self) -> Path:
+        name = hashlib.sha1(self.remote.path.encode("utf-8")).hexdigest()
+        return self.folder / WORK_DIR / "partial" / f"{name}.json"
+
+
+class FileAddress:
+    """Where the bytes of one file are: the Hub's resolve address first, then the (signed) address it redirects to,
+    which all ranges share until it expires or is refused. The Hub's quota counts resolves, not ranges."""
+
+    def __init__(self, client: HubClient, job: FileJob) -> None:
+        self._client, self._job = client, job
+        self._lock = threading.Lock()
+        self._url: Optional[str] = None
+        self._renew_at = float("inf")
+
+    def open(self, start: int, stop: int) -> Any:
+        """The response to a request for [start, stop), body unread. Raises RetryableError or HfshipError."""
+        url = self._known()
+        if url is None:
+            with self._lock:
+                url = self._known()
+                if url is None:
+                    return self._resolve(start, stop)
+        response = self._get(url, start, stop)
+        if response.status_code not in (200, 206):
+            self._refused(response, url)
+        return response
+
+    def forget(self) -> None:
+        """Resolve again before the next request."""
+        self._url = None
+
+    def _known(self) -> Optional[str]:
+        return self._url if time.time() < self._renew_at else None
+
+    def _get(self, url: str, start: int, stop: int) -> Any:
+        response = self._client.get(url, {"Range": f"bytes={start}-{stop - 1}"})
+        self._client.retry_status(response, url)
+        return response
+
+    def _resolve(self, start: int, stop: int) -> Any:
+        url = resolve_url(self._job.source, self._job.remote.path)
+        for _ in range(MAX_REDIRECTS):
+            response = self._get(url, start, stop)
+            if response.status_code in (200, 206):
+                self._remember(url)
+                return response
+            if response.status_code not in REDIRECTS:
+                self._refused(response, url)
+            self._check_unchanged(response.headers)
+            url = redirect_target(url, response.headers.get("Location", ""))
+            response.close()
+        raise NetworkError(f"{self._job.remote.path} is redirected in a circle", "", "check HF_ENDPOINT")
+
+    def _remember(self, url: str) -> None:
+        now = time.time()
+        expires = url_expiry(url, now)
+        self._renew_at = float("inf") if expires is None else expires - min(URL_RENEWAL_S, (expires - now) / 10)
+        self._url = url
+
+    def _refused(self, response: Any, url: str) -> NoReturn:
+        """A final answer of the Hub ends the run; a refusal of a signed address asks for a new one."""
+        self.forget()
+        headers, status = response.headers, response.status_code
+        body = _limited_body(response) if origin(url) == origin(self._client.endpoint) else ""
+        response.close()
+        if origin(url) == origin(self._client.endpoint) and status in (401, 403, 404):
+            raise hub_error(status, headers, body, self._job.source, self._client.token)
+        raise RetryableError(f"{origin(url)[1]} answered {status}")
+
+    def _check_unchanged(self, headers: Mapping[str, str]) -> None:
+        """The redirect tells size, hash and commit of what it leads to: they must be those of the listing."""
+        remote = self._job.remote
+        said = {
+            "X-Linked-Size": str(remote.size),
+            "X-Linked-Etag": remote.etag,
+            "X-Repo-Commit": self._job.source.commit,
+        }
+        for name, expected in said.items():
+            value = headers.get(name, expected).replace("W/", "").strip('"')
+            if value != expected:
+                what = f"{remote.path} is not what {self._client.endpoint} listed"
+                why = f"{name} is {value}, the listing of commit {self._job.source.commit[:12]} says {expected}"
+                raise IntegrityError(what, why, "run the same command again; if it stays so, the mirror is out of date")
+
+
+@lru_cache(maxsize=None)
+def boot_id() -> str:
+    """Names the time since the last boot: what the page cache held is still there while it stays the same."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+class PartialFile:
+    """A file under way: its `.incomplete`, the journal of what is in it, and a hash of its unbroken beginning.
+
+    Opened at the first use, so that a repository of 100,000 files needs few descriptors.
+    """
+
+    def __init__(self, job: FileJob, filesystem: Filesystem) -> None:
+        self.job = job
+        self.hasher = FileHasher(job.remote)
+        self._filesystem = filesystem
+        self._lock = threading.Lock()  # opening, publishing and committing exclude each other
+        self._fd = -1
+        self._committed = False
+        self._synced: List[Tuple[int, int]] = []
+        self._published: List[Tuple[int, int]] = []
+
+    def found(self) -> Intervals:
+        """What an earlier run left. An unreadable or foreign journal counts as none: it only costs bandwidth."""
+        remote = self.job.remote
+        try:
+            state = json.loads(self.job.journal.read_bytes())
+            same = [state["format"], state["path"], state["size"], state["etag"]]
+            if same != [PARTIAL_FORMAT, remote.path, remote.size, remote.etag]:
+                return Intervals()
+            if self.job.incomplete.lstat().st_size != remote.size:
+                return Intervals()
+            trusted = "written" if state["boot_id"] == boot_id() != "" else "synced"
+            self._synced = [(int(start), int(stop)) for start, stop in state["synced"]]
+            spans = [(int(start), int(stop)) for start, stop in state[trusted]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return Intervals()
+        return Intervals((max(0, start), min(stop, remote.size)) for start, stop in spans)
+
+    def _descriptor(self) -> int:
+        with self._lock:
+            if self._fd < 0:
+                try:
+                    self.job.incomplete.parent.mkdir(parents=True, exist_ok=True)
+                    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                    self._fd = os.open(self.job.incomplete, flags, 0o666)
+                    preallocate(self._fd, self.job.remote.size, self._filesystem)
+                except OSError as exc:
+                    raise disk_error(exc, "create", self.job.incomplete) from exc
+            return self._fd
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Raises DiskError."""
+        try:
+            pwrite_all(self._descriptor(), data, offset)
+        except OSError as exc:
+            step = "free space, then run the same command again: what arrived is kept"
+            raise disk_error(exc, "write", self.job.incomplete, step) from exc
+
+    def publish(self, spans: List[Tuple[int, int]], sync: bool) -> None:
+        """Write the journal: `spans` are in the file; with `sync` they are on the disk before the journal says so."""
+        remote = self.job.remote
+        with self._lock:
+            unchanged = spans == (self._synced if sync else self._published)
+            if unchanged or self._committed or self._fd < 0 or remote.size <= SMALL_FILE:
+                return
+            if sync:
+                os.fdatasync(self._fd)
+                self._synced = spans
+            state = {"format": PARTIAL_FORMAT, "path": remote.path, "size": remote.size, "etag": remote.etag}
+            state.update({"boot_id": boot_id(), "synced": self._synced, "written": spans})
+            make_dir(self.job.journal.parent)
+            atomic_write(self.job.journal, json.dumps(state), durable=sync)
+            self._published = spans
+
+    def hash_up_to(self, stop: int) -> None:
+        """Let the hash follow to byte `stop`, from the page cache."""
+        while self.hasher.position < stop:
+            piece = pread_exactly(self._descriptor(), min(CHUNK, stop - self.hasher.position), self.hasher.position)
+            if not piece:
+                raise IntegrityError(
+                    f"{self.job.incomplete} became shorter", "", "leave the folder alone while it is fetched"
+                )
+            self.hasher.update(piece)
+
+    def start_over(self) -> None:
+        """Forget everything that arrived."""
+        self.hasher = FileHasher(self.job.remote)
+        self._synced = []
+        self.publish([], sync=False)
+
+    def commit(self) -> os.stat_result:
+        """The content is proven: give the file its name, durably. Returns its stat."""
+        fd = self._descriptor()
+        with self._lock:
+            self._committed = True
+            try:
+                os.fsync(fd)
+                stat = os.fstat(fd)
+                os.close(fd)
+                os.replace(self.job.incomplete, self.job.target)
+                fsync_dir(self.job.target.parent)
+                with contextlib.suppress(FileNotFoundError):
+                    self.job.journal.unlink()
+            except OSError as exc:
+                raise disk_error(exc, "finish", self.job.target) from exc
+            return stat
+
+
+class FileHasher:
+    """Hashes a file from its beginning: SHA-256 for the manifest, and the git blob id where the Hub gives only that."""
+
+    def __init__(self, remote: RemoteFile) -> None:
+        self.position = 0
+        self._remote = remote
+        self._sha256 = hashlib.sha256()
+        self._git = None if remote.sha256 else git_blob_sha1(remote.size)
+
+    def update(self, piece: bytes) -> None:
+        self._sha256.update(piece)
+        if self._git:
+            self._git.update(piece)
+        self.position += len(piece)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    def matches(self) -> bool:
+        """Is the content, now fed completely, what the Hub listed?"""
+        if self.position != self._remote.size:
+            return False
+        if self._git:
+            return bool(self._git.hexdigest() == self._remote.git_sha1)
+        return self.sha256 == self._remote.sha256
+
+
+class VerifiedLog:
+    """Which files of a folder were proven, so that a rerun reads no content: `.hfship/verified.jsonl`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = folder / WORK_DIR / "verified.jsonl"
+        self._lock = threading.Lock()
+        self._known: Dict[str, Dict[str, Any]] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut by a power cut
+                    record = json.loads(line)
+                    self._known[record["path"]] = record
+
+    def sha256_of(self, remote: RemoteFile) -> Optional[str]:
+        """SHA-256 of the file on disk if it was proven to be `remote` and was not touched since."""
+        record = self._known.get(remote.path)
+        try:
+            stat = os.lstat(self._folder / remote.path)
+        except OSError:
+            return None
+        now = [stat.st_size, stat.st_mtime_ns, remote.etag]
+        if record and [record.get("size"), record.get("mtime_ns"), record.get("etag")] == now:
+            return str(record["sha256"])
+        return None
+
+    def add(self, remote: RemoteFile, stat: os.stat_result, sha256: str) -> None:
+        record = {"path": remote.path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+        record.update({"etag": remote.etag, "sha256": sha256})
+        with self._lock:
+            self._known[remote.path] = record
+            make_dir(self._path.parent)
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(record) + "\n")
+
+
+def write_hub_metadata(folder: Path, remote: RemoteFile, commit: str) -> None:
+    """What huggingface_hub writes for a file of a local folder, so that `hf download --local-dir` finds nothing to do.
+
+    Three lines: commit, etag, time; believed while the file is not younger than the time.
+    """
+    base = folder / ".cache" / "huggingface"
+    path = base / "download" / (remote.path + ".metadata")
+    make_dir(path.parent)
+    if not (base / "CACHEDIR.TAG").exists():
+        (base / ".gitignore").write_text("*", encoding="utf-8")
+        tag = "Signature: 8a477f597d28d172789f06886806bc55\n# Cache directory of huggingface_hub, written by hfship.\n"
+        (base / "CACHEDIR.TAG").write_text(tag, encoding="utf-8")
+    atomic_write(path, f"{commit}\n{remote.etag}\n{time.time()}\n", durable=False)
+
+
+class Download:
+    """Brings a list of files through a pool of workers. Use once: `run()`.
+
+    Threads: the workers fetch and write; hash threads follow the unbroken beginning of each file and finish it; one
+    journal thread publishes what is on disk; the caller waits. All shared state is behind one condition variable.
+    """
+
+    def __init__(
+        self, client: HubClient, jobs: Sequence[FileJob], stage: Stage, stop: threading.Event, workers: int
+    ) -> None:
+        self._client, self._stage, self._stop, self._workers = client, stage, stop, workers
+        self._jobs = list(jobs)
+        filesystem = filesystem_of(jobs[0].folder)
+        self._logs = {folder: VerifiedLog(folder) for folder in {job.folder for job in jobs}}
+        self._partials = [PartialFile(job, filesystem) for job in jobs]
+        self._addresses = [FileAddress(client, job) for job in jobs]
+        have = [partial.found() for partial in self._partials]
+        self._scheduler = Scheduler([job.remote.size for job in jobs], have)
+        self._changed = threading.Condition()
+        # Files with something to hash or to publish; an empty file has nothing to fetch and is finished by its hash.
+        self._open = {i for i, job in enumerate(jobs) if have[i].spans or job.remote.size == 0}
+        self._hashing: Set[int] = set()
+        self._finished = 0
+        self._rejected: Set[int] = set()
+        self._failure: Optional[BaseException] = None
+        stage.skip(sum(intervals.total for intervals in have))
+
+    def run(self) -> None:
+        """Fetch, verify and finish every file. Raises the first HfshipError of any thread, or KeyboardInterrupt;
+        either way what arrived is kept for the next run."""
+        roles = [self._work] * self._workers + [self._hash] * HASH_THREADS + [self._keep_journals]
+        for role in roles:
+            threading.Thread(target=self._guard, args=(role,), daemon=True).start()
+        try:
+            with self._changed:
+                while self._failure is None and not self._complete():
+                    self._changed.wait(0.2)
+        finally:
+            self._stop.set()
+            with self._changed:
+                self._changed.notify_all()
+            self._publish(sync=False)
+        if self._failure is not None:
+            raise self._failure
+
+    def _complete(self) -> bool:
+        return self._finished == len(self._jobs)
+
+    def _guard(self, role: Callable[[], None]) -> None:
+        """Run a thread's role; whatever ends it badly ends the run."""
+        try:
+            role()
+        except KeyboardInterrupt:
+            pass  # the gate's way to say that the run is being stopped
+        except BaseException as exc:  # noqa: BLE001 - handed to the thread that waits in run()
+            with self._changed:
+                self._failure = self._failure or exc
+                self._changed.notify_all()
+
+    # -- workers
+
+    def _work(self) -> None:
+        buffer = memoryview(bytearray(READ_SIZE))
+        failures, speed = 0, 0.0
+        while True:
+            flight = self._next_flight(speed)
+            if flight is None:
+                return
+            began = time.monotonic()
+            try:
+                self._fetch(flight, buffer)
+                failures = 0
+            except RetryableError as exc:
+                failures = 1 if flight.position > flight.start else failures + 1
+                self._after_failure(flight, failures, exc)
+            finally:
+                self._land(flight)
+            speed = (flight.position - flight.start) / max(time.monotonic() - began, 1e-3)
+
+    def _next_flight(self, speed: float) -> Optional[Flight]:
+        """Wait for something to fetch; None when everything is finished or the run ends."""
+        with self._changed:
+            while not self._stop.is_set() and not self._complete():
+                flight = self._scheduler.take(request_size(speed))
+                if flight:
+                    self._open.add(flight.file)
+                    return flight
+                self._changed.wait(0.5)
+        return None
+
+    def _land(self, flight: Flight) -> None:
+        with self._changed:
+            self._scheduler.land(flight)
+            self._changed.notify_all()
+
+    def _after_failure(self, flight: Flight, failures: int, exc: RetryableError) -> None:
+        self._client.reporter.detail(f"{self._jobs[flight.file].remote.path}: {exc}; trying again")
+        if failures >= WORKER_FAILURES:
+            kept = f"{human_bytes(self._stage.done)} of {human_bytes(self._stage.total)} arrived and are kept"
+            step = "check the network, then run the same command again"
+            raise NetworkError(f"the download does not get on: {exc}", kept, step) from exc
+        self._stop.wait(backoff(failures) if exc.wait_s is None else 0)
+
+    def _fetch(self, flight: Flight, buffer: memoryview) -> None:
+        """Bring one flight, or as much of it as comes. Raises RetryableError."""
+        size = self._jobs[flight.file].remote.size
+        asked = flight.stop
+        response = self._addresses[flight.file].open(flight.start, asked)
+        try:
+            if not check_range_answer(response.status_code, response.headers, flight.start, asked, size):
+                self._take_whole(flight)
+                asked = size
+            self._stream(flight, response.raw, buffer)
+            if flight.position == asked:
+                response.raw.release_conn()  # the body is read to its end: the connection can be used again
+        except RetryableError:
+            self._addresses[flight.file].forget()
+            raise
+        finally:
+            if flight.position != asked:
+                response.close()
+
+    def _take_whole(self, flight: Flight) -> None:
+        with self._changed:
+            if flight.start > 0:
+                raise RetryableError("the server ignores Range: the file must come in one piece")
+            self._scheduler.without_ranges(flight)
+
+    def _stream(self, flight: Flight, raw: Any, buffer: memoryview) -> None:
+        """Read the body into the file until the flight's (moving) end.
+
+        The inner http.client response reads straight into our buffer, several times faster than urllib3's stream();
+        it reports a connection closed early as a plain end, so the count decides.
+        """
+        partial, began, step = self._partials[flight.file], time.monotonic(), 16 << 10
+        while flight.left > 0 and not self._stop.is_set():
+            try:
+                count = raw._fp.readinto(buffer[: min(step, flight.left)])
+            except (OSError, HTTPException, ValueError, AttributeError) as exc:
+                raise RetryableError(f"the connection broke: {_root_cause(exc)}") from exc
+            if not count:
+                raise RetryableError(f"the connection ended {flight.left} bytes early")
+            partial.write(buffer[:count], flight.position)
+            with self._changed:
+                new = self._scheduler.advance(flight, count)
+            self._stage.add(new)
+            speed = (flight.position - flight.start) / max(time.monotonic() - began, 1e-3)
+            step = int(min(READ_SIZE, max(16 << 10, speed / 50)))  # 20 ms worth: little is lost by a kill
+
+    # -- hashing and finishing
+
+    def _hash(self) -> None:
+        while True:
+            file = self._next_to_hash()
+            if file is None:
+                return
+            partial = self._partials[file]
+            with self._changed:
+                prefix = self._scheduler.have[file].prefix
+            partial.hash_up_to(min(prefix, partial.hasher.position + HASH_STEP))
+            if partial.hasher.position == self._jobs[file].remote.size:
+                self._finish(file)
+            with self._changed:
+                self._hashing.discard(file)
+                self._changed.notify_all()
+
+    def _next_to_hash(self) -> Optional[int]:
+        """A file whose unbroken beginning has grown beyond its hash; waits for one."""
+        with self._changed:
+            while not self._stop.is_set() and not self._complete():
+                for file in self._open - self._hashing:
+                    prefix, size = self._scheduler.have[file].prefix, self._jobs[file].remote.size
+                    if prefix == size or prefix - self._partials[file].hasher.position >= 4 * CHUNK:
+                        self._hashing.add(file)
+                        return file
+                self._changed.wait(0.1)
+        return None
+
+    def _finish(self, file: int) -> None:
+        """All bytes are there and hashed: accept the file, or fetch it once more."""
+        partial, job = self._partials[file], self._jobs[file]
+        if not partial.hasher.matches():
+            self._reject(file)
+            return
+        stat = partial.commit()
+        self._logs[job.folder].add(job.remote, stat, partial.hasher.sha256)
+        write_hub_metadata(job.folder, job.remote, job.source.commit)
+        with self._changed:
+            self._open.discard(file)
+            self._finished += 1
+
+    def _reject(self, file: int) -> None:
+        partial, job = self._partials[file], self._jobs[file]
+        partial.start_over()
+        if file in self._rejected:
+            why = f"its hash is not {job.remote.etag}, twice; the bytes were thrown away"
+            step = "try another network or mirror (--endpoint); something between the Hub and here changes bytes"
+            raise IntegrityError(f"{job.remote.path} arrives damaged", why, step)
+        self._client.reporter.warn(f"{job.remote.path} arrived damaged; fetching it again")
+        self._rejected.add(file)
+        self._addresses[file].forget()
+        self._stage.add(-job.remote.size)
+        with self._changed:
+            self._scheduler.restart(file)
+
+    # -- journals
+
+    def _keep_journals(self) -> None:
+        synced_at, synced_bytes = time.monotonic(), 0
+        while not self._stop.wait(PUBLISH_INTERVAL_S):
+            due = time.monotonic() - synced_at > SYNC_INTERVAL_S or self._stage.done - synced_bytes > SYNC_BYTES
+            self._publish(sync=due)
+            if due:
+                synced_at, synced_bytes = time.monotonic(), self._stage.done
+
+    def _publish(self, sync: bool) -> None:
+        with self._changed:
+            spans = {file: list(self._scheduler.have[file].spans) for file in self._open}
+        for file, have in spans.items():
+            self._partials[file].publish(have, sync)
+
+
+@dataclass(frozen=True)
+class FetchRequest:
+    """What the operator asked for: one repository and the files of it."""
+
+    repo: str
+    revision: Optional[str]
+    name: str
+    repo_type: str = "model"
+    include: Tuple[str, ...] = ()
+    exclude: Tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FetchPlan:
+    """What one repository needs: the files wanted, and those that are there already, proven (path -> SHA-256)."""
+
+    name: str
+    folder: Path
+    snapshot: Snapshot
+    wanted: Tuple[RemoteFile, ...]
+    present: Mapping[str, str]
+
+    @property
+    def jobs(self) -> List[FileJob]:
+        missing = [file for file in self.wanted if file.path not in self.present]
+        return [FileJob(file, self.snapshot.source, self.folder) for file in missing]
+
+
+def select_files(files: Sequence[RemoteFile], include: Sequence[str], exclude: Sequence[str]) -> List[RemoteFile]:
+    """The files that match one of `include` (all when empty) and none of `exclude`.
+
+    Patterns are fnmatch on the whole path, as in `hf download`: `*` also crosses '/', and `dir/` means `dir/*`.
+
+    >>> files = [RemoteFile(p, 1, "") for p in ("a.json", "onnx/a.onnx")]
+    >>> [f.path for f in select_files(files, [], ["onnx/"])]
+    ['a.json']
+    """
+
+    def matches(path: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(path, p + "*" if p.endswith("/") else p) for p in patterns)
+
+    return [f for f in files if (not include or matches(f.path, include)) and not matches(f.path, exclude)]
+
+
+def present_files(folder: Path, wanted: Sequence[RemoteFile], reporter: Reporter) -> Dict[str, str]:
+    """path -> SHA-256 of the wanted files that lie in the folder already. Files that this hfship did not prove are
+    hashed now and adopted when they are right (`hf download` never checks a hash)."""
+    log = VerifiedLog(folder)
+    present, unproven = {}, []
+    for remote in wanted:
+        path = folder / remote.path
+        sha256 = log.sha256_of(remote)
+        if sha256:
+            present[remote.path] = sha256
+        elif path.is_file() and not path.is_symlink() and path.stat().st_size == remote.size:
+            unproven.append(remote)
+    with reporter.stage("checking", sum(remote.size for remote in unproven)) as stage:
+        for remote in unproven:
+            hasher = FileHasher(remote)
+            with (folder / remote.path).open("rb") as stream:
+                for piece in iter(lambda: stream.read(CHUNK), b""):
+                    hasher.update(piece)
+                    stage.add(len(piece))
+                if hasher.matches():
+                    log.add(remote, os.fstat(stream.fileno()), hasher.sha256)
+                    present[remote.path] = hasher.sha256
+    return present
+
+
+def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter: Reporter) -> FetchPlan:
+    """Ask the Hub what the repository has and look at what is here. Writes nothing but the record of proven files."""
+    snapshot = client.snapshot(request.repo, request.revision, request.repo_type)
+    wanted = select_files(snapshot.files, request.include, request.exclude)
+    if not wanted:
+        why = f"{len(snapshot.files)} files in the repository, none selected"
+        raise NotFoundError(f"nothing to fetch from {request.repo}", why, "check --include and --exclude")
+    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present_files(folder, wanted, reporter))
+
+
+def bytes_to_write(plan: FetchPlan) -> int:
+    """Room that the plan still needs: missing bytes less the blocks that unfinished files hold already."""
+    needed = 0
+    for job in plan.jobs:
+        with contextlib.suppress(OSError):
+            needed -= min(job.remote.size, job.incomplete.stat().st_blocks * 512)
+        needed += job.remote.size
+    return needed
+
+
+def finish_fetch(plan: FetchPlan) -> Manifest:
+    """All files are proven: write the manifest. An unchanged manifest keeps its bytes, so that packing it again gives
+    the same archive."""
+    log = VerifiedLog(plan.folder)
+    entries = [FileEntry(f.path, f.size, log.sha256_of(f) or "") for f in plan.wanted]
+    changed = [entry.path for entry in entries if not entry.sha256]
+    if changed:
+        raise IntegrityError(f"{changed[0]} changed while it was fetched", "", "run the same command again")
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    manifest = make_manifest(plan.name, entries, replace(plan.snapshot.source, fetched_at=stamp))
+    with contextlib.suppress(OSError):
+        (plan.folder / WORK_DIR / "partial").rmdir()  # kept while it holds journals of other files
+    with contextlib.suppress(IntegrityError):
+        old = read_manifest(plan.folder)
+        if old and old.source and replace(old, source=replace(old.source, fetched_at=stamp)) == manifest:
+            return old
+    write_manifest(plan.folder, manifest)
+    return manifest
 
 
 # ======================================================================================
@@ -1064,10 +2397,58 @@ def _regular_size(folder: Path, full: Path, path: str) -> int:
 # ======================================================================================
 
 # ---- zstd backends -------------------------------------------------------------------
+#
+# libzstd comes from the first of these that works; HFSHIP_ZSTD=NAME allows only that one:
+#
+#   memfd      zstandard's C backend, carried in hfship.pyz, loaded from sealed memory: nothing is written anywhere
+#   cache      the same from a private folder, where the host refuses to run code from memory (SELinux, no /proc)
+#   installed  the host's zstandard; only when hfship.py runs from source, in place of the carried one
+#   stdlib     compression.zstd of Python 3.14
+#   system     the distribution's libzstd.so.1, through ctypes
+#
+# All make and take the same frames (RFC 8878), with content size and checksum.
+
+ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+BUILD_TABLE = "hfship-build.json"  # {"version", "entries": {name: SHA-256}}: what build_zipapp.py put into this file
+
+# linux/fcntl.h; Python below 3.9 has no names for them. No write, no growing, no shrinking, no further seal.
+_F_ADD_SEALS, _ALL_SEALS = 1033, 0xF
+
+# ZSTD_cParameter and the level that libzstd calls 100, under the names that zstandard and compression.zstd use (zstd.h)
+_ZSTD_PARAMETERS = {
+    "compression_level": 100,
+    "window_log": 101,
+    "hash_log": 102,
+    "chain_log": 103,
+    "search_log": 104,
+    "min_match": 105,
+    "target_length": 106,
+    "strategy": 107,
+    "content_size_flag": 200,
+    "checksum_flag": 201,
+}
 
 
 class ZstdError(Exception):
     """A frame that does not decode to exactly what was asked for."""
+
+
+def declared_size(frame: Union[bytes, memoryview]) -> Optional[int]:
+    """The content size in a frame's header (RFC 8878 §3.1.1.1); None when it is no zstd frame or does not say.
+
+    >>> declared_size(bytes.fromhex("28b52ffd 24 03 190000 616263 9fe87352"))
+    3
+    """
+    if len(frame) < 6 or bytes(frame[:4]) != ZSTD_MAGIC:
+        return None
+    descriptor = frame[4]
+    single_segment = descriptor >> 5 & 1
+    width = (single_segment, 2, 4, 8)[descriptor >> 6]
+    start = 5 + (1 - single_segment) + (0, 1, 2, 4)[descriptor & 3]
+    field_bytes = bytes(frame[start : start + width])
+    if not width or len(field_bytes) < width:
+        return None
+    return int.from_bytes(field_bytes, "little") + (256 if width == 2 else 0)
 
 
 class Zstd:
@@ -1076,37 +2457,304 @@ class Zstd:
     The callables it makes hold library state: one per thread, never shared.
     """
 
-    def __init__(self, name: str, origin: str, module: Any) -> None:
-        self.name, self.origin, self._module = name, origin, module
+    def __init__(self, name: str, origin: str) -> None:
+        self.name, self.origin = name, origin
 
-    def compressor(self, level: int) -> Callable[[Union[bytes, memoryview]], bytes]:
-        """content -> one independent frame with content size and checksum."""
-        compress: Callable[[Union[bytes, memoryview]], bytes] = self._module.ZstdCompressor(
-            level=level, write_checksum=True, write_content_size=True
-        ).compress
-        return compress
+    def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
+        """content -> one independent frame with content size and checksum.
+
+        `parameters` are libzstd's own (window_log, hash_log, chain_log, search_log, min_match, target_length,
+        strategy); 0 leaves one to the level.
+        """
+        raise NotImplementedError
 
     def decompressor(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
         """(frame, content size) -> content. Raises ZstdError unless it is exactly one whole frame of that size."""
-        decoder = self._module.ZstdDecompressor()
+        decode = self._decoder()
 
         def decompress(frame: Union[bytes, memoryview], size: int) -> bytes:
-            try:
-                content: bytes = decoder.decompress(frame, max_output_size=size, allow_extra_data=False)
-            except self._module.ZstdError as exc:
-                raise ZstdError(str(exc)) from exc
+            # Before the library sees it: a damaged header must not make it allocate what the header claims.
+            declared = declared_size(frame)
+            if declared != size:
+                raise ZstdError(f"the frame declares {declared} bytes instead of {size}")
+            content = decode(frame, size)
             if len(content) != size:
-                raise ZstdError(f"frame holds {len(content)} bytes instead of {size}")
+                raise ZstdError(f"the frame holds {len(content)} bytes instead of {size}")
             return content
 
         return decompress
 
+    def _decoder(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
+        """The library's part of `decompressor`, for frames whose header declares the right size."""
+        raise NotImplementedError
+
+
+class _Zstandard(Zstd):
+    """The zstandard package, or its C backend alone."""
+
+    def __init__(self, module: Any, origin: str) -> None:
+        library = ".".join(map(str, module.ZSTD_VERSION))
+        super().__init__(f"zstandard {module.__version__} (libzstd {library})", origin)
+        self._module = module
+
+    def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
+        options = self._module.ZstdCompressionParameters(
+            compression_level=level, write_checksum=1, write_content_size=1, **parameters
+        )
+        compress: Callable[[Union[bytes, memoryview]], bytes]
+        compress = self._module.ZstdCompressor(compression_params=options).compress
+        return compress
+
+    def _decoder(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
+        decoder = self._module.ZstdDecompressor()
+
+        def decode(frame: Union[bytes, memoryview], size: int) -> bytes:
+            try:
+                if size:
+                    content: bytes = decoder.decompress(frame, max_output_size=size, allow_extra_data=False)
+                    return content
+                # decompress() believes a header that says 0 without reading on.
+                stream = decoder.decompressobj()
+                content = stream.decompress(frame)
+                whole = stream.eof and not stream.unused_data
+            except self._module.ZstdError as exc:
+                raise ZstdError(str(exc)) from exc
+            if not whole:
+                raise ZstdError("not exactly one whole frame")
+            return content
+
+        return decode
+
+
+class _StdlibZstd(Zstd):
+    """compression.zstd of Python 3.14."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__(f"compression.zstd (libzstd {module.zstd_version})", "Python's standard library")
+        self._module = module
+
+    def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
+        wanted = {"compression_level": level, "checksum_flag": 1, "content_size_flag": 1, **parameters}
+        names = self._module.CompressionParameter
+        stream = self._module.ZstdCompressor(options={names[name]: value for name, value in wanted.items()})
+
+        def compress(content: Union[bytes, memoryview]) -> bytes:
+            frame: bytes = stream.compress(content, stream.FLUSH_FRAME)
+            return frame
+
+        return compress
+
+    def _decoder(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
+        def decode(frame: Union[bytes, memoryview], size: int) -> bytes:
+            stream = self._module.ZstdDecompressor()  # one per frame: it cannot start anew
+            try:
+                content: bytes = stream.decompress(frame, max_length=size + 1)
+            except (self._module.ZstdError, EOFError) as exc:
+                raise ZstdError(str(exc)) from exc
+            if not stream.eof or stream.unused_data:
+                raise ZstdError("not exactly one whole frame")
+            return content
+
+        return decode
+
+
+class _SystemZstd(Zstd):
+    """libzstd.so.1 through ctypes, which lets other threads run meanwhile. Its API is stable since 1.4.0 (zstd.h)."""
+
+    def __init__(self, ctypes: Any) -> None:
+        self._ctypes, self._library = ctypes, ctypes.CDLL("libzstd.so.1")
+        pointer, size, integer = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        for name, result, arguments in (
+            ("ZSTD_versionString", ctypes.c_char_p, []),
+            ("ZSTD_isError", ctypes.c_uint, [size]),
+            ("ZSTD_getErrorName", ctypes.c_char_p, [size]),
+            ("ZSTD_createCCtx", pointer, []),
+            ("ZSTD_freeCCtx", size, [pointer]),
+            ("ZSTD_CCtx_setParameter", size, [pointer, integer, integer]),
+            ("ZSTD_compressBound", size, [size]),
+            ("ZSTD_compress2", size, [pointer, pointer, size, ctypes.c_char_p, size]),
+            ("ZSTD_createDCtx", pointer, []),
+            ("ZSTD_freeDCtx", size, [pointer]),
+            ("ZSTD_findFrameCompressedSize", size, [ctypes.c_char_p, size]),
+            ("ZSTD_decompressDCtx", size, [pointer, pointer, size, ctypes.c_char_p, size]),
+        ):
+            function = getattr(self._library, name)
+            function.restype, function.argtypes = result, arguments
+        super().__init__(f"libzstd {self._library.ZSTD_versionString().decode()}", "libzstd.so.1 of this system")
+
+    def _checked(self, result: int) -> int:
+        if self._library.ZSTD_isError(result):
+            raise ZstdError(self._library.ZSTD_getErrorName(result).decode())
+        return result
+
+    def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
+        library, context = self._library, self._library.ZSTD_createCCtx()
+        wanted = {"compression_level": level, "checksum_flag": 1, "content_size_flag": 1, **parameters}
+        for name, value in wanted.items():
+            self._checked(library.ZSTD_CCtx_setParameter(context, _ZSTD_PARAMETERS[name], value))
+
+        def compress(content: Union[bytes, memoryview]) -> bytes:
+            source = bytes(content)  # ctypes cannot point into a read-only memoryview
+            target = self._ctypes.create_string_buffer(library.ZSTD_compressBound(len(source)))
+            size = self._checked(library.ZSTD_compress2(context, target, len(target), source, len(source)))
+            frame: bytes = self._ctypes.string_at(target, size)
+            return frame
+
+        weakref.finalize(compress, library.ZSTD_freeCCtx, context)
+        return compress
+
+    def _decoder(self) -> Callable[[Union[bytes, memoryview], int], bytes]:
+        library, context = self._library, self._library.ZSTD_createDCtx()
+
+        def decode(frame: Union[bytes, memoryview], size: int) -> bytes:
+            source = bytes(frame)
+            # ZSTD_decompressDCtx goes on into further and skippable frames.
+            if self._checked(library.ZSTD_findFrameCompressedSize(source, len(source))) != len(source):
+                raise ZstdError("not exactly one whole frame")
+            target = self._ctypes.create_string_buffer(max(size, 1))
+            found = self._checked(library.ZSTD_decompressDCtx(context, target, size, source, len(source)))
+            content: bytes = self._ctypes.string_at(target, found)
+            return content
+
+        weakref.finalize(decode, library.ZSTD_freeDCtx, context)
+        return decode
+
+
+def own_entry(name: str) -> bytes:
+    """One entry of the hfship.pyz that runs. Raises OSError when there is none (from source: no such file)."""
+    try:
+        content: bytes = globals()["__loader__"].get_data(os.path.join(os.path.dirname(__file__), name))
+        return content
+    except (ImportError, EOFError, zlib.error) as exc:
+        raise _damaged(name, f"{type(exc).__name__}: {exc}") from exc
+
+
+def own_build() -> Mapping[str, Any]:
+    """The build table of the hfship.pyz that runs; {} when hfship.py runs from source."""
+    try:
+        table = json.loads(own_entry(BUILD_TABLE))
+        return {"version": str(table["version"]), "entries": dict(table["entries"])}
+    except OSError:
+        return {}
+    except (ValueError, KeyError, TypeError) as exc:
+        raise _damaged(BUILD_TABLE, str(exc)) from exc
+
+
+def _damaged(entry: str, why: str) -> IntegrityError:
+    return IntegrityError(
+        f"{os.path.dirname(os.path.abspath(__file__))} is damaged",
+        f"{entry}: {why}",
+        "copy it again, and compare its SHA-256 with the published one",
+    )
+
+
+def _carried_backend() -> Tuple[bytes, str]:
+    """(zstandard's C backend for this Python and machine, its SHA-256), checked. Raises ImportError if not carried."""
+    entries = own_build().get("entries")
+    if entries is None:
+        raise ImportError("hfship runs from source")
+    # As in ".cpython-311-x86_64-linux-gnu.so": version, free threading, machine and C library in one name.
+    abi = importlib.machinery.EXTENSION_SUFFIXES[0][1:-3]
+    name = f"native/{abi}/backend_c.so"
+    if name not in entries:
+        raise ImportError(f"hfship carries no zstandard for {abi}")
+    image = own_entry(name)
+    if hashlib.sha256(image).hexdigest() != entries[name]:
+        raise _damaged(name, "its SHA-256 is not the one it was built with")
+    return image, entries[name]
+
+
+def _load_extension(path: str) -> Any:
+    """The C backend at `path`, under a name of our own: a zstandard that the host imports is neither used nor hurt."""
+    loader = importlib.machinery.ExtensionFileLoader("hfship.backend_c", path)
+    module = loader.create_module(importlib.machinery.ModuleSpec("hfship.backend_c", loader, origin=path))
+    loader.exec_module(module)
+    return module
+
+
+def _zstd_from_memfd() -> Zstd:
+    image, _ = _carried_backend()
+    if not hasattr(os, "memfd_create"):
+        raise ImportError("this Python was built without memfd_create")
+    fd = os.memfd_create("hfship-zstd", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        write_all(fd, image)
+        fcntl.fcntl(fd, _F_ADD_SEALS, _ALL_SEALS)
+        return _Zstandard(_load_extension(f"/proc/self/fd/{fd}"), "hfship.pyz, in memory")
+    finally:
+        os.close(fd)  # the mapping stays
+
+
+def _zstd_from_cache() -> Zstd:
+    image, digest = _carried_backend()
+    refused = []
+    for folder in _cache_folders():
+        path = folder / f"backend_c-{digest}.so"
+        try:
+            _require_private(folder)
+            if not path.is_file() or sha256_file(path) != digest:
+                atomic_write(path, image, 0o600)
+            return _Zstandard(_load_extension(str(path)), f"hfship.pyz, by way of {path}")
+        except (OSError, ImportError, DiskError) as exc:
+            refused.append(f"{folder}: {exc}")
+    raise ImportError("; ".join(refused))
+
+
+def _cache_folders() -> List[Path]:
+    """Where compiled code may lie, best first."""
+    user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    beside = Path(__file__).absolute().parent.with_name(".hfship-cache")
+    own = os.environ.get("HFSHIP_CACHE")
+    return ([Path(own)] if own else []) + [Path(user_cache) / "hfship", beside]
+
+
+def _require_private(folder: Path) -> None:
+    """Create `folder` for ourselves alone, or raise PermissionError when others could put code there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise PermissionError(errno.EPERM, "not a folder but a link", str(folder))
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "others can write there (chmod go-w, or set HFSHIP_CACHE)", str(folder))
+
+
+def _zstd_installed() -> Zstd:
+    if own_build():
+        raise ImportError("only used when hfship.py runs from source")
+    module = importlib.import_module("zstandard")
+    return _Zstandard(module, os.path.dirname(module.__file__ or ""))
+
+
+def _zstd_from_stdlib() -> Zstd:
+    return _StdlibZstd(importlib.import_module("compression.zstd"))
+
+
+def _zstd_from_system() -> Zstd:
+    return _SystemZstd(importlib.import_module("ctypes"))
+
+
+ZSTD_BACKENDS: Mapping[str, Callable[[], Zstd]] = {
+    "memfd": _zstd_from_memfd,
+    "cache": _zstd_from_cache,
+    "installed": _zstd_installed,
+    "stdlib": _zstd_from_stdlib,
+    "system": _zstd_from_system,
+}
+
 
 def load_zstd() -> Zstd:
     """The first zstd backend that works. Raises HostError that names what was tried."""
-    import zstandard
-
-    return Zstd(f"zstandard {zstandard.__version__}", "site-packages", zstandard)
+    forced = os.environ.get("HFSHIP_ZSTD", "")
+    if forced and forced not in ZSTD_BACKENDS:
+        raise UsageError(f"HFSHIP_ZSTD={forced} is no zstd backend", "", f"use one of {', '.join(ZSTD_BACKENDS)}")
+    tried = []
+    for name in [forced] if forced else ZSTD_BACKENDS:
+        try:
+            return ZSTD_BACKENDS[name]()
+        except (ImportError, OSError, AttributeError) as exc:  # AttributeError: a libzstd before 1.4
+            tried.append(f"{name:<9}  {exc}")
+    next_step = "unset HFSHIP_ZSTD" if forced else "install the system's zstd library (libzstd1, libzstd or zstd)"
+    raise HostError("no zstd library can be used", "\n".join(tried), f"{next_step}, or use Python 3.14 or newer")
 
 
 # ---- frames, seek table, parts -------------------------------------------------------
@@ -3069,7 +4717,396 @@ def _too_slow(deployment: Deployment, phase: str, answer: Answer) -> IncompleteE
 
 # ======================================================================================
 # §17 Mirror
+#
+# Owns the serving side of the Hub's API: read-only, over a folder of models, so that `HF_ENDPOINT=http://HOST:PORT hf
+# download ORG/NAME`, transformers and vLLM work inside the site. The folder holds NAME/ or ORG/NAME/ with plain files.
+# Promises: what a manifest calls ORG/NAME at a commit is served under that name and commit; nothing outside the listed
+# files can be read, and nothing is ever written.
 # ======================================================================================
+
+TREE_PAGE = 1000  # entries, as on huggingface.co
+LFS_THRESHOLD = 1 << 20  # bytes; larger files have a SHA-256 as their etag, smaller ones a git blob id, as on the Hub
+_LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".zip", ".tar", ".model")
+RESCAN_S = 2.0
+
+
+@dataclass(frozen=True)
+class MirrorFile:
+    """One file that the mirror offers: how the Hub would list it, and where its bytes are."""
+
+    remote: RemoteFile
+    location: Path
+
+
+@dataclass(frozen=True)
+class MirrorRepo:
+    """One model folder as a repository at one commit. `revisions` are the names that lead to it."""
+
+    repo: str
+    repo_type: str
+    commit: str
+    revisions: FrozenSet[str]
+    license: Optional[str]
+    files: Mapping[str, MirrorFile]
+
+
+class Library:
+    """The repositories of a models folder, found anew when the folder changes. Safe to share between threads."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._lock = threading.Lock()
+        self._scanned = -RESCAN_S
+        self._repos: Dict[Tuple[str, str], MirrorRepo] = {}
+        self._cache: Dict[Path, Tuple[object, MirrorRepo]] = {}
+
+    def repos(self) -> Dict[Tuple[str, str], MirrorRepo]:
+        """(repository type, id in lower case) -> repository."""
+        with self._lock:
+            if time.monotonic() - self._scanned > RESCAN_S:
+                found = [self._repo(folder, name) for folder, name in model_folders(self._root)]
+                self._repos = {(repo.repo_type, repo.repo.lower()): repo for repo in found}
+                self._scanned = time.monotonic()
+            return self._repos
+
+    def find(self, repo_type: str, repo: str) -> Optional[MirrorRepo]:
+        return self.repos().get((repo_type, repo.lower()))
+
+    def _repo(self, folder: Path, name: str) -> MirrorRepo:
+        listing = content_files(folder)
+        state = tuple((path, size, (folder / path).stat().st_mtime_ns) for path, size in listing)
+        known = self._cache.get(folder)
+        if known is None or known[0] != state:
+            known = (state, mirror_repo(folder, name, listing, read_manifest(folder)))
+            self._cache[folder] = known
+        return known[1]
+
+
+def model_folders(root: Path) -> List[Tuple[Path, str]]:
+    """(folder, id) of every model below `root`: NAME/ and ORG/NAME/. A folder with files of its own is a model."""
+    found = []
+    for folder in _visible_folders(root):
+        if any(entry.is_file() for entry in folder.iterdir()):
+            found.append((folder, folder.name))
+        else:
+            found += [(inner, f"{folder.name}/{inner.name}") for inner in _visible_folders(folder)]
+    return found
+
+
+def _visible_folders(root: Path) -> List[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def mirror_repo(
+    folder: Path, name: str, listing: Sequence[Tuple[str, int]], manifest: Optional[Manifest]
+) -> MirrorRepo:
+    """A model folder as a repository. Hashes come from the manifest where it has them; files beside it are hashed."""
+    source = manifest.source if manifest else None
+    known = {entry.path: entry for entry in manifest.files} if manifest else {}
+    files = {}
+    for path, size in listing:
+        entry = known.get(path)
+        sha256 = entry.sha256 if entry and entry.size == size else None
+        files[path] = MirrorFile(_remote_view(folder / path, path, size, sha256), folder / path)
+    digest = hashlib.sha1("".join(f"{path} {file.remote.etag}\n" for path, file in sorted(files.items())).encode())
+    commit = source.commit if source else digest.hexdigest()
+    revisions = {"main", commit} | ({source.revision} if source else set())
+    return MirrorRepo(
+        source.resolved_repo if source else name,
+        source.repo_type if source else "model",
+        commit,
+        frozenset(revisions),
+        source.license if source else None,
+        files,
+    )
+
+
+def _remote_view(location: Path, path: str, size: int, sha256: Optional[str]) -> RemoteFile:
+    """A file as the Hub lists it: large files and weights through LFS, the rest as git blobs."""
+    if size <= LFS_THRESHOLD and not path.endswith(_LFS_SUFFIXES):
+        blob = git_blob_sha1(size)
+        blob.update(location.read_bytes())
+        return RemoteFile(path, size, blob.hexdigest())
+    sha256 = sha256 or sha256_file(location)
+    # The text of the LFS pointer; its blob id is the `oid` of the entry (git-lfs specification).
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+    blob = git_blob_sha1(len(pointer))
+    blob.update(pointer)
+    return RemoteFile(path, size, blob.hexdigest(), sha256)
+
+
+def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> List[Dict[str, Any]]:
+    """The Hub's tree answer for a folder ("" = root), sorted by path, folders included."""
+    prefix = below + "/" if below else ""
+    folders: Set[str] = set()
+    files = []
+    for path, file in repo.files.items():
+        if not path.startswith(prefix):
+            continue
+        parts = path[len(prefix) :].split("/")
+        depth = len(parts) if recursive else min(len(parts), 2)
+        folders.update(prefix + "/".join(parts[:i]) for i in range(1, depth))
+        if recursive or len(parts) == 1:
+            files.append(file_entry(file.remote))
+    entries = [
+        {"type": "directory", "oid": hashlib.sha1(f.encode()).hexdigest(), "size": 0, "path": f} for f in folders
+    ]
+    return sorted(entries + files, key=lambda entry: str(entry["path"]))
+
+
+def file_entry(remote: RemoteFile) -> Dict[str, Any]:
+    """One file of a tree answer."""
+    entry: Dict[str, Any] = {"type": "file", "oid": remote.git_sha1, "size": remote.size, "path": remote.path}
+    if remote.sha256:
+        entry["lfs"] = {"oid": remote.sha256, "size": remote.size, "pointerSize": 134}
+    return entry
+
+
+def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
+    """The Hub's answer to /api/models/ID/revision/REV."""
+    siblings = []
+    for path, file in sorted(repo.files.items()):
+        sibling: Dict[str, Any] = {"rfilename": path, "size": file.remote.size, "blobId": file.remote.git_sha1}
+        if file.remote.sha256:
+            sibling["lfs"] = {"sha256": file.remote.sha256, "size": file.remote.size, "pointerSize": 134}
+        siblings.append(sibling)
+    return {
+        "_id": repo.commit[:24],
+        "id": repo.repo,
+        "modelId": repo.repo,
+        "author": repo.repo.rpartition("/")[0] or None,
+        "sha": repo.commit,
+        "private": False,
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [f"license:{repo.license}"] if repo.license else [],
+        "cardData": {"license": repo.license} if repo.license else {},
+        "siblings": siblings,
+        "usedStorage": sum(file.remote.size for file in repo.files.values()),
+    }
+
+
+def parse_byte_range(header: Optional[str], size: int) -> Optional[Tuple[int, int]]:
+    """[start, stop) of a Range header; None when the whole file is to be sent (no header, another unit, several
+    ranges). Raises ValueError when nothing of the range exists (416).
+
+    >>> [parse_byte_range(h, 10) for h in ("bytes=2-4", "bytes=5-", "bytes=-3", None, "bytes=0-1,4-5")]
+    [(2, 5), (5, 10), (7, 10), None, None]
+    """
+    match = re.match(r"bytes=(\d*)-(\d*)$", (header or "").replace(" ", ""))
+    if not match or not any(match.groups()):
+        return None
+    first, last = match.groups()
+    if not first:
+        start, stop = max(0, size - int(last)), size
+    else:
+        start, stop = int(first), min(size, int(last) + 1) if last else size
+    if start >= stop:
+        raise ValueError("range not satisfiable")
+    return start, stop
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """One connection of a Hub client. Subclasses (the test Hub) override the small steps to misbehave."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = f"hfship/{__version__}"
+    timeout = 60
+    disable_nagle_algorithm = True
+    server: MirrorServer
+
+    def do_GET(self) -> None:
+        try:
+            self.route(urlsplit(self.path))
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+        except HfshipError as exc:  # a model folder that cannot be read must not end the mirror
+            self.server.reporter.error(exc)
+            self.send_error_code(500, "InternalError", exc.what)
+
+    do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "0")
+        if not length.isdigit() or int(length) > CHUNK:
+            self.close_connection = True
+            self.send_json(413, {"error": "body too large"})
+            return
+        self.form = parse_qs(self.rfile.read(int(length)).decode("utf-8", "replace"))
+        self.do_GET()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+        self.server.reporter.detail(f"{self.address_string()} {format % args}")
+
+    def route(self, url: SplitResult) -> None:
+        """Find the handler of a path. Segments are unquoted one by one: a revision may hold an encoded '/'."""
+        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        if parts[0] == "api" and len(parts) > 2 and parts[1].rstrip("s") in REPO_TYPES:
+            self.route_api(parts[1][:-1], parts[2:], query)
+        elif "resolve" in parts[1:]:
+            repo_type = parts.pop(0)[:-1] if parts[0] in ("datasets", "spaces") else "model"
+            at = parts.index("resolve")
+            self.send_file("/".join(parts[:at]), repo_type, parts[at + 1 :])
+        elif url.path in ("/", "/health"):
+            self.send_json(
+                200, {"hfship": __version__, "repos": sorted(r.repo for r in self.server.library.repos().values())}
+            )
+        else:
+            self.send_error_code(404, "EntryNotFound", "no such page")
+
+    def route_api(self, repo_type: str, parts: List[str], query: Mapping[str, str]) -> None:
+        """/api/models/{ID}[/VERB[/REV[/PATH...]]] where ID has one or two segments."""
+        verbs = ("revision", "tree", "paths-info", "refs", "treesize", "auth-check")
+        at = next((i for i, part in enumerate(parts[:3]) if i and part in verbs), len(parts))
+        repo = self.server.library.find(repo_type, "/".join(parts[:at]))
+        verb, rest = (parts[at], parts[at + 1 :]) if at < len(parts) else ("revision", [])
+        if repo is None:
+            self.send_error_code(404, "RepoNotFound", "Repository not found")
+        elif rest and rest[0] not in repo.revisions and not self.is_short_commit(rest[0], repo):
+            self.send_error_code(404, "RevisionNotFound", f"Invalid rev id: {rest[0]}")
+        else:
+            self.answer_api(repo, verb, "/".join(rest[1:]), query)
+
+    @staticmethod
+    def is_short_commit(revision: str, repo: MirrorRepo) -> bool:
+        return len(revision) >= 7 and repo.commit.startswith(revision)
+
+    def answer_api(self, repo: MirrorRepo, verb: str, path: str, query: Mapping[str, str]) -> None:
+        if verb == "tree":
+            self.send_tree(repo, path, query)
+        elif verb == "paths-info":
+            paths = getattr(self, "form", {}).get("paths", [])
+            self.send_json(200, [file_entry(repo.files[p].remote) for p in paths if p in repo.files])
+        elif verb == "refs":
+            branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commit}
+            self.send_json(200, {"branches": [branch], "tags": [], "converts": []})
+        elif verb == "treesize":
+            self.send_json(200, {"path": "/", "size": sum(file.remote.size for file in repo.files.values())})
+        elif verb == "auth-check":
+            self.send_json(200, {})
+        else:
+            self.send_json(200, repo_info(repo))
+
+    def send_tree(self, repo: MirrorRepo, below: str, query: Mapping[str, str]) -> None:
+        """One page of the tree; the cursor is the position of the next entry."""
+        entries = tree_entries(repo, below, query.get("recursive", "").lower() in ("1", "true"))
+        limit = int(query["limit"]) if query.get("limit", "").isdigit() else self.server.tree_page
+        start = int(query["cursor"]) if query.get("cursor", "").isdigit() else 0
+        headers = {}
+        if start + limit < len(entries):
+            again = urlencode({**query, "cursor": start + limit, "limit": limit})
+            headers["Link"] = f'<{self.base_url()}{urlsplit(self.path).path}?{again}>; rel="next"'
+        self.send_json(200, entries[start : start + limit], headers)
+
+    def base_url(self) -> str:
+        host = self.headers.get("Host")
+        return f"http://{host}" if host else self.server.url
+
+    def send_file(self, repo_id: str, repo_type: str, parts: List[str]) -> None:
+        """/ID/resolve/REV/PATH"""
+        repo = self.server.library.find(repo_type, repo_id)
+        if repo is None:
+            self.send_error_code(404, "RepoNotFound", "Repository not found")
+        elif not parts or parts[0] not in repo.revisions and not self.is_short_commit(parts[0], repo):
+            self.send_error_code(404, "RevisionNotFound", f"Invalid rev id: {parts[0] if parts else ''}")
+        else:
+            file = repo.files.get("/".join(parts[1:]))
+            if file is None:
+                self.send_error_code(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repo.commit})
+            else:
+                self.send_content(repo, file)
+
+    def send_content(self, repo: MirrorRepo, file: MirrorFile) -> None:
+        """The bytes of a file, or the range asked for, by sendfile."""
+        size = file.remote.size
+        headers = {
+            "X-Repo-Commit": repo.commit,
+            "X-Linked-Size": str(size),
+            "X-Linked-Etag": f'"{file.remote.etag}"',
+        }
+        self.send_bytes(file, f'"{file.remote.etag}"', headers)
+
+    def send_bytes(self, file: MirrorFile, etag: str, headers: Mapping[str, str]) -> None:
+        """Answer GET or HEAD for a file, with ranges."""
+        size, wanted = file.remote.size, self.headers.get("Range")
+        if self.headers.get("If-Range") not in (None, etag):
+            wanted = None
+        try:
+            span = parse_byte_range(wanted, size)
+        except ValueError:
+            self.send_head(416, 0, {"Content-Range": f"bytes */{size}", **headers})
+            return
+        start, stop = span or (0, size)
+        extra = {"ETag": etag, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
+        if span:
+            extra["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        self.send_head(206 if span else 200, stop - start, extra)
+        if self.command != "HEAD" and stop > start:
+            with file.location.open("rb") as stream:
+                self.send_body(stream, start, stop)
+
+    def send_body(self, stream: IO[bytes], start: int, stop: int) -> None:
+        """Bytes [start, stop) of an open file."""
+        self.wfile.flush()
+        if self.connection.sendfile(stream, start, stop - start) != stop - start:
+            self.close_connection = True  # the file became shorter: cut the connection, the client counts bytes
+
+    def send_head(self, status: int, length: int, headers: Mapping[str, str]) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+
+    def send_json(self, status: int, value: object, headers: Optional[Mapping[str, str]] = None) -> None:
+        body = json.dumps(value).encode()
+        self.send_head(status, len(body), {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def send_error_code(
+        self, status: int, code: str, message: str, headers: Optional[Mapping[str, str]] = None
+    ) -> None:
+        """An error in the Hub's form."""
+        named = {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}
+        self.send_json(status, {"error": message}, named)
+
+
+class MirrorServer(ThreadingHTTPServer):
+    """The mirror: one thread per connection."""
+
+    daemon_threads = True
+    request_queue_size = 1024  # several hundred clients may connect in the same instant
+
+    def __init__(
+        self,
+        address: Tuple[str, int],
+        library: Library,
+        reporter: Reporter,
+        handler: Type[HubHandler] = HubHandler,
+        tree_page: int = TREE_PAGE,
+    ) -> None:
+        self.library, self.reporter, self.tree_page = library, reporter, tree_page
+        try:
+            super().__init__(address, handler)
+        except OSError as exc:
+            where = f"{address[0]}:{address[1]}"
+            step = "choose another --port, or stop what listens there (ss -ltnp)"
+            raise HostError(f"cannot listen on {where}", exc.strerror or str(exc), step) from exc
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """A fault of one connection ends that connection only; a client that hangs up is no fault."""
+        exc = sys.exc_info()[1]
+        say = self.reporter.detail if isinstance(exc, (ConnectionError, TimeoutError)) else self.reporter.warn
+        say(f"{client_address[0]}: {type(exc).__name__}: {exc}")
+
+    @property
+    def url(self) -> str:
+        host, port = self.server_address[:2]
+        return f"http://{host if isinstance(host, str) else host.decode()}:{port}"
 
 
 # ======================================================================================
@@ -3101,6 +5138,118 @@ class Command:
 
 
 # ---- fetch ---------------------------------------------------------------------------
+
+
+def fetch_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repos", nargs="+", metavar="REPO[@REV]", help="ORG/NAME, at a branch, tag or commit")
+    parser.add_argument("-o", "--output", metavar="DIR", help="folder in which NAME/ appears (default: ~/models)")
+    parser.add_argument("--name", help="name of the model folder (default: the last part of REPO)")
+    parser.add_argument("--revision", help="revision for REPOs that name none (default: the default branch)")
+    parser.add_argument("--repo-type", choices=REPO_TYPES, default="model")
+    parser.add_argument("--include", action="append", default=[], metavar="GLOB", help="fetch only these files")
+    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out")
+    parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
+    parser.add_argument("--token-file", metavar="FILE", help="file with the Hub token (default: HF_TOKEN, ~/.cache)")
+    parser.add_argument("-j", "--jobs", type=int, default=8, metavar="N", help="connections (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be fetched")
+
+
+def cmd_fetch(context: Context) -> Exit:
+    """Plan every repository, check the room, then bring all their files through one pool of connections."""
+    args, reporter = context.args, context.reporter
+    requests = fetch_requests(args)
+    token = read_token_file(Path(args.token_file)) if args.token_file else find_token(os.environ)
+    stop = threading.Event()
+    client = HubClient(context.settings, token, reporter, stop, args.jobs)
+    root = Path(args.output).expanduser() if args.output else context.settings.models_dir
+    with contextlib.ExitStack() as locks:
+        plans = []
+        for request in requests:
+            if not args.dry_run:
+                locks.enter_context(FolderLock(make_dir(root / request.name)))
+            plans.append(plan_fetch(client, request, root / request.name, reporter))
+        if args.dry_run:
+            show_fetch_plans(plans, context)
+            return Exit.OK
+        sizes = [job.remote.size for plan in plans for job in plan.jobs]
+        require_room(
+            root, sum(map(bytes_to_write, plans)), max(sizes, default=0), "fetch", "choose another disk with -o"
+        )
+        began = time.monotonic()
+        fetch_files(client, plans, stop, args.jobs)
+        report_fetch(plans, time.monotonic() - began, context)
+    return Exit.OK
+
+
+def fetch_requests(args: argparse.Namespace) -> List[FetchRequest]:
+    """The repositories asked for, with the names of their folders. Raises UsageError when names collide."""
+    requests = []
+    for text in args.repos:
+        repo, revision = parse_repo(text)
+        name = args.name or repo.rpartition("/")[2]
+        make_manifest(name, ())  # refuses what cannot be a folder name
+        asked = revision or args.revision
+        requests.append(FetchRequest(repo, asked, name, args.repo_type, tuple(args.include), tuple(args.exclude)))
+    names = [request.name for request in requests]
+    if len(set(names)) < len(names):
+        raise UsageError(
+            "two repositories would go into the same folder", ", ".join(names), "fetch them one by one with --name"
+        )
+    if args.jobs < 1:
+        raise UsageError("--jobs must be at least 1", "", "leave it out for the default")
+    return requests
+
+
+def fetch_files(client: HubClient, plans: Sequence[FetchPlan], stop: threading.Event, workers: int) -> None:
+    """Bring what is missing, all plans through one pool."""
+    jobs = [job for plan in plans for job in plan.jobs]
+    if jobs:
+        total = sum(job.remote.size for job in jobs)
+        with client.reporter.stage("fetching", total) as stage:
+            Download(client, jobs, stage, stop, workers).run()
+
+
+def report_fetch(plans: Sequence[FetchPlan], seconds: float, context: Context) -> None:
+    """Write the manifests and say what is there now."""
+    rows = []
+    for plan in plans:
+        manifest = finish_fetch(plan)
+        fetched = sum(job.remote.size for job in plan.jobs)
+        fields = {"name": plan.name, "repo": plan.snapshot.source.repo, "commit": plan.snapshot.source.commit}
+        counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_bytes": fetched}
+        rows.append({**fields, "folder": str(plan.folder), **counts, "seconds": round(seconds, 3)})
+    if context.args.json:
+        context.reporter.result_json(rows)
+        return
+    for row in rows:
+        fetched = int(str(row["fetched_bytes"]))
+        speed = f"{human_bytes(fetched)} fetched in {human_seconds(seconds)} ({human_bytes(fetched / seconds)}/s)"
+        how = speed if fetched else "already complete, nothing fetched"
+        what = f"{row['files']} files, {human_bytes(int(str(row['bytes'])))}, commit {str(row['commit'])[:12]}"
+        context.reporter.result(f"{row['folder']}: {what}; every file verified; {how}")
+
+
+def show_fetch_plans(plans: Sequence[FetchPlan], context: Context) -> None:
+    """The --dry-run table."""
+    if context.args.json:
+        files = [
+            {"name": p.name, "path": f.path, "size": f.size, "etag": f.etag, "present": f.path in p.present}
+            for p in plans
+            for f in p.wanted
+        ]
+        context.reporter.result_json(files)
+        return
+    for plan in plans:
+        source = plan.snapshot.source
+        rows = [[f.path, human_bytes(f.size), "here" if f.path in plan.present else "missing"] for f in plan.wanted]
+        context.reporter.result(f"{source.resolved_repo} at {source.commit} -> {plan.folder}")
+        context.reporter.result(table(rows, ["file", "size", "state"]))
+        missing = sum(job.remote.size for job in plan.jobs)
+        free = human_bytes(free_bytes(plan.folder))
+        context.reporter.result(
+            f"{len(plan.jobs)} of {len(plan.wanted)} files to fetch, {human_bytes(missing)}; {free} free"
+        )
+
 
 # ---- pack, verify, unpack ------------------------------------------------------------
 
@@ -3497,22 +5646,134 @@ def cmd_logs(context: Context) -> Exit:
 
 # ---- mirror --------------------------------------------------------------------------
 
+
+def mirror_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", nargs="?", metavar="DIR", help="folder with NAME/ or ORG/NAME/ (default: the models folder)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8090, help="port, 0 for any free one (default: %(default)s)")
+
+
+def cmd_mirror(context: Context) -> Exit:
+    """Serve until interrupted."""
+    settings, args = context.settings, context.args
+    default = settings.site_models_dir if settings.site_models_dir.is_dir() else settings.models_dir
+    folder = Path(args.folder).expanduser() if args.folder else default
+    if not folder.is_dir():
+        raise NotFoundError(
+            f"there is no folder {folder}", "", "hfship mirror DIR, with DIR holding NAME/ or ORG/NAME/"
+        )
+    library = Library(folder)
+    with MirrorServer((args.host, args.port), library, context.reporter) as server:
+        names = sorted(repo.repo for repo in library.repos().values())
+        if not names:
+            context.reporter.warn(f"{folder} holds no model yet; new ones are found while the mirror runs")
+        context.reporter.result(f"serving {folder} at {server.url}: {', '.join(names) or 'nothing yet'}")
+        context.reporter.info(f"use it with: HF_ENDPOINT={server.url} hf download {names[0] if names else 'ORG/NAME'}")
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    return Exit.OK
+
+
 # ---- version -------------------------------------------------------------------------
+
+_SEAL = re.compile(rb"#!/usr/bin/env python3\n# sha256 of all bytes after this line: ([0-9a-f]{64})\n")
+
+
+def entry_problems(path: Path) -> List[str]:
+    """What differs between the entries of the hfship.pyz that runs and its build table; each is named.
+
+    Every entry is read twice: by zipfile, which checks sizes and CRC, and by the loader that Python imports from, so
+    that a file which shows one program to zip tools and another to Python does not pass.
+    """
+    import zipfile
+
+    expected = {BUILD_TABLE: None, **own_build()["entries"]}
+    problems = []
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        problems += [f"{name}: extra entry" for name in sorted(set(names) - set(expected))]
+        problems += [f"{name}: there twice" for name in sorted(set(names)) if names.count(name) > 1]
+        for name, digest in expected.items():
+            if name not in names:
+                problems.append(f"{name}: missing")
+                continue
+            try:
+                contents = [archive.read(name), own_entry(name)]
+            except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, IntegrityError) as exc:
+                problems.append(f"{name}: {exc.why if isinstance(exc, IntegrityError) else exc}")
+                continue
+            if any(hashlib.sha256(content).hexdigest() != digest for content in contents) and digest:
+                problems.append(f"{name}: changed")
+    return problems
+
+
+def verify_own_file(path: Path) -> str:
+    """Prove that the hfship.pyz at `path`, the one that runs, is as it was built. Returns its SHA-256.
+
+    The entries are proven by the build table, and every other byte (zip headers and directory, the table itself,
+    anything put before or behind) by the seal in the second line. Whoever changes the file on purpose can change table
+    and seal as well: against that only the published SHA-256 of the whole file helps.
+    """
+    import zipfile
+
+    next_step = "copy it again, and compare its SHA-256 with the published one"
+    content = path.read_bytes()
+    try:
+        problems = entry_problems(path)
+    except (OSError, zipfile.BadZipFile, ValueError) as exc:
+        problems = [f"zip directory: {exc}"]
+    seal = _SEAL.match(content)
+    if not problems and not (seal and hashlib.sha256(content[seal.end() :]).hexdigest() == seal[1].decode()):
+        problems = ["zip headers, directory, or bytes before or behind the zip: changed"]
+    if problems:
+        raise IntegrityError(f"{path} is not as it was built", "\n".join(problems), next_step)
+    return hashlib.sha256(content).hexdigest()
 
 
 def version_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--verify", action="store_true", help="re-hash the entries of this file")
+    parser.add_argument("--verify", action="store_true", help="prove that this file is as it was built")
 
 
 def cmd_version(context: Context) -> Exit:
-    """Version, Python and zstd backend."""
-    context.reporter.result(f"hfship {__version__}")
+    """Version, Python, zstd backend, and with --verify the proof that this file is whole."""
+    source = Path(__file__).absolute()
+    path = source.parent if source.parent.is_file() else source  # /x/hfship.pyz/hfship.py
+    try:
+        zstd = load_zstd()
+        backend, origin = zstd.name, zstd.origin
+    except HostError as exc:
+        backend, origin = "none", f"{exc.what}: {exc.why}"
+    facts = {
+        "hfship": (__version__, str(path)),
+        "python": (platform.python_version(), sys.executable),
+        "zstd": (backend, origin),
+    }
+    if context.args.verify and path == source:
+        facts["verify"] = ("nothing to verify", "hfship.py runs from source")
+    elif context.args.verify:
+        facts["verify"] = ("as it was built", f"sha256 {verify_own_file(path)}")
+    if context.args.json:
+        context.reporter.result_json(
+            {name: {"version": what, "origin": where} for name, (what, where) in facts.items()}
+        )
+    else:
+        for name, (what, where) in facts.items():
+            context.reporter.result(f"{name:<7} {what} ({where})".replace("\n", "; "))
     return Exit.OK
 
 
 # ---- the table and main --------------------------------------------------------------
 
 COMMANDS: Tuple[Command, ...] = (
+    Command(
+        "fetch",
+        "download models from the Hub, resumable and verified",
+        fetch_arguments,
+        cmd_fetch,
+        "  hfship fetch Qwen/Qwen3-8B\n  hfship fetch org/name@v1.0 --exclude 'onnx/' -o /mnt/disk",
+    ),
     Command(
         "serve",
         "put models into service with vLLM in docker, and wait until they answer",
@@ -3530,6 +5791,14 @@ COMMANDS: Tuple[Command, ...] = (
     ),
     Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop),
     Command("logs", "show the log of a deployment", logs_arguments, cmd_logs),
+    Command(
+        "mirror",
+        "serve a folder of models as a private, read-only Hub",
+        mirror_arguments,
+        cmd_mirror,
+        "  hfship mirror /data/models/huggingface --host 0.0.0.0\n"
+        "  HF_ENDPOINT=http://HOST:8090 hf download Qwen/Qwen3-8B",
+    ),
     Command(
         "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
     ),

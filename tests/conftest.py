@@ -1,0 +1,114 @@
+"""Fixtures of the suite: the program under test (source and built pyz), a Hub that can misbehave, model folders."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, Optional
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PYZ = ROOT / "dist" / "hfship.pyz"
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from hub import FaultHub  # noqa: E402
+from make_model import make_model  # noqa: E402
+
+REQUIRE_ALL = os.environ.get("HFSHIP_REQUIRE_ALL") == "1"
+
+
+def missing(reason: str) -> None:
+    """Skip because the machine lacks something; in CI that is a failure."""
+    if REQUIRE_ALL:
+        pytest.fail(f"required here, but missing: {reason}")
+    pytest.skip(reason)
+
+
+class Program:
+    """hfship as an operator runs it: one process per call."""
+
+    def __init__(self, argv: list, home: Path) -> None:
+        self.argv = argv
+        self.home = home
+
+    def env(self, extra: Optional[Dict[str, str]] = None) -> Dict[str, str]:
+        """A clean environment: nothing of the machine's tokens, endpoints or folders."""
+        keep = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL", "DOCKER_HOST", "DOCKER_CONFIG")}
+        folders = {
+            "HFSHIP_TRANSFER_DIR": str(self.home / "transfer"),
+            "HFSHIP_SITE_MODELS_DIR": str(self.home / "site"),
+            "HFSHIP_DEPLOY_DIR": str(self.home / "deploy"),
+        }
+        return {**keep, "HOME": str(self.home), **folders, **(extra or {})}
+
+    def start(self, *args: Any, env: Optional[Dict[str, str]] = None, **options: Any) -> subprocess.Popen[str]:
+        """A running hfship, for tests that kill it."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        return subprocess.Popen([*self.argv, *map(str, args)], env=self.env(env), **options)
+
+    def __call__(
+        self,
+        *args: Any,
+        code: Optional[int] = 0,
+        env: Optional[Dict[str, str]] = None,
+        cwd: Optional[Path] = None,
+        timeout: float = 120,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run to the end and check the exit code (None = any)."""
+        done = subprocess.run(
+            [*self.argv, *map(str, args)],
+            env=self.env(env),
+            cwd=cwd,
+            timeout=timeout,
+            capture_output=True,
+            text=True,
+            check=False,
+            **options,
+        )
+        if code is not None:
+            said = f"{args}: exit {done.returncode}, expected {code}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == code, said
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+
+def program(kind: str, home: Path, python: str = sys.executable) -> Program:
+    """The program under test as source or as the built pyz."""
+    if kind == "pyz" and not PYZ.exists():
+        missing("dist/hfship.pyz (make build)")
+    home.mkdir(parents=True, exist_ok=True)
+    return Program([python, str(PYZ if kind == "pyz" else ROOT / "hfship.py")], home)
+
+
+@pytest.fixture(params=["source", "pyz"])
+def hfship(request: pytest.FixtureRequest, tmp_path: Path) -> Program:
+    """hfship, once from source and once from the built pyz."""
+    return program(request.param, tmp_path / "home")
+
+
+@pytest.fixture
+def pyz(tmp_path: Path) -> Program:
+    """The built pyz only, for slow tests on real components."""
+    return program("pyz", tmp_path / "home")
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FaultHub]:
+    """A Hub on loopback with one repository `org/tiny` (see `model`), whose faults a test switches on."""
+    with FaultHub(tmp_path / "hub") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of real shape (about 3 MB in two shards); never written to."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_model(folder, size_mb=3, shards=2)
+    return folder
+
+
+Check = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -1,0 +1,271 @@
+"""A Hub on loopback that can misbehave: hfship's own mirror, with every trap of the real Hub as a switch.
+
+The Hub answers at 127.0.0.1 and sends large files to a CDN at `localhost` on the same port, so that they are different
+origins, as huggingface.co and its CDN are. The CDN refuses requests that carry a token.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Dict, List, Optional, Set, Tuple
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+import hfship
+
+
+@dataclass
+class Faults:
+    """Switches; everything off is a well-behaved Hub. Byte positions count within a file."""
+
+    token: Optional[str] = None  # the only token that is valid
+    gated: bool = False  # bytes need the token, the tree does not
+    private: bool = False  # everything needs the token
+    direct: bool = False  # no CDN: the Hub sends the bytes itself, as mirrors do
+    expires_s: float = 3600.0  # life of a signed URL
+    refuse_signed_once: bool = False  # 403 to the first request of each file on the CDN
+    ignore_range: bool = False  # 200 and the whole file, whatever was asked
+    wrong_content_range: bool = False
+    gzip: bool = False  # claims a compressed body
+    cut_at: Optional[int] = None  # close the connection when a body reaches this byte of the file ...
+    cut_times: int = 1  # ... this many times
+    stall_at: Optional[int] = None  # send nothing more from this byte on, once
+    flip_at: Optional[int] = None  # damage this byte of every large file ...
+    flip_times: int = 1  # ... this many times
+    rate_bps: Optional[float] = None  # bytes a second over all connections together
+    too_many: int = 0  # answer 429 to this many requests ...
+    too_many_headers: Dict[str, str] = field(default_factory=dict)  # ... with these headers
+    unavailable: int = 0  # answer 503 with an HTML page to this many requests
+    renamed_from: Optional[str] = None  # an old id that redirects (307) to org/tiny
+    html: bool = False  # every API answer is a login page
+    evil_path: Optional[str] = None  # an extra entry in the tree
+    moved: bool = False  # the redirect announces another commit than the listing
+    tree_page: int = 1000
+
+
+@dataclass
+class Traffic:
+    """What the Hub saw."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    body_bytes: int = 0  # bytes of file content sent
+    requests: List[Tuple[str, str, Dict[str, str]]] = field(default_factory=list)  # (method, path, headers)
+    refused_signed: Set[str] = field(default_factory=set)  # files that the CDN was asked for
+
+    def paths(self, part: str) -> List[str]:
+        return [path for _, path, _ in self.requests if part in path]
+
+
+class FaultHandler(hfship.HubHandler):
+    """The mirror's handler with the switches built in."""
+
+    server: FaultServer
+
+    def route(self, url: SplitResult) -> None:
+        faults, traffic = self.server.faults, self.server.traffic
+        with traffic.lock:
+            traffic.requests.append((self.command, self.path, dict(self.headers)))
+            too_many, faults.too_many = faults.too_many > 0, max(0, faults.too_many - 1)
+            unavailable, faults.unavailable = faults.unavailable > 0, max(0, faults.unavailable - 1)
+        if too_many:
+            self.send_page(429, "slow down", faults.too_many_headers)
+        elif unavailable:
+            self.send_page(503, "<html>try later</html>")
+        elif url.path.startswith("/cdn/"):
+            self.route_cdn(url)
+        elif faults.html and url.path.startswith("/api/"):
+            self.send_page(200, "<html>please log in</html>")
+        elif faults.renamed_from and faults.renamed_from in url.path:
+            self.send_page(307, "moved", {"Location": self.path.replace(faults.renamed_from, "org/tiny")})
+        elif self.token_refused(url.path):
+            pass
+        else:
+            super().route(url)
+
+    def token_refused(self, path: str) -> bool:
+        """Answer 401 as the Hub does when the token is missing or wrong."""
+        faults, given = self.server.faults, self.headers.get("Authorization", "")
+        if given and given != f"Bearer {faults.token}":
+            self.send_error_code(401, "", "Invalid credentials in Authorization header")
+            return True
+        needs_token = faults.private or faults.gated and ("/resolve/" in path or "auth-check" in path)
+        if needs_token and not given:
+            if faults.private:
+                self.send_json(401, {"error": "Invalid username or password."})
+            else:
+                self.send_error_code(401, "GatedRepo", "Access to model org/tiny is restricted.")
+            return True
+        return False
+
+    def send_json(self, status: int, value: Any, headers: Any = None) -> None:
+        if isinstance(value, dict) and "siblings" in value:
+            value["gated"] = "manual" if self.server.faults.gated else False
+        if isinstance(value, list) and value and self.server.faults.evil_path:
+            entry = {"type": "file", "oid": "0" * 40, "size": 1, "path": self.server.faults.evil_path}
+            value = [*value, entry]
+        super().send_json(status, value, headers)
+
+    def send_page(self, status: int, text: str, headers: Optional[Dict[str, str]] = None) -> None:
+        self.send_head(status, len(text), {"Content-Type": "text/html", **(headers or {})})
+        if self.command != "HEAD":
+            self.wfile.write(text.encode())
+
+    # -- bytes
+
+    def send_content(self, repo: hfship.MirrorRepo, file: hfship.MirrorFile) -> None:
+        """Redirect as the Hub does: 302 to the signed CDN for LFS files, 307 to the cache for small ones."""
+        faults = self.server.faults
+        if faults.direct:
+            super().send_content(repo, file)
+            return
+        commit = "f" * 40 if faults.moved else repo.commit
+        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{file.remote.etag}"'}
+        query = f"Expires={time.time() + faults.expires_s:.3f}&Signature=secretsignature"
+        port = self.server.server_address[1]
+        host = f"http://localhost:{port}" if file.remote.sha256 else ""
+        where = f"{host}/cdn/{repo.repo}/{hfship.quote(file.remote.path)}?{query}"
+        headers.update({"Location": where, "X-Linked-Size": str(file.remote.size)})
+        self.send_page(302 if file.remote.sha256 else 307, "Found. Redirecting", headers)
+
+    def route_cdn(self, url: SplitResult) -> None:
+        faults, traffic = self.server.faults, self.server.traffic
+        org, name, path = url.path[len("/cdn/") :].split("/", 2)
+        repo = self.server.library.find("model", f"{org}/{name}")
+        assert repo is not None
+        file = repo.files[hfship.unquote(path)]
+        expires = float(parse_qs(url.query)["Expires"][0])
+        on_cdn = self.headers["Host"].startswith("localhost")
+        if on_cdn and "Authorization" in self.headers:
+            self.send_page(400, "Only one auth mechanism allowed")
+            return
+        with traffic.lock:
+            first = url.path not in traffic.refused_signed
+            traffic.refused_signed.add(url.path)
+        if on_cdn and (time.time() > expires or faults.refuse_signed_once and first):
+            self.send_page(403, "Request has expired")
+            return
+        etag = '"' + "x" * 64 + '"' if file.remote.sha256 else f'"{file.remote.etag}"'
+        self.send_bytes(file, etag, {})
+
+    def send_bytes(self, file: hfship.MirrorFile, etag: str, headers: Any) -> None:
+        self.size = file.remote.size
+        if self.server.faults.ignore_range:
+            del self.headers["Range"]
+        super().send_bytes(file, etag, headers)
+
+    def send_head(self, status: int, length: int, headers: Any) -> None:
+        headers = dict(headers)
+        if status == 206 and self.server.faults.wrong_content_range:
+            headers["Content-Range"] = "bytes 0-0/1"
+        if status == 206 and self.server.faults.gzip:
+            headers["Content-Encoding"] = "gzip"
+        super().send_head(status, length, headers)
+
+    def send_body(self, stream: IO[bytes], start: int, stop: int) -> None:
+        """Bytes [start, stop), with the faults that happen on the way."""
+        faults = self.server.faults
+        stream.seek(start)
+        while start < stop:
+            piece = bytearray(stream.read(min(64 << 10, stop - start)))
+            if self.at(faults.cut_at, start, len(piece), "cut_times"):
+                piece = piece[: (faults.cut_at or 0) - start]
+                stop = start + len(piece)
+                self.close_connection = True
+            if self.at(faults.stall_at, start, len(piece), "stall_at"):
+                self.server.stopping.wait(60)
+                self.close_connection = True
+                return
+            if self.size > 100_000 and self.at(faults.flip_at, start, len(piece), "flip_times"):
+                piece[(faults.flip_at or 0) - start] ^= 1
+            self.pace(len(piece))
+            self.wfile.write(piece)
+            with self.server.traffic.lock:
+                self.server.traffic.body_bytes += len(piece)
+            start += len(piece)
+
+    def at(self, position: Optional[int], start: int, length: int, counter: str) -> bool:
+        """Does this piece hold the position, and is the fault still to happen?"""
+        if position is None or not start <= position < start + length:
+            return False
+        with self.server.traffic.lock:
+            if counter == "stall_at":
+                self.server.faults.stall_at = None
+                return True
+            left = getattr(self.server.faults, counter)
+            setattr(self.server.faults, counter, left - 1)
+            return bool(left > 0)
+
+    def pace(self, count: int) -> None:
+        """All connections together send at most `rate_bps`."""
+        rate = self.server.faults.rate_bps
+        if not rate:
+            return
+        with self.server.traffic.lock:
+            now = time.monotonic()
+            self.server.next_free = max(now, self.server.next_free) + count / rate
+            wait = self.server.next_free - now
+        time.sleep(wait)
+
+
+class FaultServer(hfship.MirrorServer):
+    """The Hub, with its switches and its log."""
+
+    faults: Faults
+    traffic: Traffic
+    stopping: threading.Event
+    next_free = 0.0
+
+    @property
+    def tree_page(self) -> int:
+        return self.faults.tree_page
+
+    @tree_page.setter
+    def tree_page(self, _: int) -> None:
+        pass
+
+
+class FaultHub:
+    """Context manager: a FaultServer in a thread over a folder of repositories ORG/NAME."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        self.faults = Faults()
+        self.traffic = Traffic()
+
+    def add(self, folder: Path, repo: str = "org/tiny") -> Path:
+        """Publish a copy of a model folder."""
+        target = self.root / repo
+        shutil.copytree(folder, target)
+        return target
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def forget(self) -> None:
+        """Start counting traffic anew."""
+        self.traffic = self.server.traffic = Traffic()
+
+    def __enter__(self) -> FaultHub:
+        reporter = hfship.Reporter(progress="none", verbosity=-1)
+        library = hfship.Library(self.root)
+        self.server = FaultServer.__new__(FaultServer)
+        self.server.faults, self.server.traffic = self.faults, self.traffic
+        self.server.stopping = threading.Event()
+        FaultServer.__init__(self.server, ("127.0.0.1", 0), library, reporter, FaultHandler)
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.stopping.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def path_of(url: str) -> str:
+    """The path of a request line."""
+    return urlsplit(url).path

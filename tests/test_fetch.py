@@ -1,0 +1,427 @@
+"""fetch: the Hub's protocol and its traps, resume, verification, and what is left on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+from conftest import Program
+from hub import FaultHub
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hfship
+
+MB = 1_000_000
+
+
+def same_files(left: Path, right: Path) -> bool:
+    """Do both folders hold the same content (apart from hfship's and the Hub client's own files)?"""
+    listings = [hfship.content_files(folder) for folder in (left, right)]
+    return listings[0] == listings[1] and all(
+        (left / path).read_bytes() == (right / path).read_bytes() for path, _ in listings[0]
+    )
+
+
+def leftovers(folder: Path) -> List[str]:
+    """Files that must not be there after a success."""
+    found = [str(path.relative_to(folder)) for path in folder.rglob("*.incomplete")]
+    return found + [str(path.relative_to(folder)) for path in folder.glob(".hfship/partial/*")]
+
+
+@pytest.fixture
+def published(hub: FaultHub, model: Path) -> Path:
+    """The small model as org/tiny; returns the Hub's copy."""
+    folder = hub.add(model)
+    (folder / "sub folder").mkdir()
+    (folder / "sub folder" / "ünïcode #1?.txt").write_text("x")
+    (folder / "empty").touch()
+    return folder
+
+
+def test_fetch_brings_every_file_verified(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    done = hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path / "out", "--json")
+    folder = tmp_path / "out" / "tiny"
+    assert same_files(published, folder) and not leftovers(folder)
+    (row,) = json.loads(done.stdout)
+    assert row["repo"] == "org/tiny" and row["bytes"] == sum(
+        p.stat().st_size for p in published.rglob("*") if p.is_file()
+    )
+    manifest = json.loads((folder / ".hfship" / "manifest.json").read_text())
+    assert manifest["source"]["commit"] == row["commit"] and manifest["source"]["license"] is None
+    for entry in manifest["files"]:
+        assert hashlib.sha256((published / entry["path"]).read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_rerun_on_a_complete_folder_transfers_nothing(
+    hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    command = ("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+    hfship(*command)
+    manifest = (tmp_path / "tiny" / ".hfship" / "manifest.json").read_bytes()
+    hub.forget()
+    assert "nothing fetched" in hfship(*command).stdout
+    assert hub.traffic.body_bytes == 0 and not hub.traffic.paths("/resolve/")
+    assert (tmp_path / "tiny" / ".hfship" / "manifest.json").read_bytes() == manifest
+
+
+def test_a_changed_file_is_found_and_fetched_again(
+    hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+    victim = tmp_path / "tiny" / "config.json"
+    victim.write_bytes(victim.read_bytes()[::-1])
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+    assert same_files(published, tmp_path / "tiny")
+
+
+SURVIVED: Dict[str, Dict[str, Any]] = {
+    "direct": {"direct": True},
+    "paged tree": {"tree_page": 2},
+    "signed URLs expire": {"expires_s": 0.5, "rate_bps": 3 * MB},
+    "signed URL refused": {"refuse_signed_once": True},
+    "Range ignored": {"ignore_range": True},
+    "Range ignored by a mirror": {"ignore_range": True, "direct": True},
+    "connection cut": {"cut_at": 300_000, "cut_times": 3},
+    "byte flipped once": {"flip_at": 123_456, "flip_times": 1},
+    "429 with Retry-After": {"too_many": 2, "too_many_headers": {"Retry-After": "1"}},
+    "429 with RateLimit": {"too_many": 1, "too_many_headers": {"RateLimit": '"api";r=0;t=0'}},
+    "503 with a page": {"unavailable": 3},
+}
+
+
+@pytest.mark.parametrize("name", SURVIVED)
+def test_fetch_survives(name: str, hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    vars(hub.faults).update(SURVIVED[name])
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path / "out")
+    assert same_files(published, tmp_path / "out" / "tiny") and not leftovers(tmp_path / "out" / "tiny")
+
+
+# name -> (faults, arguments, environment, exit code, words of the message)
+REFUSED: Dict[str, Any] = {
+    "unknown repo": ({}, ["org/nothing"], {}, 5, "org/nothing was not found"),
+    "unknown revision": ({}, ["org/tiny@v9"], {}, 5, "no revision 'v9'"),
+    "not a repo": ({}, ["../../etc"], {}, 2, "not a repository"),
+    "gated, no token": ({"gated": True, "token": "hf_good1234"}, ["org/tiny"], {}, 4, "org/tiny is gated"),
+    "wrong token": ({}, ["org/tiny"], {"HF_TOKEN": "hf_bad12345"}, 4, "refuses the token from environment"),
+    "private, no token": ({"private": True, "token": "hf_good1234"}, ["org/tiny"], {}, 5, "set HF_TOKEN"),
+    "login page": ({"html": True}, ["org/tiny"], {}, 8, "does not answer like a Hub"),
+    "path escapes": ({"evil_path": "../../x"}, ["org/tiny"], {}, 6, "cannot be used"),
+    "drive path": ({"evil_path": "C:\\x"}, ["org/tiny"], {}, 6, "cannot be used"),
+    "our own folder": ({"evil_path": ".hfship/manifest.json"}, ["org/tiny"], {}, 6, "cannot be used"),
+    "duplicate path": ({"evil_path": "config.json"}, ["org/tiny"], {}, 6, "cannot be used"),
+    "byte flipped always": ({"flip_at": 5, "flip_times": 99}, ["org/tiny"], {}, 6, "arrives damaged"),
+    "another commit": ({"moved": True}, ["org/tiny"], {}, 6, "is not what"),
+    "nothing selected": ({}, ["org/tiny", "--include", "*.gguf"], {}, 5, "nothing to fetch"),
+    "same folder twice": ({}, ["org/tiny", "org2/tiny"], {}, 2, "same folder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_fetch_refuses(name: str, hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    faults, arguments, env, code, words = REFUSED[name]
+    vars(hub.faults).update(faults)
+    done = hfship("fetch", *arguments, "--endpoint", hub.url, "-o", tmp_path / "out", env=env, code=code)
+    assert words in done.stderr and "next" in done.stderr, done.stderr
+    assert not (tmp_path / "x").exists() and not list(tmp_path.glob("out/*/model*.safetensors"))
+    assert "hf_bad12345" not in done.stderr and "secretsignature" not in done.stderr
+
+
+def test_unreachable_hub_is_a_network_error(hfship: Program, tmp_path: Path) -> None:
+    done = hfship("fetch", "org/tiny", "--endpoint", "http://127.0.0.1:9", "-o", tmp_path, code=8, timeout=200)
+    assert "cannot be reached" in done.stderr
+
+
+def test_gated_repository_with_its_token(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    vars(hub.faults).update(gated=True, token="hf_good1234")
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, env={"HF_TOKEN": "hf_good1234\n"})
+    assert same_files(published, tmp_path / "tiny")
+
+
+def test_token_goes_to_the_hub_and_nowhere_else(
+    hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    """A ~/.netrc entry must not replace it either: git users keep their Hub credentials there."""
+    hub.faults.token = "hf_good1234"
+    token, netrc = tmp_path / "token", tmp_path / "home" / ".netrc"
+    token.write_text("hf_good1234\n")
+    netrc.write_text("machine 127.0.0.1 login me password wrong\nmachine localhost login me password wrong\n")
+    netrc.chmod(0o600)
+    done = hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, "--token-file", token, "-v")
+    for _, _, headers in hub.traffic.requests:
+        assert headers.get("Authorization") == (
+            None if headers["Host"].startswith("localhost") else "Bearer hf_good1234"
+        )
+    assert "hf_good1234" not in done.stdout + done.stderr
+
+
+def test_renamed_repository_is_followed_and_recorded(
+    hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    hub.faults.renamed_from = "old/name"
+    done = hfship("fetch", "old/name", "--endpoint", hub.url, "-o", tmp_path)
+    source = json.loads((tmp_path / "name" / ".hfship" / "manifest.json").read_text())["source"]
+    assert (source["repo"], source["resolved_repo"]) == ("old/name", "org/tiny") and "is now org/tiny" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--include", "*.json"], lambda path: path.endswith(".json")),
+        (["--exclude", "*.safetensors"], lambda path: not path.endswith(".safetensors")),
+        (["--include", "sub folder/"], lambda path: path.startswith("sub folder/")),
+    ],
+)
+def test_include_and_exclude(
+    arguments: List[str], expected: Any, hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, *arguments)
+    found = {str(p.relative_to(published)) for p in published.rglob("*") if p.is_file()}
+    manifest = json.loads((tmp_path / "tiny" / ".hfship" / "manifest.json").read_text())
+    assert {entry["path"] for entry in manifest["files"]} == {path for path in found if expected(path)}
+
+
+def test_dry_run_writes_nothing(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    done = hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path / "out", "--dry-run")
+    assert "config.json" in done.stdout and not (tmp_path / "out").exists()
+
+
+def test_several_repositories_in_one_call(
+    hfship: Program, hub: FaultHub, published: Path, model: Path, tmp_path: Path
+) -> None:
+    other = hub.add(model, "org/second")
+    hfship("fetch", "org/tiny", "org/second", "--endpoint", hub.url, "-o", tmp_path)
+    assert same_files(published, tmp_path / "tiny") and same_files(other, tmp_path / "second")
+
+
+# -- kill, interrupt, disk
+
+
+@pytest.fixture
+def large(hub: FaultHub, tmp_path: Path) -> Path:
+    """64 MB in three files, sent at 16 MB/s: time enough to be killed in."""
+    folder = tmp_path / "large"
+    folder.mkdir()
+    rng = random.Random(1)
+    for name, size in (("a.safetensors", 40 * MB), ("b.safetensors", 23 * MB), ("c.json", MB)):
+        (folder / name).write_bytes(rng.randbytes(size))
+    hub.faults.rate_bps = 16 * MB
+    return hub.add(folder, "org/large")
+
+
+def wait_for(condition: Any, timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_killed_fetch_resumes_without_sending_bytes_twice(pyz: Program, hub: FaultHub, tmp_path: Path) -> None:
+    """kill -9 at three points: less than 2 % of the bytes travel twice, and the result is verified."""
+    sizes = {"a.safetensors": 150 * MB, "b.safetensors": 89 * MB, "c.json": MB}
+    total = sum(sizes.values())
+    (tmp_path / "large").mkdir()
+    for name, size in sizes.items():
+        (tmp_path / "large" / name).write_bytes(random.Random(size).randbytes(size))
+    large = hub.add(tmp_path / "large", "org/large")
+    hub.faults.rate_bps = 12 * MB
+    command = ("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out")
+    for share in (0.2, 0.5, 0.8):
+        with pyz.start(*command) as process:
+            wait_for(lambda share=share: hub.traffic.body_bytes > share * total)
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+        time.sleep(0.3)  # connections of the killed client drain
+    assert (tmp_path / "out" / "large" / "a.safetensors.incomplete").exists()
+    pyz(*command)
+    assert same_files(large, tmp_path / "out" / "large") and not leftovers(tmp_path / "out" / "large")
+    twice = hub.traffic.body_bytes / total - 1
+    print(f"sent twice: {100 * twice:.2f} %")
+    assert twice < 0.02
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
+def test_interrupt_ends_within_a_second_and_keeps_the_state(
+    number: signal.Signals, code: int, hfship: Program, hub: FaultHub, large: Path, tmp_path: Path
+) -> None:
+    with hfship.start("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out") as process:
+        wait_for(lambda: hub.traffic.body_bytes > 10 * MB)
+        process.send_signal(number)
+        began = time.monotonic()
+        _, err = process.communicate(timeout=10)
+        assert time.monotonic() - began < 1.5, "took too long to end"
+        assert process.returncode == code and "goes on where it stopped" in err
+    kept = list((tmp_path / "out" / "large" / ".hfship" / "partial").iterdir())
+    assert kept and json.loads(kept[0].read_text())["written"]
+
+
+def test_power_cut_trusts_only_what_was_synced(hfship: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    """Another boot id means that the page cache is gone: `written` ranges are fetched again."""
+    hub.faults.rate_bps = None
+    folder = tmp_path / "large"
+    (folder / ".hfship" / "partial").mkdir(parents=True)
+    size = 40 * MB
+    (folder / "a.safetensors.incomplete").write_bytes(bytes(size))  # zeros, as after a power cut
+    etag = hashlib.sha256((large / "a.safetensors").read_bytes()).hexdigest()
+    state = {"format": "hfship-partial/1", "path": "a.safetensors", "size": size, "etag": etag}
+    state.update({"boot_id": "an earlier boot", "synced": [], "written": [[0, size]]})
+    name = hashlib.sha1(b"a.safetensors").hexdigest()
+    (folder / ".hfship" / "partial" / f"{name}.json").write_text(json.dumps(state))
+    done = hfship("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path)
+    assert same_files(large, folder) and "damaged" not in done.stderr
+
+
+def test_no_room_is_said_before_the_first_byte(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    repo = hub.root / "org" / "huge"
+    repo.mkdir()
+    with (repo / "model.safetensors").open("wb") as file:
+        file.truncate(1 << 20)
+    (repo / ".hfship").mkdir()
+    huge = hfship_module_manifest("huge", 1 << 20, "0" * 64)
+    (repo / ".hfship" / "manifest.json").write_text(huge)
+    done = hfship(
+        "fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path / "out", code=7, preexec_fn=limit_file_size
+    )
+    assert "too large for the target" in done.stderr and not list((tmp_path / "out").rglob("*.incomplete"))
+
+
+def hfship_module_manifest(name: str, size: int, sha256: str) -> str:
+    return hfship.make_manifest(name, [hfship.FileEntry("model.safetensors", size, sha256)]).to_json()
+
+
+def limit_file_size() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_full_disk_keeps_the_state(hfship: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    hub.faults.rate_bps = None
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = hfship_run("mount", "-t", "tmpfs", "-o", "size=80m", "none", str(disk))
+    if mount:
+        pytest.skip(f"cannot mount: {mount}")
+    try:
+        filler = disk / "filler"
+        filler.write_bytes(bytes(40 * MB))
+        done = hfship("fetch", "org/large", "--endpoint", hub.url, "-o", disk, code=7)
+        assert "free" in done.stderr
+        filler.unlink()
+        hfship("fetch", "org/large", "--endpoint", hub.url, "-o", disk)
+        assert same_files(large, disk / "large")
+    finally:
+        hfship_run("umount", str(disk))
+
+
+def hfship_run(*argv: str) -> str:
+    done = hfship.run_program(argv)
+    return done.err if done.code else ""
+
+
+def test_second_fetch_into_the_same_folder_is_refused(
+    hfship: Program, hub: FaultHub, large: Path, tmp_path: Path
+) -> None:
+    command = ("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out")
+    with hfship.start(*command) as process:
+        wait_for(lambda: hub.traffic.body_bytes > MB)
+        done = hfship(*command, code=3)
+        assert f"pid {process.pid}" in done.stderr
+        process.kill()
+        process.communicate()
+
+
+def test_stalled_connection_is_given_up(pyz: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    hub.faults.stall_at = 500_000
+    pyz("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+    assert same_files(published, tmp_path / "tiny")
+
+
+# -- pure parts
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))))
+def test_intervals_are_a_set_of_integers(spans: Any) -> None:
+    have, model = hfship.Intervals(), set()
+    for start, stop in spans:
+        have.add(start, stop)
+        model |= set(range(start, stop))
+    assert {n for start, stop in have.spans for n in range(start, stop)} == model
+    assert have.total == len(model) and have.spans == sorted(have.spans)
+    gaps = {n for start, stop in have.missing(70) for n in range(start, stop)}
+    assert gaps == set(range(70)) - model
+    assert have.prefix == next(n for n in range(80) if n not in model)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 60 << 20), min_size=1, max_size=6),
+    workers=st.integers(1, 8),
+    seed=st.integers(0, 1 << 30),
+)
+def test_scheduler_hands_out_every_byte_whatever_fails(sizes: List[int], workers: int, seed: int) -> None:
+    """Random speeds, failures and servers without ranges: everything arrives, and no two flights overlap."""
+    rng = random.Random(seed)
+    have = [hfship.Intervals([(0, rng.randint(0, size))]) for size in sizes]
+    scheduler = hfship.Scheduler(sizes, have)
+    flights: List[Any] = []
+    for _ in range(5000):
+        if len(flights) < workers:
+            flight = scheduler.take(rng.choice([8 << 20, 64 << 20]))
+            if flight:
+                flights.append(flight)
+                if rng.random() < 0.02 and flight.start == 0:
+                    scheduler.without_ranges(flight)
+        if not flights:
+            break
+        for one in flights:
+            others = [f for f in flights if f is not one and f.file == one.file and scheduler.ranged(one.file)]
+            assert all(f.position >= one.stop or f.stop <= one.position or not f.left for f in others)
+        flight = rng.choice(flights)
+        scheduler.advance(flight, min(flight.left, rng.randint(1, 16 << 20)))
+        if flight.left == 0 or rng.random() < 0.05:
+            scheduler.land(flight)
+            flights.remove(flight)
+    assert [intervals.total for intervals in scheduler.have] == sizes
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "",
+        "/a",
+        "a//b",
+        "../a",
+        "a/../b",
+        "a/.",
+        "a\\b",
+        "C:x",
+        "\\\\host\\x",
+        "a\0b",
+        "a\nb",
+        ".hfship/x",
+        ".HFSHIP/x",
+        "x" * 256,
+    ],
+)
+def test_unsafe_paths_are_refused(path: str) -> None:
+    with pytest.raises(ValueError):
+        hfship.check_relative_path(path)
+
+
+def test_gate_wakes_up_when_the_run_ends() -> None:
+    stop = threading.Event()
+    gate = hfship.Gate(hfship.Reporter(progress="none", verbosity=-1), stop)
+    gate.hold(60, "test")
+    stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        gate.wait()
