@@ -3219,8 +3219,14 @@ _LEAST_CAPABILITY = {"fp8": (8, 0), "mxfp4": (8, 0), "modelopt": (8, 0), "awq": 
 # Least driver (major) per CUDA (major) of the image: NVIDIA's CUDA compatibility table.
 _LEAST_DRIVER = {12: 525, 13: 580}
 
-# GPUs for the advice "a GPU with at least N GB".
-_KNOWN_GPUS = ((24, "L4 24 GB"), (48, "L40S 48 GB"), (80, "H100 80 GB"), (141, "H200 141 GB"), (180, "B200 180 GB"))
+# GPUs for advice: memory.total of nvidia-smi in MiB, name.
+_KNOWN_GPUS = (
+    (23034, "L4 24 GB"),
+    (46068, "L40S 48 GB"),
+    (81559, "H100 80 GB"),
+    (143771, "H200 141 GB"),
+    (183359, "B200 180 GB"),
+)
 
 Version = Tuple[int, int, int]
 HYBRID_KV: Version = (0, 10, 0)  # from here on windowed layers keep their window only
@@ -3664,7 +3670,7 @@ def _no_free_gpu(gpus: Sequence[Gpu], free: Sequence[Gpu]) -> HostError:
     lines = [f"{g.label}: " + ("MIG is enabled" if g.mig else f"{human_bytes(g.used)} in use") for g in gpus]
     room = max((1 - g.used / g.total for g in gpus if g.total and not g.mig and g not in free), default=0)
     next_step = "stop what holds them (nvidia-smi names the processes; hfship status, the deployments)"
-    if room > 0.3:
+    if room > 0.15:
         next_step += f", or share: --gpu-memory-utilization {int(room * 100 - 3) / 100:.2f}"
     if all(g.mig for g in gpus):
         next_step = "switch MIG off: nvidia-smi -mig 0 (as root, with the GPU idle)"
@@ -3927,7 +3933,7 @@ def gpu_bytes_needed(facts: ModelFacts, tp: int, length: int, options: ServeOpti
 def smallest_gpu(facts: ModelFacts, options: ServeOptions, tp: int = 1, length: int = 0) -> str:
     """Advice which GPU would do."""
     needed = gpu_bytes_needed(facts, tp, length or options.max_model_len or LEAST_LENGTH, options)
-    known = next((text for size, text in _KNOWN_GPUS if size * 1e9 >= needed), "none that is known")
+    known = next((text for mib, text in _KNOWN_GPUS if mib << 20 >= needed), "none that is known")
     return f"{tp} x {human_bytes(needed)} or more ({known})"
 
 
@@ -4306,7 +4312,7 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
 _PHASES = (
     (re.compile(r"checkpoint shards:\s+(\d+)%"), "loading weights, {0} %"),
     (re.compile(r"Starting to load model|Loading (?:safetensors|weights|model)"), "loading weights"),
-    (re.compile(r"torch\.compile|Dynamo bytecode|Compiling a graph|compiled graph", re.IGNORECASE), "compiling"),
+    (re.compile(r"Dynamo bytecode|Compiling a graph|compiled graph|torch\.compile takes"), "compiling"),
     (re.compile(r"Available KV cache memory|KV cache size|# (?:GPU|CPU) blocks"), "sizing the KV cache"),
     (re.compile(r"Capturing (?:CUDA|cudagraph|the model)|Graph capturing", re.IGNORECASE), "capturing CUDA graphs"),
     (re.compile(r"Starting vLLM API server|Application startup complete|Uvicorn running"), "opening the API"),
@@ -4432,11 +4438,11 @@ def container_trouble(container: Optional[Container], restarts_before: int) -> s
     """Why a starting container will not become ready; "" while it may.
 
     >>> container_trouble(Container("1", "running", restarts=2), 0)
-    'it restarted (exit code 0)'
+    'it restarted (it runs again)'
     """
     if container is None:
         return "it is gone"
-    how = f"exit code {container.exit_code}"
+    how = "it runs again" if container.status == "running" else f"exit code {container.exit_code}"
     if container.oom_killed:
         how += ": the machine ran out of memory"
     elif container.exit_code == 137:
@@ -5381,12 +5387,12 @@ def serve_model(context: Context, word: str, options: ServeOptions) -> Mapping[s
 def find_model(context: Context, word: str) -> Path:
     """The folder of the model NAME, or DIR itself; unpacked first when there is an archive only."""
     if "/" in word or word in (".", ".."):
-        return Path(word).resolve()
+        return Path(os.path.abspath(word))
     settings = context.settings
-    for folder in (settings.site_models_dir / word, settings.models_dir / word, Path(word)):
+    for folder in (settings.site_models_dir / word, settings.models_dir / word, Path(word).absolute()):
         if folder.is_dir():
-            return folder.resolve()
-    return _unpack_if_needed(context, word).resolve()
+            return folder
+    return _unpack_if_needed(context, word)
 
 
 def _unpack_if_needed(context: Context, name: str) -> Path:
@@ -5419,7 +5425,7 @@ def decide(context: Context, name: str, folder: Path, facts: ModelFacts, options
     gpus = with_claims(host.gpus, [p for p in running if p.name != name])
     host = replace(host, gpus=gpus, taken_ports=frozenset(taken))
     own = previous if previous and previous in running else replace(previous, gpus=()) if previous else None
-    return make_plan(name, str(folder), facts, host, image, replace(options, device=device), own)
+    return make_plan(name, str(folder.resolve()), facts, host, image, replace(options, device=device), own)
 
 
 def show_plan(
@@ -5444,7 +5450,7 @@ def show_plan(
     except HostError as exc:
         reporter.warn(f"{exc.what} ({exc.why})")
         image = Image(options.image or "vllm/vllm-openai", "", parse_version(options.image or ""), device == "cpu")
-    plan = make_plan(name, str(folder), facts, host, image, replace(options, device=device))
+    plan = make_plan(name, str(folder.resolve()), facts, host, image, replace(options, device=device))
     for warning in plan.warnings:
         reporter.warn(f"{name}: {warning}")
     if not context.args.json:

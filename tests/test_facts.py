@@ -64,7 +64,7 @@ CONFIGS: Dict[str, Dict[str, Any]] = {
     },
     "Qwen2.5-72B-AWQ": {
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 80, "num_attention_heads": 64,
-        "num_key_value_heads": 8, "hidden_size": 8192, "intermediate_size": 29568, "vocab_size": 152064,
+        "num_key_value_heads": 8, "hidden_size": 8192, "intermediate_size": 29696, "vocab_size": 152064,
         "max_position_embeddings": 32768, "torch_dtype": "float16",
         "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
     },
