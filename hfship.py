@@ -66,7 +66,7 @@ from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
@@ -3833,7 +3833,7 @@ def plan_warnings(
     old = [g for g in gpus if g.driver and int(g.driver.partition(".")[0]) < _LEAST_DRIVER.get(cuda, 0)]
     foreign = [c for c in facts.remote_code if "--" in c]
     rules = (
-        (image.version is None, f"the vLLM version of {image.reference} is unknown; taken for the newest"),
+        (image.id and image.version is None, f"the vLLM version of {image.reference} is unknown; taken for the newest"),
         (not facts.embeds and not facts.chat_template, "no chat template: /v1/chat/completions will answer 400"),
         (facts.pickled, "the weights are pickles: loading them can run code; prefer a repository with safetensors"),
         (
@@ -3920,13 +3920,11 @@ def gpu_bytes_needed(facts: ModelFacts, tp: int, length: int, options: ServeOpti
     utilization = options.gpu_memory_utilization or DEFAULT_GPU_UTILIZATION
     weights = int(facts.weight_bytes * (UNEVEN_SPLIT / tp if tp > 1 else 1))
     needed = 0
-    for total in (16 * GIB, 80 * GIB, 180 * GIB):  # the batch limits grow with the GPU: take the first consistent one
-        in_flight, sequences = batch_limits(total)
+    for _ in range(2):  # the batch limits grow with the GPU: first as for a small one, then as for what it takes
+        in_flight, sequences = batch_limits(needed)
         runtime = _runtime_bytes(facts, tp, in_flight, options.max_num_seqs or sequences)
         kv = kv_bytes(facts, tp, length, kv_width(facts, options), in_flight)
         needed = int((weights + runtime + kv) / utilization / CUDA_SEES)
-        if needed < (70 * GIB if total < 70 * GIB else 160 * GIB):
-            break
     return needed
 
 
@@ -4192,121 +4190,63 @@ PROGRESS_LINES = 400  # of the log, looked at for the phase
 
 # Messages of docker and vLLM -> (cause, next step). The first row that matches wins; {name} and groups are filled in.
 KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
-    (
-        r"permission denied.*docker(?:\.sock| daemon| API)",
-        "this user may not talk to docker",
-        "sudo usermod -aG docker $USER and log in again, or run hfship as root",
-    ),
-    (
-        r"Cannot connect to the Docker daemon|Is the docker daemon running|failed to connect to the docker API",
-        "the docker daemon is not running, or DOCKER_HOST points to the wrong place",
-        "systemctl start docker",
-    ),
-    (
-        r"is not a docker command|unknown command: docker compose|unknown (?:shorthand )?flag: .*-?-s",
-        "docker has no compose plugin",
-        "install docker-compose-plugin (docker's own packages) or docker-compose-v2 (Debian, Ubuntu)",
-    ),
-    (
-        r"client version (\S+) is too (old|new)",
-        "client and daemon of docker do not understand each other: client {0} is too {1}",
-        "install client and engine of one release",
-    ),
-    (
-        r"could not select device driver|unknown or invalid runtime name: nvidia|[Uu]nknown runtime specified nvidia",
-        "docker has no NVIDIA runtime",
-        "install nvidia-container-toolkit, run nvidia-ctk runtime configure, restart docker",
-    ),
+    (r"permission denied.*docker(?:\.sock| daemon| API)",
+     "this user may not talk to docker", "sudo usermod -aG docker $USER and log in again, or run hfship as root"),
+    (r"Cannot connect to the Docker daemon|Is the docker daemon running|failed to connect to the docker API",
+     "the docker daemon is not running, or DOCKER_HOST points to the wrong place", "systemctl start docker"),
+    (r"is not a docker command|unknown command: docker compose|unknown (?:shorthand )?flag: .*-?-s",
+     "docker has no compose plugin",
+     "install docker-compose-plugin (docker's own packages) or docker-compose-v2 (Debian, Ubuntu)"),
+    (r"client version (\S+) is too (old|new)",
+     "client and daemon of docker do not understand each other: client {0} is too {1}",
+     "install client and engine of one release"),
+    (r"could not select device driver|unknown or invalid runtime name: nvidia|[Uu]nknown runtime specified nvidia",
+     "docker has no NVIDIA runtime",
+     "install nvidia-container-toolkit, run nvidia-ctk runtime configure, restart docker"),
     (r"docker-init", "docker has no docker-init", "install tini, and link it as docker-init beside dockerd"),
-    (
-        r"port is already allocated|[Aa]ddress already in use",
-        "the port is taken",
-        "hfship serve {name} --port ANOTHER",
-    ),
-    (
-        r"container name \"?/?(\S+?)\"? is already in use",
-        "another container has the name {0}",
-        "docker rm -f {0} if it is not needed, then hfship serve {name}",
-    ),
-    (
-        r"unsatisfied condition: cuda|CUDA driver version is insufficient|NVIDIA driver on your system is too old"
-        r"|forward compatibility was attempted",
-        "the NVIDIA driver is older than the image's CUDA",
-        "update the driver, or use an image for it: --image vllm/vllm-openai:vX.Y.Z-cu129",
-    ),
-    (
-        r"Failed to initialize NVML|nvml error: driver not loaded|Failed to infer device type|libcuda\.so\.1",
-        "the container sees no GPU",
-        "check nvidia-smi here and nvidia-container-toolkit, then hfship serve {name}",
-    ),
-    (
-        r"Free memory on device.*is less than desired GPU memory utilization",
-        "another process holds memory of the GPU",
-        "nvidia-smi names it; stop it, or lower --gpu-memory-utilization",
-    ),
-    (
-        r"estimated maximum model length is (\d+)",
-        "the KV cache holds {0} tokens, less than one request of full length",
-        "hfship serve {name} --max-model-len {0}",
-    ),
-    (
-        r"larger than the maximum number of tokens that can be stored in KV cache|No available memory for the cache"
-        r"|KV cache is needed, which is larger than the available",
-        "the KV cache does not hold one request of full length",
-        "hfship serve {name} with a smaller --max-model-len, or a larger --tensor-parallel-size",
-    ),
-    (
-        r"CUDA out of memory|torch\.OutOfMemoryError|CUDA error: out of memory",
-        "the GPU ran out of memory",
-        "hfship serve {name} with a larger --tensor-parallel-size, or smaller --max-model-len and --max-num-seqs",
-    ),
-    (
-        r"unrecognized arguments: (.+)",
-        "this version of vLLM does not know {0}",
-        "leave it out, or choose another --image",
-    ),
+    (r"port is already allocated|[Aa]ddress already in use", "the port is taken", "hfship serve {name} --port ANOTHER"),
+    (r'container name \"?/?(\S+?)\"? is already in use',
+     "another container has the name {0}", "docker rm -f {0} if it is not needed, then hfship serve {name}"),
+    (r"unsatisfied condition: cuda|CUDA driver version is insufficient|NVIDIA driver on your system is too old"
+     r"|forward compatibility was attempted",
+     "the NVIDIA driver is older than the image's CUDA",
+     "update the driver, or use an image for it: --image vllm/vllm-openai:vX.Y.Z-cu129"),
+    (r"Failed to initialize NVML|nvml error: driver not loaded|Failed to infer device type",
+     "the container sees no GPU", "check nvidia-smi here and nvidia-container-toolkit, then hfship serve {name}"),
+    (r"Free memory on device.*is less than desired GPU memory utilization",
+     "another process holds memory of the GPU", "nvidia-smi names it; stop it, or lower --gpu-memory-utilization"),
+    (r"estimated maximum model length is (\d+)",
+     "the KV cache holds {0} tokens, less than one request of full length", "hfship serve {name} --max-model-len {0}"),
+    (r"larger than the maximum number of tokens that can be stored in KV cache|No available memory for the cache"
+     r"|KV cache is needed, which is larger than the available",
+     "the KV cache does not hold one request of full length",
+     "hfship serve {name} with a smaller --max-model-len, or a larger --tensor-parallel-size"),
+    (r"CUDA out of memory|torch\.OutOfMemoryError|CUDA error: out of memory",
+     "the GPU ran out of memory",
+     "hfship serve {name} with a larger --tensor-parallel-size, or smaller --max-model-len and --max-num-seqs"),
+    (r"unrecognized arguments: (.+)",
+     "this version of vLLM does not know {0}", "leave it out, or choose another --image"),
     (r"`trust_remote_code=True`", "the model runs its own code", "hfship serve {name} --trust-remote-code"),
-    (
-        r"does not recognize this architecture|Model architectures .* are not supported|has no vLLM implementation",
-        "this vLLM is older than the model",
-        "bring a newer image of vLLM: docker load -i FILE, then hfship serve {name}",
-    ),
-    (
-        r"Bfloat16 is only supported on GPUs",
-        "this GPU has no bfloat16",
-        "hfship serve {name} --dtype float16",
-    ),
-    (
-        r"User-specified max_model_len .* is greater than the derived",
-        "the context is longer than the model's own",
-        "hfship serve {name} with a smaller --max-model-len",
-    ),
-    (
-        r"LocalEntryNotFoundError|outgoing traffic has been disabled|couldn't connect to 'https://huggingface\.co",
-        "vLLM looked for a file that the model folder does not have",
-        "compare the folder with the repository, fetch what is missing, carry it over",
-    ),
-    (
-        r"HarmonyError|error downloading or loading vocab file",
-        "gpt-oss wants its tiktoken encodings from the network",
-        "put o200k_base.tiktoken and cl100k_base.tiktoken into the model folder, then hfship serve {name}",
-    ),
-    (
-        r"No space left on device.*shm|unable to allocate shared memory|Bus error.*shared memory",
-        "shared memory ran out",
-        "hfship serve {name} --shm-size 32gb",
-    ),
-    (
-        r"Permission denied: '/models",
-        "the container may not read the model folder",
-        "chmod -R a+rX the folder; with SELinux: chcon -Rt container_file_t FOLDER",
-    ),
-    (
-        r"SIGILL|Illegal instruction|exit code -4\b",
-        "the CPU lacks an instruction that this dtype uses",
-        "hfship serve {name} --dtype float32 (or float16)",
-    ),
-)
+    (r"does not recognize this architecture|Model architectures .* are not supported|has no vLLM implementation",
+     "this vLLM is older than the model",
+     "bring a newer image of vLLM: docker load -i FILE, then hfship serve {name}"),
+    (r"Bfloat16 is only supported on GPUs", "this GPU has no bfloat16", "hfship serve {name} --dtype float16"),
+    (r"User-specified max_model_len .* is greater than the derived",
+     "the context is longer than the model's own", "hfship serve {name} with a smaller --max-model-len"),
+    (r"LocalEntryNotFoundError|outgoing traffic has been disabled|couldn't connect to 'https://huggingface\.co",
+     "vLLM looked for a file that the model folder does not have",
+     "compare the folder with the repository, fetch what is missing, carry it over"),
+    (r"HarmonyError|error downloading or loading vocab file",
+     "gpt-oss wants its tiktoken encodings from the network",
+     "put o200k_base.tiktoken and cl100k_base.tiktoken into the model folder, then hfship serve {name}"),
+    (r"No space left on device.*shm|unable to allocate shared memory|Bus error.*shared memory",
+     "shared memory ran out", "hfship serve {name} --shm-size 32gb"),
+    (r"Permission denied: '/models",
+     "the container may not read the model folder",
+     "chmod -R a+rX the folder; with SELinux: chcon -Rt container_file_t FOLDER"),
+    (r"SIGILL|Illegal instruction|exit code -4\b",
+     "the CPU lacks an instruction that this dtype uses", "hfship serve {name} --dtype float32 (or float16)"),
+)  # fmt: skip
 
 # What a line of vLLM's log says about how far it is; the last line that matches tells.
 _PHASES = (
@@ -4438,11 +4378,11 @@ def container_trouble(container: Optional[Container], restarts_before: int) -> s
     """Why a starting container will not become ready; "" while it may.
 
     >>> container_trouble(Container("1", "running", restarts=2), 0)
-    'it restarted (it runs again)'
+    'it restarted'
     """
     if container is None:
         return "it is gone"
-    how = "it runs again" if container.status == "running" else f"exit code {container.exit_code}"
+    how = f"exit code {container.exit_code}"
     if container.oom_killed:
         how += ": the machine ran out of memory"
     elif container.exit_code == 137:
@@ -4450,7 +4390,9 @@ def container_trouble(container: Optional[Container], restarts_before: int) -> s
     if container.status in ("exited", "dead"):
         return f"it ended ({how})"
     restarted = container.restarts > restarts_before or container.status == "restarting"
-    return f"it restarted ({how})" if restarted else ""
+    if not restarted:
+        return ""
+    return "it restarted" + (f" ({how})" if container.status == "restarting" else "")
 
 
 def deployment_state(container: Optional[Container], answer: Answer) -> str:
@@ -4639,9 +4581,7 @@ def write_deployment(folder: Path, plan: Plan, reporter: Reporter) -> Deployment
 
 
 def ask_model(deployment: Deployment, timeout_s: float) -> Answer:
-    """One real request for one token (or one embedding). http.client, because no proxy may come between."""
-    import http.client
-
+    """One real request for one token (or one embedding). Straight to the port: no proxy may come between."""
     plan = deployment.plan
     split = urlsplit(plan.url)
     path = "/v1/embeddings" if plan.embeds else "/v1/completions"
@@ -4649,13 +4589,13 @@ def ask_model(deployment: Deployment, timeout_s: float) -> Answer:
     body.update({"input": "Hello"} if plan.embeds else {"prompt": "Hello", "max_tokens": 1, "temperature": 0})
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {deployment.key}"}
     started = time.monotonic()
-    connection = http.client.HTTPConnection(split.hostname or "", split.port, timeout=timeout_s)
+    connection = HTTPConnection(split.hostname or "", split.port, timeout=timeout_s)
     try:
         connection.request("POST", path, json.dumps(body), headers)
         response = connection.getresponse()
         text = response.read(1 << 20).decode("utf-8", "replace")
         return Answer(response.status, text, time.monotonic() - started)
-    except (OSError, http.client.HTTPException) as exc:
+    except (OSError, HTTPException) as exc:
         return Answer(0, f"{type(exc).__name__}: {exc}", time.monotonic() - started)
     finally:
         connection.close()
@@ -5324,6 +5264,7 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
         env.append((name, value))
     if args.shm_size:
         parse_size(args.shm_size)
+    require_address(args.host)
     if args.assume_gpus and not args.plan:
         raise UsageError("--assume-gpus is for planning", "it describes a machine that is not here", "add --plan")
     if len(args.names) > 1 and (args.port or args.name or args.served_model_name):
@@ -5347,6 +5288,15 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
         env=tuple(env),
         extra_args=(*args.extra_arg, *getattr(args, "passed_on", ())),
     )
+
+
+def require_address(text: str) -> None:
+    """Raise UsageError unless `text` is an IP address: docker publishes ports on addresses, not on names."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            socket.inet_pton(family, text)
+            return
+    raise UsageError(f"--host {text} is not an IP address", "", "0.0.0.0 listens on all addresses")
 
 
 def cmd_serve(context: Context) -> Exit:
@@ -5448,7 +5398,8 @@ def show_plan(
     try:
         image = choose_image(host.images, options.image, device)
     except HostError as exc:
-        reporter.warn(f"{exc.what} ({exc.why})")
+        if host.images:
+            reporter.warn(f"{exc.what} ({exc.why})")
         image = Image(options.image or "vllm/vllm-openai", "", parse_version(options.image or ""), device == "cpu")
     plan = make_plan(name, str(folder.resolve()), facts, host, image, replace(options, device=device))
     for warning in plan.warnings:
@@ -5486,7 +5437,10 @@ def plan_summary(plan: Plan) -> str:
     where = ", ".join(plan.gpu_names) or "CPU"
     cache = f"{human_bytes(plan.kv_bytes)} of KV cache{' per GPU' if plan.gpus else ''}"
     rows = [
-        ["image", f"{plan.image} (vLLM {version_text(plan.version)})"],
+        [
+            "image",
+            f"{plan.image} (vLLM {version_text(plan.version)})" if plan.image_id else f"{plan.image}, not loaded here",
+        ],
         ["runs on", where + (f", split over {len(plan.gpus)}" if len(plan.gpus) > 1 else "")],
         ["context", f"{plan.max_model_len} tokens" if plan.max_model_len else "as vLLM decides"],
         ["cache", f"{cache}, enough for about {plan.concurrency:g} requests of full length"],
@@ -5509,7 +5463,7 @@ def show_result(context: Context, deployment: Deployment, facts: ModelFacts, ans
     plan, env_file = deployment.plan, deployment.folder / ENV_FILE
     tokens = measured_kv_tokens(log_tail(deployment, 5000))
     lines = [
-        f"{plan.name} answers at {plan.url} (first token after {human_seconds(answer.seconds)})",
+        f"{plan.name} answers at {plan.url} (first token after {answer.seconds:.2f} s)",
         f"  names    {', '.join(plan.served_names)}",
         f"  key      {KEY_VARIABLE} in {env_file}",
         *([f"  cache    {tokens} tokens, as vLLM measured"] if tokens else []),
@@ -5626,7 +5580,9 @@ def status_cell(value: object) -> str:
     """A value of `status` for people."""
     if isinstance(value, list):
         return ",".join(str(v)[:12] for v in value) or "CPU"
-    return "-" if value is None else human_seconds(value) if isinstance(value, (int, float)) else str(value)
+    if isinstance(value, float):
+        return f"{value:.2f} s"
+    return "-" if value is None else human_seconds(value) if isinstance(value, int) else str(value)
 
 
 def cmd_stop(context: Context) -> Exit:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict
 
+import components
 import pytest
 import yaml
 from conftest import missing
@@ -180,17 +181,19 @@ NASTY = [
 ]
 
 
+@pytest.mark.real
 def test_docker_compose_reads_it_all_back(tmp_path: Path) -> None:
     """The real compose, where it is installed: names, arguments and variables arrive as they were written."""
-    docker = shutil.which("docker")
-    if not docker or subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
+    docker = components.path("docker")
+    if not docker:
         missing("docker compose")
     env = {f"V{i}": value for i, value in enumerate(NASTY)}
     nasty = replace(PLAN, env=env, extra_args=tuple(NASTY), model_dir="/m/a: b $c #d 'e' \"f\"")
     (tmp_path / "docker-compose.yml").write_text(hfship.compose_text(nasty))
     (tmp_path / ".env").write_text(hfship.env_text(nasty, "sk-1"))
-    argv = [docker, "compose", "-f", str(tmp_path / "docker-compose.yml"), "config", "--format", "json"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    argv = [str(docker), "compose", "-f", str(tmp_path / "docker-compose.yml"), "config", "--format", "json"]
+    plugins = {"DOCKER_CONFIG": str(components.HOME / "docker/config"), "PATH": os.environ["PATH"]}
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=plugins)
     assert done.returncode == 0, done.stderr
     service = json.loads(done.stdout)["services"]["vllm"]
     # `config` prints what can be read again: its own $ are doubled.

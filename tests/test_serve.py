@@ -203,6 +203,8 @@ def test_plan_needs_neither_docker_nor_gpu(site: Site) -> None:
         ["--max-model-len", "0"],
         ["--port", "70000"],
         ["--name", "../x"],
+        ["--host", "localhost"],
+        ["--shm-size", "lots"],
         ["other", "--port", "8000"],
     ],
 )
