@@ -26,7 +26,7 @@ class Site:
         for made in (self.bin, self.state, self.models):
             made.mkdir(parents=True)
         (self.models / "m").symlink_to(model)
-        self.program("docker", f'exec "{sys.executable}" "{HERE / "fake_docker.py"}" "$@"')
+        self.program("docker", f'exec "{sys.executable}" "{HERE / "stubs" / "fake-docker"}" "$@"')
         self.program("nvidia-smi", f'exec "{sys.executable}" "{STUB_SMI}" "$@"')
 
     def program(self, name: str, body: str) -> None:
@@ -126,7 +126,7 @@ def test_every_failure_has_its_cause_and_next_step(site: Site, play: str, code: 
 def test_missing_programs(site: Site) -> None:
     (site.bin / "docker").unlink()
     assert "install docker" in site("serve", "m", code=9).stderr
-    site.program("docker", f'exec "{sys.executable}" "{HERE / "fake_docker.py"}" "$@"')
+    site.program("docker", f'exec "{sys.executable}" "{HERE / "stubs" / "fake-docker"}" "$@"')
     (site.bin / "nvidia-smi").unlink()
     done = site("serve", "m", code=9)
     assert "no GPU" in done.stderr and "nvidia-smi was not found" in done.stderr and "--device cpu" in done.stderr
