@@ -3409,17 +3409,6 @@ def assumed_gpus(text: str) -> Tuple[Gpu, ...]:
     return tuple(Gpu(i, f"GPU-assumed-{i}", "assumed", total) for i in range(int(match.group(1))))
 
 
-def usable_memory(meminfo: str) -> int:
-    """Bytes of RAM that models may take, from the text of /proc/meminfo. Not what is free now: a running deployment
-    would change its own plan.
-
-    >>> usable_memory("MemTotal: 2048 kB\\nMemAvailable: 1024 kB\\n")
-    1782579
-    """
-    match = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
-    return int(int(match.group(1)) * 1024 * 0.85) if match else 0
-
-
 # ---- images --------------------------------------------------------------------------
 
 
@@ -4449,8 +4438,8 @@ def read_gpus() -> Tuple[Tuple[Gpu, ...], str]:
 
 
 def read_memory() -> int:
-    """Bytes of RAM that models may take."""
-    return usable_memory(Path("/proc/meminfo").read_text(encoding="ascii", errors="replace"))
+    """Bytes of RAM that models may take: of all there is, because what is free now would change a plan that runs."""
+    return max(0, int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.85))
 
 
 def read_image(image: Image) -> Image:
