@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 
 build: dist/hfship.pyz
 
-dist/hfship.pyz: hfship.py build_zipapp.py vendor.lock
+dist/hfship.pyz: hfship.py build_zipapp.py vendor.lock build.lock LICENSE
 	$(PYTHON) build_zipapp.py -o $@
 
 demo: build

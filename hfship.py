@@ -50,9 +50,11 @@ import re
 import resource
 import secrets
 import shlex
+import shutil
 import signal
 import socket
 import stat
+import struct
 import subprocess
 import sys
 import threading
@@ -60,7 +62,9 @@ import time
 import warnings
 import weakref
 import zlib
+from bisect import bisect_left
 from collections import deque
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
@@ -79,8 +83,10 @@ from typing import (
     Dict,
     FrozenSet,
     Iterable,
+    Iterator,
     List,
     Mapping,
+    NamedTuple,
     NoReturn,
     Optional,
     Sequence,
@@ -333,7 +339,7 @@ class Stage:
 
 
 class _NoProgress:
-    """Renders nothing."""
+    """Renders nothing: progress is not wanted, or there is nothing to do."""
 
     interval_s = 60.0
 
@@ -464,7 +470,7 @@ class Reporter:
 
     def progress_renderer(self, stage: Stage) -> _Progress:
         """How this reporter shows a stage."""
-        if self.verbosity < 0 or self.progress == "none":
+        if self.verbosity < 0 or self.progress == "none" or not stage.total:
             return _NoProgress()
         if self.progress == "json":
             return _JsonProgress(self, stage)
@@ -2394,7 +2400,62 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 
 # ======================================================================================
 # §8 Frames
+#
+# Owns the archive format: a tar stream, known to the byte before the first file is read, cut into zstd frames that
+# stand alone, and the tables that find and check them. All integers are little-endian.
+#
+#   archive = unit* check seek-table                      `unit` = pzstd header + zstd frame
+#
+#   pzstd header   0  4  0x184D2A50, a skippable frame     (lets `pzstd -d` decode in parallel)
+#                  4  4  4, its length
+#                  8  4  bytes of the zstd frame that follows
+#   zstd frame     RFC 8878, one frame, with content size and content checksum; at most 4 MiB of the tar stream
+#   check          0  4  0x184D2A55, a skippable frame of ours
+#                  4  4  its length: 48 + 8 P + 4 U
+#                  8  8  "hfship/1"
+#                 16  4  U, the number of units
+#                 20  4  P, the number of parts (1 for a whole file)
+#                 24  8P bytes of each part, the tables counted into the last
+#                  .  4U CRC-32 of each unit, header and frame
+#                  .  32 SHA-256 of the check frame up to here followed by the whole seek table
+#   seek table     0  4  0x184D2A5E, Zstandard Seekable Format 0.1.0 without checksums
+#                  4  4  its length: 8 N + 9
+#                  8  8N entries (bytes in the archive, bytes of the tar stream); for each unit two, (12, 0) for its
+#                        header and one for its frame; then (bytes of the check frame, 0). So N = 2 U + 1
+#                  .  9  N, one byte 0, 0x8F92EAB1
+#
+# The zstd checksum covers the content only: some bits of a frame can flip and it still decodes to the same bytes. The
+# CRC-32 covers what lies on the medium, so a flipped bit is found wherever it is. Parts are the archive cut between
+# units, never inside a table: each is a valid zstd file, and their concatenation is the archive.
+#
+#   tar stream = for each member: header, content, zeros up to a multiple of 512; then 1024 zeros
+#
+# Members: NAME/.hfship/manifest.json, then the files of the manifest in its order, those below 1 MiB first. All are
+# regular, mode 0644, owner 0, time 0. The header is one ustar block; a path over 100 bytes or not ASCII, or a size of
+# 8 GiB or more, is in a PAX header before it, its ustar field then being a placeholder or 0. Thus the manifest implies
+# every byte of the stream but the files' own. The writer starts a frame where the content of a file of 1 MiB or more
+# starts and another where it ends: the frames of a weight depend on that weight alone. A reader takes the cut from
+# the seek table and relies on no frame size.
+#
+# Promises: any byte of the stream is one frame away; damage stays in its frame and is found wherever it is; equal
+# manifests, options and zstd versions give equal bytes. Never: holds more than a frame per worker; touches a disk.
 # ======================================================================================
+
+FRAME_SIZE = 4 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
+LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
+WEIGHT_SIZE = 1 << 20  # files from here on have frames of their own
+FLUSH_SIZE = 64 << 20  # bytes between flushes: Ctrl-C must not wait until gigabytes reached a slow medium
+
+PZSTD_MAGIC, CHECK_MAGIC, TABLE_MAGIC, TABLE_END = 0x184D2A50, 0x184D2A55, 0x184D2A5E, 0x8F92EAB1
+CHECK_LABEL = b"hfship/1"
+SPLITS = {"fat32": 2**32 - 1, "dvd": 4_700_000_000, "bd25": 25_025_314_816, "bd50": 50_050_629_632}
+
+_PZSTD = struct.Struct("<III")
+_SKIPPABLE = struct.Struct("<II")
+_CHECK = struct.Struct("<8sII")
+_ENTRY = struct.Struct("<II")
+_FOOTER = struct.Struct("<IBI")
+_BLOCK = 512
 
 # ---- zstd backends -------------------------------------------------------------------
 #
@@ -2760,14 +2821,1637 @@ def load_zstd() -> Zstd:
 # ---- frames, seek table, parts -------------------------------------------------------
 
 
+class Segment(NamedTuple):
+    """A stretch of the tar stream: bytes known beforehand, or one whole file. `what` names it in errors."""
+
+    start: int
+    size: int
+    what: str
+    known: bytes = b""
+    entry: Optional[FileEntry] = None
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
+
+
+class Frame(NamedTuple):
+    """Where one unit lies: `offset`/`size` in the archive, `start`/`length` in the tar stream; `crc` if known."""
+
+    offset: int
+    size: int
+    start: int
+    length: int
+    crc: Optional[int] = None
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+class Index(NamedTuple):
+    """What the check frame and the seek table tell: all frames in order, and the bytes of each part."""
+
+    frames: Tuple[Frame, ...]
+    part_sizes: Tuple[int, ...]
+
+
+def tar_header(path: str, size: int) -> bytes:
+    """The header of a regular file in a PAX archive.
+
+    >>> [len(tar_header(p, n)) for p, n in (("m/a", 5), ("m/" + "a" * 99, 5), ("m/é", 5), ("m/a", 8 << 30))]
+    [512, 1536, 1536, 1536]
+    """
+    name = path.encode("utf-8")
+    records = b""
+    if len(name) > 100 or not path.isascii():
+        records += _pax_record("path", path)
+    if size >= 8**11:
+        records, size = records + _pax_record("size", str(size)), 0
+    extended = _ustar(b"././@PaxHeader", len(records), b"x") + records + padding(len(records)) if records else b""
+    return extended + _ustar(path.encode("ascii", "replace")[:100], size, b"0")
+
+
+def _pax_record(key: str, value: str) -> bytes:
+    """A PAX record, which starts with its own length in decimal.
+
+    >>> _pax_record("path", "x" * 89)[:7], len(_pax_record("path", "x" * 89)), len(_pax_record("path", "x" * 90))
+    (b'98 path', 98, 99)
+    """
+    body = f" {key}={value}\n".encode()
+    length = len(body)
+    while length != len(body) + len(str(length)):
+        length = len(body) + len(str(length))
+    return str(length).encode() + body
+
+
+def _ustar(name: bytes, size: int, kind: bytes) -> bytes:
+    block = bytearray(_BLOCK)
+    fields = (0, name), (100, b"0000644"), (108, b"0000000"), (116, b"0000000"), (124, b"%011o" % size)
+    rest = (
+        (136, b"%011o" % 0),
+        (148, b" " * 8),
+        (156, kind),
+        (257, b"ustar\x0000"),
+        (329, b"0000000"),
+        (337, b"0000000"),
+    )
+    for offset, value in fields + rest:
+        block[offset : offset + len(value)] = value
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def padding(size: int) -> bytes:
+    """The zeros that fill `size` bytes up to whole tar blocks."""
+    return bytes(-size % _BLOCK)
+
+
+def stream_layout(manifest: Manifest, text: bytes) -> Tuple[Segment, ...]:
+    """The tar stream of a manifest, whose exact bytes are `text`: sorted, gapless.
+
+    >>> files = [FileEntry("w.bin", 2 << 20, "0" * 64), FileEntry("z", 3, "0" * 64)]
+    >>> for s in stream_layout(make_manifest("m", files), b"{}"): print(s.start, s.size, s.what)
+    0 512 tar header of m/.hfship/manifest.json
+    512 2 m/.hfship/manifest.json
+    514 510 padding after m/.hfship/manifest.json
+    1024 512 tar header of m/z
+    1536 3 m/z
+    1539 509 padding after m/z
+    2048 512 tar header of m/w.bin
+    2560 2097152 m/w.bin
+    2099712 1024 end of the tar stream
+    """
+    segments: List[Segment] = []
+
+    def add(size: int, what: str, known: bytes = b"", entry: Optional[FileEntry] = None) -> None:
+        if size or entry:
+            segments.append(Segment(segments[-1].stop if segments else 0, size, what, known, entry))
+
+    def add_member(path: str, size: int, known: bytes = b"", entry: Optional[FileEntry] = None) -> None:
+        header = tar_header(path, size)
+        add(len(header), f"tar header of {path}", header)
+        add(size, path, known, entry)
+        add(-size % _BLOCK, f"padding after {path}", padding(size))
+
+    add_member(f"{manifest.name}/{MANIFEST_PATH}", len(text), text)
+    for entry in sorted(manifest.files, key=lambda entry: entry.size >= WEIGHT_SIZE):
+        add_member(f"{manifest.name}/{entry.path}", entry.size, entry=entry)
+    add(2 * _BLOCK, "end of the tar stream", bytes(2 * _BLOCK))
+    return tuple(segments)
+
+
+def manifest_extent(stream: bytes) -> Tuple[int, int]:
+    """Where the content of the first member lies in a stream that begins with `stream`; ValueError if it is no tar.
+
+    >>> manifest_extent(tar_header("m/" + "x" * 120, 77))
+    (1536, 1613)
+    """
+    start = 0
+    while True:
+        block = stream[start : start + _BLOCK]
+        if len(block) < _BLOCK or block[257:262] != b"ustar" or block[156:157] not in (b"0", b"x"):
+            raise ValueError("no tar header of a regular file")
+        size = int(block[124:135], 8)
+        start += _BLOCK
+        if block[156:157] == b"0":
+            return start, start + size
+        start += size + -size % _BLOCK
+
+
+def index_at(items: Sequence[Any], start: int) -> int:
+    """Index of the first of the tuples, sorted by their first field, that does not begin before `start`.
+
+    >>> index_at([(0, "a"), (4, "b"), (4, "c"), (9, "d")], 4)
+    1
+    """
+    return bisect_left(items, (start,))
+
+
+def segments_between(segments: Sequence[Segment], start: int, stop: int) -> Sequence[Segment]:
+    """Segments with bytes in stream [start, stop)."""
+    first = max(index_at(segments, start + 1) - 1, 0)
+    return [s for s in segments[first : index_at(segments, stop)] if s.stop > start]
+
+
+def cut_frames(segments: Sequence[Segment], frame_size: int = FRAME_SIZE) -> Iterator[Tuple[int, int]]:
+    """Stream ranges of the frames, in order: whole, gapless, at most `frame_size`; weights have their own.
+
+    >>> weight = Segment(10, 2 << 20, "w", entry=FileEntry("w", 2 << 20, ""))
+    >>> list(cut_frames([Segment(0, 10, "a"), weight, Segment(2097162, 5, "b")], 1500000))
+    [(0, 10), (10, 1500010), (1500010, 2097162), (2097162, 2097167)]
+    """
+    start = 0
+    weights = [s for s in segments if s.entry and s.size >= WEIGHT_SIZE]
+    edges = [edge for s in weights for edge in (s.start, s.stop)] + [segments[-1].stop]
+    for edge in edges:
+        while start < edge:
+            stop = min(start + frame_size, edge)
+            yield start, stop
+            start = stop
+
+
+def encode_unit(content: Union[bytes, memoryview], compress: Callable[[Union[bytes, memoryview]], bytes]) -> bytes:
+    """One unit: pzstd header and frame."""
+    frame = compress(content)
+    return _PZSTD.pack(PZSTD_MAGIC, 4, len(frame)) + frame
+
+
+def largest_unit(length: int) -> int:
+    """An upper bound for the unit of `length` bytes of content (ZSTD_compressBound, and then some)."""
+    return _PZSTD.size + length + (length >> 8) + 128
+
+
+def tail_size(units: int, parts: int) -> int:
+    """Bytes of check frame and seek table."""
+    return (_SKIPPABLE.size + _CHECK.size + 8 * parts + 4 * units + 32) + _table_size(2 * units + 1)
+
+
+def _table_size(entries: int) -> int:
+    return _SKIPPABLE.size + _ENTRY.size * entries + _FOOTER.size
+
+
+def encode_tail(frames: Sequence[Frame], part_sizes: Sequence[int]) -> bytes:
+    """Check frame and seek table. `part_sizes` do not yet count them."""
+    size = tail_size(len(frames), len(part_sizes))
+    sizes = [*part_sizes[:-1], part_sizes[-1] + size]
+    entries = 2 * len(frames) + 1
+    check_size = size - _table_size(entries)
+    check = (
+        _SKIPPABLE.pack(CHECK_MAGIC, check_size - _SKIPPABLE.size)
+        + _CHECK.pack(CHECK_LABEL, len(frames), len(sizes))
+        + struct.pack(f"<{len(sizes)}Q", *sizes)
+        + struct.pack(f"<{len(frames)}I", *(frame.crc or 0 for frame in frames))
+    )
+    rows = (_ENTRY.pack(_PZSTD.size, 0) + _ENTRY.pack(f.size - _PZSTD.size, f.length) for f in frames)
+    table = (
+        _SKIPPABLE.pack(TABLE_MAGIC, _table_size(entries) - _SKIPPABLE.size)
+        + b"".join(rows)
+        + _ENTRY.pack(check_size, 0)
+        + _FOOTER.pack(entries, 0, TABLE_END)
+    )
+    return check + hashlib.sha256(check + table).digest() + table
+
+
+def tail_extent(end: bytes) -> Tuple[int, int]:
+    """(bytes of check frame and seek table, of the seek table alone) from the last 17 bytes of an archive.
+
+    Raises ValueError when they do not end a seek table that we could have written.
+    """
+    if len(end) < _ENTRY.size + _FOOTER.size:
+        raise ValueError("too short")
+    entries, descriptor, magic = _FOOTER.unpack(end[-_FOOTER.size :])
+    check_size, zero = _ENTRY.unpack(end[-_FOOTER.size - _ENTRY.size : -_FOOTER.size])
+    if magic != TABLE_END or descriptor or zero or not entries % 2:
+        raise ValueError("no seek table at the end")
+    return check_size + _table_size(entries), _table_size(entries)
+
+
+def decode_tail(tail: bytes) -> Index:
+    """The index in check frame and seek table. Raises ValueError for anything that `encode_tail` does not write."""
+    size, table_size = tail_extent(tail[-_ENTRY.size - _FOOTER.size :])
+    check, table = tail[:-table_size], tail[-table_size:]
+    if len(tail) != size or hashlib.sha256(check[:-32] + table).digest() != check[-32:]:
+        raise ValueError("the SHA-256 of the tables is wrong")
+    label, units, parts = _CHECK.unpack_from(check, _SKIPPABLE.size)
+    if label != CHECK_LABEL or size != tail_size(units, parts):
+        raise ValueError(f"tables of an unknown kind {label!r}")
+    at = _SKIPPABLE.size + _CHECK.size
+    part_sizes = struct.unpack_from(f"<{parts}Q", check, at)
+    crcs = struct.unpack_from(f"<{units}I", check, at + 8 * parts)
+    rows = list(_ENTRY.iter_unpack(table[_SKIPPABLE.size : -_FOOTER.size]))
+    if any(row != (_PZSTD.size, 0) for row in rows[:-1:2]):
+        raise ValueError("an entry of the seek table is wrong")
+    frames = tuple(_place_frames((row[0] + _PZSTD.size, row[1], crc) for row, crc in zip(rows[1::2], crcs)))
+    if sum(part_sizes) != (frames[-1].offset + frames[-1].size if frames else 0) + size:
+        raise ValueError("the parts do not add up to the archive")
+    return Index(frames, part_sizes)
+
+
+def _place_frames(rows: Iterable[Tuple[int, int, Optional[int]]]) -> Iterator[Frame]:
+    """Frames one after the other, from (bytes of the unit, bytes of its content, crc)."""
+    offset = start = 0
+    for size, length, crc in rows:
+        if not 0 < length <= LARGEST_FRAME or size > largest_unit(length):
+            raise ValueError(f"a frame of {length} bytes in {size} is out of bounds")
+        yield Frame(offset, size, start, length, crc)
+        offset, start = offset + size, start + length
+
+
+def unit_at(head: bytes) -> Tuple[int, int]:
+    """(bytes of the unit, of its content) from the first 30 bytes of a unit: finds frames when the table is lost.
+
+    Raises ValueError when no unit of ours begins there.
+
+    >>> unit_at(_PZSTD.pack(PZSTD_MAGIC, 4, 99) + bytes.fromhex("28b52ffd 24 05"))
+    (111, 5)
+    """
+    if len(head) < _PZSTD.size + 6:
+        raise ValueError("the archive ends here")
+    magic, four, size = _PZSTD.unpack_from(head)
+    if (magic, four) != (PZSTD_MAGIC, 4) or head[12:16] != b"\x28\xb5\x2f\xfd":
+        raise ValueError("no frame begins here")
+    descriptor = head[16]  # RFC 8878, 3.1.1.1.1: content size flag, single segment, reserved, checksum, dictionary
+    flag, single = descriptor >> 6, descriptor >> 5 & 1
+    width = (1 << flag) if flag or single else 0
+    at = 17 + (not single) + (0, 1, 2, 4)[descriptor & 3]
+    length = int.from_bytes(head[at : at + width], "little") + (256 if flag == 1 else 0)
+    return size + _PZSTD.size, length
+
+
+def part_name(archive: str, number: int, parts_at_most: int) -> str:
+    """The name of a part; as wide as the largest number that can occur, so that `cat NAME.tar.zst.*` sorts right.
+
+    >>> part_name("m.tar.zst", 7, 30), part_name("m.tar.zst", 7, 12345)
+    ('m.tar.zst.0007', 'm.tar.zst.00007')
+    """
+    return f"{archive}.{number:0{max(4, len(str(parts_at_most)))}d}"
+
+
+class Sink:
+    """Where the files of a tar stream go. This one keeps nothing: it serves those who only check."""
+
+    def begin(self, entry: FileEntry) -> None:
+        """The content of a file starts."""
+
+    def write(self, entry: FileEntry, offset: int, content: Union[bytes, memoryview]) -> None:
+        """Content of a file, at an offset in it. May be called from several threads."""
+
+    def finish(self, entry: FileEntry) -> None:
+        """The file is complete, and proven."""
+
+    def abandon(self, entry: FileEntry) -> None:
+        """The file is not what the manifest says, or bytes of it are lost."""
+
+
+class StreamCheck:
+    """Follows consecutive segments of the tar stream and proves them: files by SHA-256, all else byte by byte.
+
+    `report` is told the segments that are wrong. Without `write` somebody else has begun and writes the files.
+    """
+
+    def __init__(
+        self, segments: Iterable[Segment], sink: Sink, report: Callable[[Segment, str], None], write: bool = True
+    ) -> None:
+        self._left = deque(segments)
+        self._sink, self._report, self._write = sink, report, write
+        self._at = 0
+        self._good = True
+        self._digest = hashlib.sha256()
+
+    def feed(self, content: Optional[bytes], length: int) -> None:
+        """The next `length` bytes of the stream; None when they are lost (and reported by whoever lost them)."""
+        at = 0
+        while self._left:
+            segment = self._left[0]
+            size = min(segment.size - self._at, length - at)
+            if segment.size and not size:
+                return
+            if not self._at:
+                self._begin(segment)
+            if content is None:
+                self._good = False
+            else:
+                self._take(segment, memoryview(content)[at : at + size])
+            at, self._at = at + size, self._at + size
+            if self._at == segment.size:
+                self._end(segment, lost=content is None)
+
+    def close(self) -> None:
+        """The stream ends here, maybe too early."""
+        if self._at and self._left[0].entry:
+            self._sink.abandon(self._left[0].entry)
+
+    def _begin(self, segment: Segment) -> None:
+        self._good, self._digest = True, hashlib.sha256()
+        if segment.entry and self._write:
+            self._sink.begin(segment.entry)
+
+    def _take(self, segment: Segment, view: memoryview) -> None:
+        if segment.entry is None:
+            if segment.known[self._at : self._at + len(view)] != view:
+                self._good = False
+                self._report(segment, "differs from what the manifest implies")
+            return
+        self._digest.update(view)
+        if self._write:
+            self._sink.write(segment.entry, self._at, view)
+
+    def _end(self, segment: Segment, lost: bool) -> None:
+        self._left.popleft()
+        self._at = 0
+        if segment.entry is None:
+            return
+        if self._good and not lost and self._digest.hexdigest() == segment.entry.sha256:
+            self._sink.finish(segment.entry)
+            return
+        if self._good and not lost:
+            self._report(segment, f"has SHA-256 {self._digest.hexdigest()}, the manifest says {segment.entry.sha256}")
+        self._sink.abandon(segment.entry)
+
+
+class Stopped(Exception):
+    """Work was given up because somebody else failed or Ctrl-C came."""
+
+
+class Workers:
+    """A pool of threads that ends within the piece of work at hand once `stop` is set."""
+
+    def __init__(self, count: int, stop: Optional[threading.Event] = None) -> None:
+        self.count = count
+        self._stop = stop or threading.Event()
+        self._pool = ThreadPoolExecutor(count)
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._pool.shutdown()
+
+    def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        return self._pool.submit(self._run, work, args)
+
+    def _run(self, work: Callable[..., Any], args: Tuple[Any, ...]) -> Any:
+        if self._stop.is_set():
+            raise Stopped
+        return work(*args)
+
+    def in_order(self, work: Callable[[Any], Any], items: Iterable[Any], window: int) -> Iterator[Any]:
+        """work(item) for all items, in their order, with at most `window` results under way or waiting."""
+        pending: Deque[Future[Any]] = deque()
+        for item in items:
+            pending.append(self.submit(work, item))
+            if len(pending) >= window:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+class Serial:
+    """One thread that makes calls in their order, while the caller goes on; at most two wait."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._workers = Workers(1, stop)
+        self._pending: Deque[Future[Any]] = deque()
+
+    def __enter__(self) -> Serial:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.__exit__()
+
+    def call(self, work: Callable[..., Any], *args: Any) -> None:
+        """Queue a call. Raises what an earlier one raised."""
+        self._pending.append(self._workers.submit(work, *args))
+        self.drain(2)
+
+    def drain(self, left: int = 0) -> None:
+        """Wait until at most `left` calls are queued."""
+        while len(self._pending) > left:
+            self._pending.popleft().result()
+
+
+def per_thread(make: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that returns an object of its own to each thread: zstd contexts must not be shared."""
+    local = threading.local()
+
+    def get() -> Any:
+        if not hasattr(local, "value"):
+            local.value = make()
+        return local.value
+
+    return get
+
+
+def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str:
+    """A list for people that does not fill the screen.
+
+    >>> shorten(["a", "b", "c"]), shorten(["a", "b", "c"], 2)
+    ('a, b, c', 'a, b, and 1 more')
+    """
+    more = [f"and {len(items) - limit} more"] * (len(items) > limit)
+    return separator.join([*items[:limit], *more])
+
+
+def default_jobs() -> int:
+    """One thread per core that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+# ---- archives on disk ----------------------------------------------------------------
+
+_PART = re.compile(r"(?P<archive>.+\.tar\.zst)\.(?P<number>[0-9]{4,})$")
+_SUM_LINE = re.compile(r"(?P<sha256>[0-9a-f]{64}) [ *](?P<name>[^/\n]+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """Something wrong: `what`, where in the archive it lies (`offset`, `size`, the first and last of the `frames`,
+    numbered from 1), on which `parts`, and which bytes of which `files` it hits (path, first, last)."""
+
+    what: str
+    offset: Optional[int] = None
+    size: int = 0
+    frames: Tuple[int, ...] = ()
+    parts: Tuple[str, ...] = ()
+    files: Tuple[Tuple[str, int, int], ...] = ()
+
+    def text(self) -> str:
+        """One line for a person.
+
+        >>> print(Damage("CRC-32 differs", 12, 30, (1, 1), ("m.tar.zst.0002",), (("m/a", 0, 9), ("m/b", 0, 3))).text())
+        m.tar.zst.0002, frame 1, bytes 12-41 of the archive: CRC-32 differs; hits m/a bytes 0-9, m/b bytes 0-3
+        """
+        where = [", ".join(self.parts)] * bool(self.parts)
+        if self.frames:
+            first, last = self.frames
+            where.append(f"frame {first}" if first == last else f"frames {first}-{last}")
+        if self.offset is not None and self.size:
+            where.append(f"bytes {self.offset}-{self.offset + self.size - 1} of the archive")
+        hits = [f"{path} bytes {first}-{last}" if last >= first else path for path, first, last in self.files]
+        text = (", ".join(where) + ": " if where else "") + self.what
+        return text + ("; hits " + shorten(hits) if hits else "")
+
+    def joined(self, other: Damage) -> Optional[Damage]:
+        """This and the next damage as one, if they adjoin and are alike: a bad part is one place, not 1,000 frames."""
+        if not (self.frames and other.frames and self.frames[1] + 1 == other.frames[0] and self.what == other.what):
+            return None
+        files = list(self.files)
+        for path, first, last in other.files:
+            if files and files[-1][0] == path and files[-1][2] + 1 == first:
+                path, first, _ = files.pop()
+            files.append((path, first, last))
+        parts = self.parts + tuple(name for name in other.parts if name not in self.parts)
+        size = self.size + other.size
+        return Damage(self.what, self.offset, size, (self.frames[0], other.frames[1]), parts, tuple(files))
+
+
+class Part(NamedTuple):
+    """One file of an archive: its bytes are [start, start + size) of the archive, if it is whole."""
+
+    start: int
+    size: int
+    path: Path
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
+
+
+@dataclass(frozen=True)
+class ArchiveFiles:
+    """What is on disk of one archive: `name` is NAME.tar.zst, `numbers` the part numbers found (empty: one file)."""
+
+    folder: Path
+    name: str
+    numbers: Mapping[int, Path]
+
+    @property
+    def path(self) -> Path:
+        """How an operator names it."""
+        return min(self.numbers.items())[1] if self.numbers else self.folder / self.name
+
+    @property
+    def paths(self) -> List[Path]:
+        """All its files, in order."""
+        return [path for _, path in sorted(self.numbers.items())] if self.numbers else [self.folder / self.name]
+
+    def part(self, number: int) -> Path:
+        """The file of a part, also if it is missing; of a whole archive that is its one file."""
+        width = len(self.path.name) - len(self.name) - 1
+        return self.numbers.get(number, self.folder / f"{self.name}.{number:0{width}d}") if self.numbers else self.path
+
+    @property
+    def sums(self) -> Path:
+        return self.folder / f"{self.name}.sha256"
+
+    def listed(self) -> Mapping[str, str]:
+        """File name -> SHA-256 from NAME.tar.zst.sha256; empty when there is none."""
+        try:
+            text = self.sums.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return {}
+        return {match["name"]: match["sha256"] for match in _SUM_LINE.finditer(text)}
+
+
+def archives_in(folder: Path) -> List[ArchiveFiles]:
+    """The archives in a folder, by name; where both are there, the whole file before the parts."""
+    found: Dict[Tuple[str, bool], Dict[int, Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        match = _PART.match(path.name)
+        if match:
+            found.setdefault((match["archive"], True), {})[int(match["number"])] = path
+        elif path.name.endswith(".tar.zst"):
+            found[path.name, False] = {}
+    return [ArchiveFiles(folder, name, numbers) for (name, _), numbers in sorted(found.items())]
+
+
+def find_archives(argument: str, folders: Sequence[Path]) -> List[ArchiveFiles]:
+    """The archives that an argument means: a file, any part, a folder that holds archives, or a NAME looked up in
+    `folders`. Empty when there are none."""
+    path = Path(argument)
+    if path.is_dir():
+        return archives_in(path)
+    match = _PART.match(path.name)
+    name = match["archive"] if match else re.sub(r"\.sha256$", "", path.name)
+    for folder in [path.parent] if "/" in argument or path.exists() else folders:
+        named = [files for files in archives_in(folder) if files.name in (name, f"{name}.tar.zst")]
+        found = [files for files in named if files.numbers or not match]
+        if found:
+            return found[:1]
+    return [ArchiveFiles(path.parent, path.name, {})] if path.is_file() else []
+
+
+@dataclass(frozen=True)
+class Archive:
+    """An archive opened for reading. `manifest` is None and `segments` empty when the manifest cannot be read or the
+    stream is not what it implies; `damages` is what opening it brought up; `frames` all that could be found."""
+
+    files: ArchiveFiles
+    parts: Tuple[Part, ...]
+    frames: Tuple[Frame, ...]
+    damages: Tuple[Damage, ...]
+    manifest: Optional[Manifest] = None
+    text: bytes = b""
+    segments: Tuple[Segment, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+    @property
+    def stream_size(self) -> int:
+        return self.frames[-1].stop if self.frames else 0
+
+    def damage(self, what: str, number: int) -> Damage:
+        """Damage of a frame, with the part it lies on and the files it holds."""
+        frame = self.frames[number - 1]
+        part = self.parts[max(index_at(self.parts, frame.offset + 1) - 1, 0)]
+        files = self.files_between(frame.start, frame.stop)
+        return Damage(what, frame.offset, frame.size, (number, number), (part.path.name,), files)
+
+    def files_between(self, start: int, stop: int) -> Tuple[Tuple[str, int, int], ...]:
+        """(path, first byte, last byte) of what lies in a range of the tar stream."""
+        found = segments_between(self.segments, start, stop)
+        return tuple((s.entry.path, max(start - s.start, 0), min(stop, s.stop) - s.start - 1) for s in found if s.entry)
+
+    def decode(self, frame: Frame, decompress: Callable[[Union[bytes, memoryview], int], bytes]) -> bytes:
+        """The content of a frame. Raises ZstdError that says what is wrong with it."""
+        try:
+            unit = read_parts(self.parts, frame.offset, frame.size)
+        except OSError as exc:
+            raise ZstdError(f"cannot be read: {exc.strerror}") from exc
+        if len(unit) != frame.size:
+            raise ZstdError("is missing")
+        if frame.crc is not None and zlib.crc32(unit) != frame.crc:
+            raise ZstdError("CRC-32 differs")
+        if unit[: _PZSTD.size] != _PZSTD.pack(PZSTD_MAGIC, 4, frame.size - _PZSTD.size):
+            raise ZstdError("does not begin with its header")
+        return decompress(memoryview(unit)[_PZSTD.size :], frame.length)
+
+
+def read_parts(parts: Sequence[Part], offset: int, size: int) -> bytes:
+    """Bytes of an archive that lie in one part; fewer when the part ends early or is missing."""
+    part = parts[max(index_at(parts, offset + 1) - 1, 0)]
+    try:
+        fd = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return b""
+    try:
+        return pread_exactly(fd, size, offset - part.start)
+    finally:
+        os.close(fd)
+
+
+def open_archive(files: ArchiveFiles) -> Archive:
+    """Find all frames and the manifest of an archive, by its tables or, if these are damaged, by walking it.
+
+    Raises IntegrityError when nothing tells that hfship made it, and when parts are missing that only the tables
+    could have told about. All else that is wrong is in `damages`.
+    """
+    try:
+        index = _read_index(files.paths[-1])
+    except OSError as exc:
+        raise disk_error(exc, "read", files.paths[-1], "check the medium, then copy the archive again") from exc
+    archive = _indexed_archive(files, index) if index else _walked_archive(files)
+    archive = _with_manifest(archive)
+    if not index and not archive.manifest:
+        raise _foreign(files)
+    return archive
+
+
+def _read_index(path: Path) -> Optional[Index]:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        end = pread_exactly(fd, 17, max(size - 17, 0))
+        tail, _ = tail_extent(end)
+        return decode_tail(pread_exactly(fd, tail, size - tail)) if tail <= size else None
+    except (ValueError, struct.error):
+        return None
+    finally:
+        os.close(fd)
+
+
+def _indexed_archive(files: ArchiveFiles, index: Index) -> Archive:
+    sizes = index.part_sizes if files.numbers else (sum(index.part_sizes),)
+    parts: List[Part] = []
+    damages = []
+    for number, size in enumerate(sizes, 1):
+        path = files.part(number)
+        parts.append(Part(parts[-1].stop if parts else 0, size, path))
+        actual = path.stat().st_size if path.exists() else None
+        if actual != size:
+            what = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
+            damages.append(Damage(what, parts[-1].start, size, (), (path.name,)))
+    extra = [path.name for number, path in sorted(files.numbers.items()) if number > len(sizes)]
+    damages += [Damage("is not part of this archive", parts=(name,)) for name in extra]
+    return Archive(files, tuple(parts), index.frames, tuple(damages))
+
+
+def _walked_archive(files: ArchiveFiles) -> Archive:
+    """An archive without its tables: every unit tells where the next one begins."""
+    _require_all_parts(files)
+    parts: List[Part] = []
+    for path in files.paths:
+        parts.append(Part(parts[-1].stop if parts else 0, path.stat().st_size, path))
+    frames: List[Frame] = []
+    offset = start = 0
+    with contextlib.suppress(ValueError, OSError):
+        while offset < parts[-1].stop:
+            size, length = unit_at(read_parts(parts, offset, 30))
+            if offset + size > parts[-1].stop or length > LARGEST_FRAME:
+                break
+            frames.append(Frame(offset, size, start, length))
+            offset, start = offset + size, start + length
+    names = tuple(part.path.name for part in parts if part.stop > offset) or (parts[-1].path.name,)
+    damage = Damage("neither a frame nor intact tables", offset, parts[-1].stop - offset, (), names)
+    return Archive(files, tuple(parts), tuple(frames), (damage,))
+
+
+def _require_all_parts(files: ArchiveFiles) -> None:
+    listed = set(files.listed()) - {path.name for path in files.paths}
+    gaps = [n for n in range(1, max(files.numbers, default=0)) if n not in files.numbers]
+    missing = sorted(listed) or [files.part(n).name for n in gaps]
+    if missing:
+        raise IntegrityError(
+            f"{files.name} is not complete: {len(missing)} parts are missing",
+            f"missing in {files.folder}: {shorten(missing, 20)}",
+            "copy them again, then run the same command",
+        )
+
+
+def _foreign(files: ArchiveFiles) -> IntegrityError:
+    cat = f"cat {files.folder / files.name}.* | tar --zstd -x" if files.numbers else f"tar --zstd -xf {files.path}"
+    return IntegrityError(
+        f"{files.path} was not made by hfship, or both its beginning and its end are damaged",
+        "it has neither the tables of hfship at its end nor a manifest in its first frame",
+        f"copy it again; an archive of another program is unpacked by: {cat}",
+    )
+
+
+def _with_manifest(archive: Archive) -> Archive:
+    """The archive with its manifest, and the layout of the stream if it is what the manifest implies."""
+    try:
+        text = _first_member(archive)
+        manifest = parse_manifest(text, f"the manifest in {archive.files.name}")
+    except ZstdError:
+        return archive  # the frame is reported when all frames are checked
+    except ValueError as exc:
+        return replace(archive, damages=(*archive.damages, Damage(f"does not begin with a manifest: {exc}")))
+    except IntegrityError as exc:
+        return replace(archive, damages=(*archive.damages, Damage(f"{exc.what}: {exc.why}")))
+    known = replace(archive, manifest=manifest, text=text, segments=stream_layout(manifest, text))
+    surplus = archive.stream_size - known.segments[-1].stop
+    if surplus < 0 and archive.frames[0].crc is None:  # no tables, so it is the end that is lost
+        lost = known.files_between(archive.stream_size, known.segments[-1].stop)
+        what = f"the archive is cut: frames from number {len(archive.frames) + 1} on are missing"
+        return replace(known, damages=(replace(archive.damages[-1], what=what, files=lost),))
+    if surplus:
+        what = f"the tar stream has {abs(surplus)} bytes {'more' if surplus > 0 else 'less'} than its manifest implies"
+        return replace(known, segments=(), damages=(*archive.damages, Damage(what)))
+    return known
+
+
+def _first_member(archive: Archive) -> bytes:
+    """The content of the first file in the tar stream. Raises ZstdError or ValueError."""
+    decompress = load_zstd().decompressor()
+    stream = b""
+    for frame in archive.frames:
+        stream += archive.decode(frame, decompress)
+        start, stop = manifest_extent(stream)
+        if stop <= len(stream) <= LARGEST_FRAME:
+            return stream[start:stop]
+    raise ValueError("it has no end")
+
+
 # ======================================================================================
 # §9 Pack
+#
+# Owns the way from a model folder to NAME.tar.zst, whole or in parts, with what travels beside it:
+# NAME.tar.zst.sha256 (GNU format), hfship.pyz and READ-ME-FIRST.txt.
+#
+# The plan (layout of the stream and its cut into frames) is made before the first byte is read, so any frame can be
+# produced by itself. Threads read and compress frames; one thread hashes the files in stream order against the
+# manifest, one writes in order, one hashes what was written: each byte is read once.
+#
+# Promises: what is packed is what the manifest says, or nothing is; bytes do not depend on the number of threads; a
+# final name holds a complete archive. Never: overwrites an archive of something else without --force.
 # ======================================================================================
+
+READ_ME_FIRST = """\
+These files carry Hugging Face models. NAME.tar.zst is a model; NAME.tar.zst.0001, .0002, ... are one cut in parts.
+
+With hfship.pyz, which lies beside them and needs Python 3.8 or later, nothing to install and no network:
+
+    python3 hfship.pyz verify NAME.tar.zst            proves every byte, names what to copy again
+    python3 hfship.pyz unpack NAME.tar.zst -o DIR     restores and verifies DIR/NAME
+    (any part may be named instead: NAME.tar.zst.0001)
+
+Without it:
+
+    sha256sum -c NAME.tar.zst.sha256                  checks what was copied
+    tar --zstd -xf NAME.tar.zst                       a whole file
+    cat NAME.tar.zst.0* | tar --zstd -x               parts
+    NAME/.hfship/manifest.json                        then lists the SHA-256 of every file
+"""
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """How to pack: bytes per part (None: one file), zstd level, threads, and whether to replace another archive."""
+
+    split: Optional[int] = None
+    level: int = 1
+    jobs: int = 1
+    force: bool = False
+    frame_size: int = FRAME_SIZE
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """All that decides the bytes of an archive: the layout of its stream and the cut into frames."""
+
+    folder: Path
+    manifest: Manifest
+    text: bytes
+    segments: Tuple[Segment, ...]
+    frames: Tuple[Tuple[int, int], ...]
+    options: PackOptions
+
+    @property
+    def archive(self) -> str:
+        return f"{self.manifest.name}.tar.zst"
+
+    @property
+    def units_at_most(self) -> int:
+        """Bytes of all units if nothing compresses."""
+        return sum(largest_unit(stop - start) for start, stop in self.frames)
+
+    @property
+    def size_at_most(self) -> int:
+        """Bytes of the archive if nothing compresses."""
+        return self.units_at_most + tail_size(len(self.frames), self.parts_at_most)
+
+    @property
+    def parts_at_most(self) -> int:
+        """A bound for the number of parts: each but the last is full up to a unit, and any two exceed one limit."""
+        split = self.options.split
+        if split is None:
+            return 1
+        return self.units_at_most // max(split - largest_unit(self.options.frame_size), split // 2, 1) + 2
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """A file of a finished archive."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What pack leaves: the parts of the archive; `fresh` is False when they were there before."""
+
+    manifest: Manifest
+    parts: Tuple[WrittenPart, ...]
+    seconds: float
+    fresh: bool
+
+    @property
+    def size(self) -> int:
+        return sum(part.size for part in self.parts)
+
+
+def parse_split(text: str) -> int:
+    """Bytes per part, from the name of a medium or a size.
+
+    >>> [parse_split(t) for t in ("fat32", "DVD", "650M")]
+    [4294967295, 4700000000, 650000000]
+    """
+    return SPLITS.get(text.lower()) or parse_size(text)
+
+
+def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPlan:
+    """The plan of an archive. Raises UsageError when a part cannot hold a frame or the tables."""
+    text = manifest.to_json().encode("utf-8")
+    segments = stream_layout(manifest, text)
+    frames = tuple(cut_frames(segments, options.frame_size))
+    plan = PackPlan(folder, manifest, text, segments, frames, options)
+    least = max(largest_unit(options.frame_size), tail_size(len(frames), plan.parts_at_most))
+    if options.split is not None and options.split < least:
+        why = f"a part must hold a frame and the tables of this archive: {least} bytes"
+        raise UsageError(f"parts of {options.split} bytes are too small", why, "give a larger --split")
+    return plan
+
+
+def manifest_to_pack(folder: Path, name: Optional[str], jobs: int, reporter: Reporter) -> Manifest:
+    """The manifest of a folder, made and written if it has none, after a look at sizes and names."""
+    found = content_files(folder)
+    manifest = read_manifest(folder) or _made_manifest(folder, found, name, jobs, reporter)
+    sizes = dict(found)
+    wrong = [
+        f"{e.path} " + (f"has {sizes[e.path]} bytes instead of {e.size}" if e.path in sizes else "is missing")
+        for e in manifest.files
+        if sizes.get(e.path) != e.size
+    ]
+    if wrong:
+        raise _mismatch(folder, manifest, wrong)
+    extra = sorted(set(sizes) - {entry.path for entry in manifest.files})
+    if extra:
+        reporter.warn(f"{folder}: not in the manifest, so not packed: {shorten(extra)}")
+    return make_manifest(name, manifest.files, manifest.source) if name else manifest
+
+
+def _made_manifest(
+    folder: Path, found: Sequence[Tuple[str, int]], name: Optional[str], jobs: int, reporter: Reporter
+) -> Manifest:
+    if not found:
+        raise UsageError(f"{folder} holds no files", "", "name the folder of a model")
+    make_manifest(name or folder.resolve().name, ())  # a name that cannot be: say so before hashing
+    reporter.info(f"{folder} has no manifest: hashing its files to make one")
+    with reporter.stage("hash", sum(size for _, size in found)) as stage, Workers(jobs) as workers:
+
+        def entry(item: Tuple[str, int]) -> FileEntry:
+            try:
+                return FileEntry(item[0], item[1], sha256_file(folder / item[0], stage.add))
+            except OSError as exc:
+                raise disk_error(exc, "read", folder / item[0]) from exc
+
+        files = list(workers.in_order(entry, found, jobs))
+    manifest = make_manifest(name or folder.resolve().name, files)
+    try:
+        write_manifest(folder, manifest)
+    except DiskError as exc:
+        reporter.warn(f"{exc.what}: the manifest travels in the archive only")
+    return manifest
+
+
+def _mismatch(folder: Path, manifest: Manifest, wrong: Sequence[str]) -> IntegrityError:
+    remedy = f"restore the file, or remove {folder / MANIFEST_PATH} if the change is meant"
+    if manifest.source:
+        remedy = f"hfship fetch {manifest.source.repo}@{manifest.source.commit}"
+    what = f"{folder} is not what its manifest says"
+    return IntegrityError(what, shorten(wrong, 20, "\n"), f"{remedy}, then pack again")
+
+
+def read_stream(plan: PackPlan, start: int, stop: int) -> bytes:
+    """Bytes of the tar stream. Raises IntegrityError when a file became shorter or vanished."""
+    pieces = []
+    for s in segments_between(plan.segments, start, stop):
+        first, last = max(start - s.start, 0), min(stop, s.stop) - s.start
+        pieces.append(_read_range(plan, s.entry, first, last - first) if s.entry else s.known[first:last])
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> bytes:
+    path = plan.folder / entry.path
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            content = pread_exactly(fd, size, offset)
+        finally:
+            os.close(fd)
+    except FileNotFoundError as exc:
+        raise _mismatch(plan.folder, plan.manifest, [f"{entry.path} vanished while it was packed"]) from exc
+    except OSError as exc:
+        raise disk_error(exc, "read", path) from exc
+    if len(content) != size:
+        raise _mismatch(plan.folder, plan.manifest, [f"{entry.path} became shorter while it was packed"])
+    return content
+
+
+class PartWriter:
+    """Writes units into NAME.tar.zst.incomplete, or into parts of at most `split` bytes; `publish` names them."""
+
+    def __init__(self, folder: Path, plan: PackPlan, hasher: Serial, flusher: Serial) -> None:
+        self._folder, self._plan, self._hasher, self._flusher = folder, plan, hasher, flusher
+        self._paths: List[Path] = []
+        self._sizes: List[int] = []
+        self._digests: List[Any] = []
+        self._fd = -1
+
+    def write(self, unit: bytes) -> None:
+        """Append a unit; starts a part when it does not fit the current one."""
+        split = self._plan.options.split
+        if not self._paths or (split is not None and self._sizes[-1] + len(unit) > split):
+            self._open_next()
+        try:
+            write_all(self._fd, unit)
+        except OSError as exc:
+            raise disk_error(exc, "write", self._paths[-1]) from exc
+        before, self._sizes[-1] = self._sizes[-1], self._sizes[-1] + len(unit)
+        self._hasher.call(self._digests[-1].update, unit)
+        if before // FLUSH_SIZE != self._sizes[-1] // FLUSH_SIZE:
+            self._flusher.call(self._flush, self._fd, self._paths[-1])
+
+    @staticmethod
+    def _flush(fd: int, path: Path) -> None:
+        try:
+            os.fsync(fd)
+        except OSError as exc:
+            raise disk_error(exc, "write", path) from exc
+
+    def finish(self, frames: Sequence[Frame]) -> Tuple[WrittenPart, ...]:
+        """Write the tables, then make everything durable."""
+        split = self._plan.options.split
+        if split is not None and self._sizes[-1] + tail_size(len(frames), len(self._sizes)) > split:
+            self._open_next()
+        self.write(encode_tail(frames, self._sizes))
+        self._close()
+        self._hasher.drain()
+        names = [path.with_name(path.name[: -len(INCOMPLETE)]) for path in self._paths]
+        sums = (digest.hexdigest() for digest in self._digests)
+        return tuple(WrittenPart(*row) for row in zip(names, self._sizes, sums))
+
+    def discard(self) -> None:
+        """Remove what was not published."""
+        for path in self._paths:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _open_next(self) -> None:
+        self._close()
+        name = self._plan.archive
+        if self._plan.options.split is not None:
+            name = part_name(name, len(self._paths) + 1, self._plan.parts_at_most)
+        path = self._folder / (name + INCOMPLETE)
+        try:
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        except OSError as exc:
+            raise disk_error(exc, "create", path) from exc
+        self._paths.append(path)
+        self._sizes.append(0)
+        self._digests.append(hashlib.sha256())
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            self._flusher.call(self._flush, self._fd, self._paths[-1])
+            self._flusher.drain()
+            os.close(self._fd)
+            self._fd = -1
+
+
+class _SourceCheck(Sink):
+    """The model folder while it is packed: a file that is not what the manifest says ends the run."""
+
+    def __init__(self, plan: PackPlan) -> None:
+        self._plan = plan
+
+    def report(self, segment: Segment, what: str) -> None:
+        path = segment.entry.path if segment.entry else segment.what
+        raise _mismatch(self._plan.folder, self._plan.manifest, [f"{path} {what}"])
+
+
+def write_archive(plan: PackPlan, folder: Path, stage: Stage) -> Tuple[WrittenPart, ...]:
+    """Read, check, compress and write all frames; the files keep their .incomplete names. Removes them on failure."""
+    options, stop = plan.options, threading.Event()
+    zstd = load_zstd()
+    compressor = per_thread(lambda: zstd.compressor(options.level))
+    sink = _SourceCheck(plan)
+    check = StreamCheck(plan.segments, sink, sink.report)
+
+    def produce(extent: Tuple[int, int]) -> Tuple[bytes, bytes]:
+        content = read_stream(plan, *extent)
+        return content, encode_unit(content, compressor())
+
+    with Workers(options.jobs, stop) as workers, Serial(stop) as checker, Serial(stop) as hasher, Serial(
+        stop
+    ) as flusher:
+        writer = PartWriter(folder, plan, hasher, flusher)
+        frames: List[Frame] = []
+        try:
+            for content, unit in workers.in_order(produce, plan.frames, options.jobs + 3):
+                offset = frames[-1].offset + frames[-1].size if frames else 0
+                start = frames[-1].stop if frames else 0
+                frames.append(Frame(offset, len(unit), start, len(content), zlib.crc32(unit)))
+                checker.call(check.feed, content, len(content))
+                writer.write(unit)
+                stage.add(len(content))
+            checker.drain()
+            return writer.finish(frames)
+        except BaseException:
+            writer.discard()
+            raise
+
+
+def pack_model(plan: PackPlan, folder: Path, reporter: Reporter) -> Packed:
+    """Pack a model into `folder`. An archive of the same manifest and form that is there already is left as it is."""
+    started = time.monotonic()
+    make_dir(folder)
+    old = [files for files in archives_in(folder) if files.name == plan.archive]
+    present = _already_packed(plan, old[0]) if old else None
+    if present:
+        return Packed(plan.manifest, present, time.monotonic() - started, fresh=False)
+    if old and not plan.options.force:
+        _require_unfinished(plan, old[0])
+    with claim(folder / (plan.archive + INCOMPLETE)):
+        _require_room_for(plan, folder)
+        with reporter.stage("pack", plan.segments[-1].stop) as stage:
+            parts = write_archive(plan, folder, stage)
+        _publish(plan, folder, parts)
+    _write_sidecars(folder, reporter)
+    return Packed(plan.manifest, parts, time.monotonic() - started, fresh=True)
+
+
+@contextlib.contextmanager
+def claim(path: Path) -> Iterator[None]:
+    """Hold NAME.tar.zst.incomplete, so that no second hfship packs the same archive into the same folder."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    except OSError as exc:
+        raise disk_error(exc, "create", path) from exc
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            why = "it would write the same files"
+            raise IncompleteError(f"another hfship writes {path}", why, "wait for it, or stop it") from exc
+        try:
+            os.ftruncate(fd, 0)
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(fd)):
+                    path.unlink()  # it held the lock only (parts), or the run failed
+    finally:
+        os.close(fd)
+
+
+def _already_packed(plan: PackPlan, files: ArchiveFiles) -> Optional[Tuple[WrittenPart, ...]]:
+    """The parts of an archive that is complete, of the same manifest and cut as asked; None if it is not."""
+    split, listed = plan.options.split, files.listed()
+    if bool(split) != bool(files.numbers) or set(listed) != {path.name for path in files.paths}:
+        return None
+    with contextlib.suppress(HfshipError):
+        archive = open_archive(files)
+        if (
+            archive.text == plan.text
+            and not archive.damages
+            and all(p.size <= (split or p.size) for p in archive.parts)
+        ):
+            return tuple(WrittenPart(p.path, p.size, listed[p.path.name]) for p in archive.parts)
+    return None
+
+
+def _require_unfinished(plan: PackPlan, files: ArchiveFiles) -> None:
+    """Refuse to replace an archive, unless it is what a killed run of ours had named so far."""
+    present, listed = {path.name for path in files.paths}, set(files.listed())
+    if not present < listed:
+        raise UsageError(
+            f"{files.path} is there already",
+            f"it is not a complete archive of this {plan.manifest.name} in the form asked for",
+            "give --force to replace it, or another folder with -o DIR",
+        )
+
+
+def _require_room_for(plan: PackPlan, folder: Path) -> None:
+    needed, limit = plan.size_at_most, filesystem_of(folder).max_file_size
+    what = f"pack {plan.manifest.name}"
+    largest = min(needed, plan.options.split or needed)
+    if limit is not None and largest > limit:
+        hint = "fat32" if limit == SPLITS["fat32"] else str(limit)
+        require_room(folder, 0, largest, what, f"give --split {hint}")
+    for path in folder.glob(f"{plan.archive}.*{INCOMPLETE}"):  # left by a killed run, and about to be rewritten
+        path.unlink()
+    require_room(folder, needed, largest, what, "free space, or choose another folder with -o DIR")
+
+
+def _publish(plan: PackPlan, folder: Path, parts: Sequence[WrittenPart]) -> None:
+    """Give the files their names. The sums go first: with files of theirs missing they mark an unfinished set."""
+    sums = folder / f"{plan.archive}.sha256"
+    try:
+        for path in [p for p in folder.iterdir() if p.name == plan.archive or _is_part_of(p.name, plan.archive)]:
+            path.unlink()
+        atomic_write(sums, "".join(f"{part.sha256}  {part.path.name}\n" for part in parts))
+        for part in parts:
+            os.rename(str(part.path) + INCOMPLETE, part.path)
+        fsync_dir(folder)
+    except OSError as exc:
+        raise disk_error(exc, "write", folder) from exc
+
+
+def _is_part_of(name: str, archive: str) -> bool:
+    match = _PART.match(name)
+    return bool(match) and match["archive"] == archive  # type: ignore[index]
+
+
+def _write_sidecars(folder: Path, reporter: Reporter) -> None:
+    """Put hfship itself and READ-ME-FIRST.txt beside the archives."""
+    own = Path(getattr(globals().get("__loader__"), "archive", sys.argv[0]))
+    sidecars = {folder / "READ-ME-FIRST.txt": READ_ME_FIRST.encode()}
+    if own.suffix == ".pyz" and own.is_file():
+        sidecars[folder / "hfship.pyz"] = own.read_bytes()
+    else:
+        reporter.detail("hfship runs from source: no hfship.pyz is put beside the archive")
+    for path, content in sidecars.items():
+        if not path.exists() or path.read_bytes() != content:
+            atomic_write(path, content, 0o755 if path.suffix == ".pyz" else 0o644)
 
 
 # ======================================================================================
 # §10 Unpack
+#
+# Owns the way back: prove an archive or a folder, name what is damaged and the shortest repair, restore a model.
+#
+# An archive is checked and restored by the same code. Its frames fall into lanes, stretches that begin and end with a
+# frame and a file at once: a weight is a lane, the small files between two weights are another. Lanes run side by
+# side; within a lane, frames are read, decoded and written by any thread and hashed in order by one.
+#
+# Promises: every bit of the archive is checked; damage is located and the rest goes on; a model appears under its
+# name complete and proven or not at all; a killed run keeps the files it had proven. Never: follows a symbolic link
+# below the target folder; writes a file that the manifest does not list; trusts a tar header.
 # ======================================================================================
+
+DAMAGES_SHOWN = 20
+
+
+class Lane(NamedTuple):
+    """Frames (numbered from 1) and the segments they hold, none of which reaches into another lane."""
+
+    frames: Sequence[Tuple[int, Frame]]
+    segments: Sequence[Segment]
+
+    @property
+    def file(self) -> Optional[FileEntry]:
+        """The file, if the lane is just one."""
+        return self.segments[0].entry if len(self.segments) == 1 else None
+
+
+def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lane]:
+    """The lanes of an archive; without segments (manifest unreadable), one lane of all frames.
+
+    >>> frames = [Frame(0, 9, 0, 10), Frame(9, 9, 10, 5), Frame(18, 9, 15, 5), Frame(27, 9, 20, 1)]
+    >>> segments = [Segment(0, 6, "a"), Segment(6, 4, "b"), Segment(10, 10, "c"), Segment(20, 1, "d")]
+    >>> [([n for n, _ in lane.frames], [s.what for s in lane.segments]) for lane in make_lanes(frames, segments)]
+    [([1], ['a', 'b']), ([2, 3], ['c']), ([4], ['d'])]
+    """
+    numbered = list(enumerate(frames, 1))
+    edges = {segment.start for segment in segments}
+    cuts = [i for i, frame in enumerate(frames) if frame.start in edges or not i] + [len(frames)]
+    lanes = []
+    for first, last in zip(cuts, cuts[1:]):
+        inside = segments[index_at(segments, frames[first].start) : index_at(segments, frames[last - 1].stop)]
+        lanes.append(Lane(numbered[first:last], inside))
+    return lanes
+
+
+class ArchiveCheck:
+    """One pass over an archive: decodes, proves, hands files to a sink and collects damage."""
+
+    def __init__(self, archive: Archive, sink: Sink, jobs: int, skip: AbstractSet[str] = frozenset()) -> None:
+        self.archive, self._damages = archive, list(archive.damages)
+        self._sink, self._jobs = sink, jobs
+        self._lanes = [
+            lane for lane in make_lanes(archive.frames, archive.segments) if not (lane.file and lane.file.path in skip)
+        ]
+        self._decompressor = per_thread(load_zstd().decompressor)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tar stream to go through."""
+        return sum(frame.length for lane in self._lanes for _, frame in lane.frames)
+
+    def run(self, stage: Stage) -> List[Damage]:
+        """All damage, in the order of the archive."""
+        stop = threading.Event()
+        count = max(1, min(self._jobs, len(self._lanes)))
+        window = max(2, (self._jobs + 4) // count)
+        with Workers(self._jobs, stop) as decoders, Workers(count, stop) as runners:
+            futures = [runners.submit(self._run_lane, lane, decoders, window, stage) for lane in self._lanes]
+            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                future.result()
+        found: List[Damage] = []
+        for damage in sorted(self._damages, key=lambda d: (d.offset is None, d.offset or 0, bool(d.frames))):
+            joined = found[-1].joined(damage) if found else None
+            found[-1 if joined else len(found) :] = [joined or damage]
+        return found
+
+    def _run_lane(self, lane: Lane, decoders: Workers, window: int, stage: Stage) -> None:
+        check = StreamCheck(lane.segments, self._sink, self._report, write=lane.file is None)
+        if lane.file:
+            self._sink.begin(lane.file)
+
+        def decode(item: Tuple[int, Frame]) -> Optional[bytes]:
+            content = self._decode(*item)
+            if lane.file and content is not None:
+                self._sink.write(lane.file, item[1].start - lane.segments[0].start, content)
+            return content
+
+        for (_, frame), content in zip(lane.frames, decoders.in_order(decode, lane.frames, window)):
+            check.feed(content, frame.length)
+            stage.add(frame.length)
+        check.close()
+
+    def _decode(self, number: int, frame: Frame) -> Optional[bytes]:
+        try:
+            return self.archive.decode(frame, self._decompressor())
+        except ZstdError as exc:
+            self._damages.append(self.archive.damage(str(exc), number))
+            return None
+
+    def _report(self, segment: Segment, what: str) -> None:
+        """Frames are intact, but what they hold is not what the manifest says: the archive was made so."""
+        files = ((segment.entry.path, 0, segment.size - 1),) if segment.entry else ()
+        what = f"{segment.what} {what} (bytes {segment.start}-{segment.stop - 1} of the tar stream)"
+        self._damages.append(Damage(what, files=files))
+
+
+def verify_archive(archive: Archive, jobs: int, reporter: Reporter) -> List[Damage]:
+    """Prove an archive: every frame, every file, and that nothing else is in it. Needs no space."""
+    check = ArchiveCheck(archive, Sink(), jobs)
+    with reporter.stage("verify", check.size) as stage:
+        return check.run(stage)
+
+
+class DamageError(IntegrityError):
+    """Damage that was looked for, and located."""
+
+    def __init__(self, what: str, damages: Sequence[Damage], next_step: str) -> None:
+        super().__init__(what, shorten([damage.text() for damage in damages], DAMAGES_SHOWN, "\n"), next_step)
+        self.damages = damages
+
+
+def archive_error(archive: Archive, damages: Sequence[Damage], again: str) -> DamageError:
+    """The damage of an archive; `again` is the command to run after the repair."""
+    names = sorted({name for damage in damages for name in damage.parts})
+    repair = f"copy {shorten(names)} again into {archive.files.folder}, then: {again}"
+    if not names:
+        repair = "no bytes are damaged, the archive was made so: pack the model again where it came from"
+    count = f"{len(damages)} places" if len(damages) != 1 else "1 place"
+    return DamageError(f"{archive.files.path} is damaged in {count}", damages, repair)
+
+
+# ---- folders -------------------------------------------------------------------------
+
+
+class Tree:
+    """A folder below which no symbolic link is followed: every step starts from an open folder.
+
+    The folder itself is made if need be; if it is a symbolic link, or anything below it on the way to a file is, that
+    is an IntegrityError.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        parent = os.open(root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._folders = {"": self._enter(parent, root.name, root)}
+        finally:
+            os.close(parent)
+
+    def __enter__(self) -> Tree:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._folders.values():
+            os.close(fd)
+
+    def _enter(self, parent: int, name: str, path: Path) -> int:
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=parent)
+            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+        except OSError as exc:
+            if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+                why = "a symbolic link or a file is where a folder of the model belongs; hfship does not follow it"
+                raise IntegrityError(f"cannot unpack into {path}", why, f"remove {path}") from exc
+            raise disk_error(exc, "create the folder", path) from exc
+
+    def _place(self, path: str) -> Tuple[int, str]:
+        """The open folder of a file, and its name in there."""
+        folder, _, name = path.rpartition("/")
+        return self.folder(folder), name
+
+    def folder(self, path: str) -> int:
+        """A folder of the tree, open; made if need be."""
+        if path not in self._folders:
+            parent, name = self._place(path)
+            self._folders[path] = self._enter(parent, name, self.root / path)
+        return self._folders[path]
+
+    def create(self, path: str, size: int, filesystem: Filesystem) -> int:
+        """A new file PATH.incomplete of its final size, open for writing."""
+        folder, name = self._place(path)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name + INCOMPLETE, dir_fd=folder)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            fd = os.open(name + INCOMPLETE, flags, 0o644, dir_fd=folder)
+            try:
+                preallocate(fd, size, filesystem)
+            except OSError:
+                os.close(fd)
+                raise
+            return fd
+        except OSError as exc:
+            raise disk_error(exc, "create", self.root / path) from exc
+
+    def publish(self, path: str) -> None:
+        """PATH.incomplete becomes PATH."""
+        folder, name = self._place(path)
+        os.replace(name + INCOMPLETE, name, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def remove(self, path: str) -> None:
+        """PATH.incomplete is given up."""
+        folder, name = self._place(path)
+        with contextlib.suppress(OSError):
+            os.unlink(name + INCOMPLETE, dir_fd=folder)
+
+    def sha256(self, entry: FileEntry, count: Callable[[int], None]) -> Optional[str]:
+        """Hex SHA-256 of a file that is there with its right size; None for anything else."""
+        folder, name = self._place(entry.path)
+        try:
+            fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        except OSError:
+            return None
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+                return None
+            return sha256_file(Path(f"/proc/self/fd/{fd}"), count)
+        except OSError:
+            return None
+        finally:
+            os.close(fd)
+
+    def sync(self) -> None:
+        """Make all names durable."""
+        for fd in self._folders.values():
+            os.fsync(fd)
+
+
+class FolderSink(Sink):
+    """Restores files below a tree, except those in `kept`."""
+
+    def __init__(self, tree: Tree, kept: AbstractSet[str]) -> None:
+        self._tree, self._kept = tree, kept
+        self._filesystem = filesystem_of(tree.root)
+        self._open: Dict[str, int] = {}
+        self._lock = threading.Lock()  # folders are made on the way, by several lanes
+
+    def begin(self, entry: FileEntry) -> None:
+        if entry.path not in self._kept:
+            with self._lock:
+                self._open[entry.path] = self._tree.create(entry.path, entry.size, self._filesystem)
+
+    def write(self, entry: FileEntry, offset: int, content: Union[bytes, memoryview]) -> None:
+        if entry.path in self._open:
+            fd = self._open[entry.path]
+            try:
+                pwrite_all(fd, content, offset)
+                if offset // FLUSH_SIZE != (offset + len(content)) // FLUSH_SIZE:
+                    os.fdatasync(fd)
+            except OSError as exc:
+                raise disk_error(exc, "write", self._tree.root / entry.path) from exc
+
+    def finish(self, entry: FileEntry) -> None:
+        fd = self._open.pop(entry.path, -1)
+        if fd < 0:
+            return
+        try:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            self._tree.publish(entry.path)
+        except OSError as exc:
+            raise disk_error(exc, "write", self._tree.root / entry.path) from exc
+
+    def abandon(self, entry: FileEntry) -> None:
+        fd = self._open.pop(entry.path, -1)
+        if fd >= 0:
+            os.close(fd)
+            self._tree.remove(entry.path)
+
+    def close(self) -> None:
+        """Close what a failure left open; PATH.incomplete stays until the next run."""
+        for fd in self._open.values():
+            os.close(fd)
+
+
+def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter) -> List[Damage]:
+    """Files of a model folder that are missing or not what the manifest says."""
+
+    def check(entry: FileEntry) -> Optional[Damage]:
+        path = folder / entry.path
+        try:
+            size = path.stat().st_size
+            if size != entry.size:
+                return Damage(f"{entry.path} has {size} bytes instead of {entry.size}")
+            found = sha256_file(path, stage.add)
+        except OSError as exc:
+            return Damage(
+                f"{entry.path} cannot be read: {exc.strerror}" if path.exists() else f"{entry.path} is missing"
+            )
+        what = f"{entry.path} has SHA-256 {found}, the manifest says {entry.sha256}"
+        return None if found == entry.sha256 else Damage(what)
+
+    with reporter.stage("verify", manifest.size) as stage, Workers(jobs) as workers:
+        return [damage for damage in workers.in_order(check, manifest.files, jobs) if damage]
+
+
+def folder_error(folder: Path, manifest: Manifest, damages: Sequence[Damage]) -> DamageError:
+    """The damage of a model folder."""
+    repair = f"hfship unpack {manifest.name} -o {folder.parent}, or fetch it again: only damaged files are replaced"
+    return DamageError(f"{folder} is not what its manifest says", damages, repair)
+
+
+def strangers_in(folder: Path, manifest: Optional[Manifest]) -> List[str]:
+    """Files of a folder that its manifest does not list."""
+    listed = {entry.path for entry in manifest.files} if manifest else set()
+    return [path for path, _ in content_files(folder) if path not in listed]
+
+
+# ---- restore -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What unpack leaves: the model folder; `written` counts the files that were not there before."""
+
+    folder: Path
+    manifest: Manifest
+    written: int
+    seconds: float
+
+
+def unpack_archive(
+    archive: Archive, out: Path, name: Optional[str], jobs: int, force: bool, reporter: Reporter
+) -> Unpacked:
+    """Restore a model to `out`/NAME, in NAME.incomplete until all of it is proven.
+
+    A folder that already holds this version is proven, and repaired in place if need be. Raises IntegrityError for
+    damage, after everything undamaged was restored.
+    """
+    started = time.monotonic()
+    manifest = _require_layout(archive)
+    target = make_dir(out) / make_manifest(name or manifest.name, ()).name
+    here = _require_replaceable(target, archive, force)
+    work = target if here else target.with_name(target.name + INCOMPLETE)
+    with Tree(work) as tree, contextlib.ExitStack() as stack:
+        tree.folder(WORK_DIR)  # is no link, so what is written by path below is written here
+        stack.enter_context(FolderLock(work))
+        if not here:
+            _remove_strangers(work, manifest)
+        kept = _proven_files(tree, manifest, jobs, reporter)
+        if len(kept) < len(manifest.files) or not here:
+            _restore(archive, tree, kept, jobs, reporter)
+            atomic_write(work / MANIFEST_PATH, archive.text)
+            tree.sync()
+        if not here:
+            (work / WORK_DIR / "lock").unlink()
+            publish_folder(work, target)
+    return Unpacked(target, manifest, len(manifest.files) - len(kept), time.monotonic() - started)
+
+
+def _require_layout(archive: Archive) -> Manifest:
+    """The manifest of an archive that can be restored from. Raises IntegrityError."""
+    if archive.manifest and archive.segments:
+        return archive.manifest
+    damages = list(archive.damages)
+    if not damages:
+        damages = verify_archive(archive, 1, Reporter("none"))
+    raise archive_error(archive, damages, f"hfship unpack {archive.files.path}")
+
+
+def _require_replaceable(target: Path, archive: Archive, force: bool) -> bool:
+    """True when `target` holds the version in the archive. Refuses a folder with files that nobody else has."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        why = "it is a symbolic link or a file, not a folder; hfship does not follow it"
+        raise IntegrityError(f"cannot unpack into {target}", why, f"remove {target}, or give --name")
+    if not target.exists():
+        return False
+    manifest = read_manifest(target)
+    if manifest and manifest.to_json().encode("utf-8") == archive.text:
+        return True
+    strangers = strangers_in(target, manifest)
+    if strangers and not force:
+        why = f"it would be replaced, and has files that are in no manifest: {shorten(strangers)}"
+        raise UsageError(f"{target} is there already", why, "move them away, give --name, or replace all with --force")
+    return False
+
+
+def _remove_strangers(work: Path, manifest: Manifest) -> None:
+    """Clear NAME.incomplete of all that is not a file of this manifest: leftovers of a killed run, or of another."""
+    wanted = {entry.path for entry in manifest.files} | {f"{WORK_DIR}/lock"}
+    for root, folders, names in os.walk(work):
+        for name in names + [folder for folder in folders if (Path(root) / folder).is_symlink()]:
+            path = Path(root) / name
+            if path.relative_to(work).as_posix() not in wanted or path.is_symlink():
+                path.unlink()
+
+
+def _proven_files(tree: Tree, manifest: Manifest, jobs: int, reporter: Reporter) -> Set[str]:
+    """Files that are there already, with the right SHA-256."""
+    present = [entry for entry in manifest.files if (tree.root / entry.path).is_file()]
+    if not present:
+        return set()
+    reporter.info(f"{tree.root}: {len(present)} of {len(manifest.files)} files are there, proving them")
+    with reporter.stage("prove", sum(entry.size for entry in present)) as stage, Workers(jobs) as workers:
+        sums = workers.in_order(lambda entry: tree.sha256(entry, stage.add), present, jobs)
+        return {entry.path for entry, found in zip(present, sums) if found == entry.sha256}
+
+
+def _restore(archive: Archive, tree: Tree, kept: AbstractSet[str], jobs: int, reporter: Reporter) -> None:
+    files = [entry for segment in archive.segments for entry in [segment.entry] if entry and entry.path not in kept]
+    _require_room_for_files(tree.root, files)
+    sink = FolderSink(tree, kept)
+    try:
+        check = ArchiveCheck(archive, sink, jobs, kept)
+        with reporter.stage("unpack", check.size) as stage:
+            damages = check.run(stage)
+    finally:
+        sink.close()
+    if damages:
+        raise archive_error(archive, damages, f"hfship unpack -o {tree.root.parent} {archive.files.path}")
+
+
+def _require_room_for_files(folder: Path, files: Sequence[FileEntry]) -> None:
+    what, hint = f"unpack into {folder}", "free space, or choose another folder with -o DIR"
+    largest = max((entry.size for entry in files), default=0)
+    require_room(folder, sum(entry.size for entry in files), largest, what, hint)
+    status = os.statvfs(folder)
+    if status.f_files and status.f_favail < len(files) + 16:
+        why = f"{folder} has {status.f_favail} inodes free, {len(files) + 16} needed"
+        raise DiskError(f"cannot {what}: too few inodes", why, hint)
+
+
+def publish_folder(work: Path, target: Path) -> None:
+    """NAME.incomplete becomes NAME; what was NAME before is removed once the new one has its place."""
+    old = target.with_name(f"{target.name}.replaced{INCOMPLETE}")
+    try:
+        if target.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(target, old)
+        os.rename(work, target)
+        fsync_dir(target.parent)
+    except OSError as exc:
+        raise disk_error(exc, "rename to", target) from exc
+    shutil.rmtree(old, ignore_errors=True)
 
 
 # ======================================================================================
@@ -5188,6 +6872,235 @@ def show_fetch_plans(plans: Sequence[FetchPlan], context: Context) -> None:
 
 # ---- pack, verify, unpack ------------------------------------------------------------
 
+
+def _jobs_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-j",
+        "--jobs",
+        type=_positive,
+        default=default_jobs(),
+        metavar="N",
+        help="threads (default: %(default)s, one per core; 1 reads a slow disc in order)",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def pack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="*", metavar="NAME|DIR", help="model in the models folder, or any folder")
+    parser.add_argument("--all", action="store_true", help="every model in the models folder")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where NAME.tar.zst appears")
+    parser.add_argument("--split", metavar="MEDIUM|SIZE", help="cut into parts: fat32, dvd, bd25, bd50, or e.g. 8G")
+    parser.add_argument(
+        "--level", type=int, default=1, choices=range(1, 20), metavar="1-19", help="zstd level (default: 1)"
+    )
+    parser.add_argument("--name", help="name of the model in the archive (default: as in its manifest)")
+    parser.add_argument("--force", action="store_true", help="replace an archive of the same name")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written")
+    _jobs_argument(parser)
+
+
+def cmd_pack(context: Context) -> Exit:
+    """Pack models, one after another."""
+    args, settings, reporter = context.args, context.settings, context.reporter
+    folders = _models_to_pack(args.models, args.all, settings)
+    if args.name and len(folders) > 1:
+        raise UsageError("--name is for one model", "", "pack them one by one")
+    options = PackOptions(parse_split(args.split) if args.split else None, args.level, args.jobs, args.force)
+    out = args.output or settings.package_dir
+
+    def pack(folder: Path) -> Dict[str, Any]:
+        plan = plan_pack(folder, manifest_to_pack(folder, args.name, args.jobs, reporter), options)
+        return _plan_row(plan, out) if args.dry_run else _packed_row(pack_model(plan, out, reporter))
+
+    _tell_rows(context, map(pack, folders))
+    return Exit.OK
+
+
+def _tell_rows(context: Context, rows: Iterable[Dict[str, Any]]) -> List[Dict[str, Any]]:
+    """Say the `text` of each row when it comes, or with --json all that came, without their text, at the end."""
+    done = []
+    try:
+        for row in rows:
+            text = row.pop("text")
+            done.append(row)
+            if text and not context.args.json:
+                context.reporter.result(text)
+    finally:
+        if context.args.json:
+            context.reporter.result_json(done)
+    return done
+
+
+def _models_to_pack(names: Sequence[str], every: bool, settings: Settings) -> List[Path]:
+    if every and not names and settings.models_dir.is_dir():
+        found = [path for path in sorted(settings.models_dir.iterdir()) if (path / MANIFEST_PATH).is_file()]
+        names = [str(path) for path in found if not path.name.endswith(INCOMPLETE)]
+    if not names:
+        raise UsageError("nothing to pack", "", f"name a model in {settings.models_dir}, or a folder")
+    return [find_model(name, settings) for name in names]
+
+
+def find_model(name: str, settings: Settings) -> Path:
+    """The folder of a model: a path, or a NAME in the models folders. Raises NotFoundError."""
+    places = [Path(name)] if "/" in name else [Path(name), settings.models_dir / name, settings.site_models_dir / name]
+    for place in places:
+        if place.is_dir():
+            return place
+    looked = ", ".join(str(place.absolute()) for place in places)
+    raise NotFoundError(f"{name} was not found", f"looked for {looked}", "give a path, or: hfship fetch ORG/NAME")
+
+
+def _plan_row(plan: PackPlan, out: Path) -> Dict[str, Any]:
+    name, size, archive = plan.manifest.name, plan.manifest.size, out / plan.archive
+    text = f"would pack {name}: {len(plan.manifest.files)} files, {human_bytes(size)}, into {archive}"
+    return {
+        "name": name,
+        "status": "planned",
+        "archive": str(archive),
+        "bytes_in": size,
+        "bytes_out_at_most": plan.size_at_most,
+        "parts_at_most": plan.parts_at_most,
+        "text": f"{text}, at most {human_bytes(plan.size_at_most)}",
+    }
+
+
+def _packed_row(packed: Packed) -> Dict[str, Any]:
+    ratio = packed.size / max(packed.manifest.size, 1)
+    amounts = f"{human_bytes(packed.size)}, {100 * ratio:.1f} % of {human_bytes(packed.manifest.size)}"
+    first = packed.parts[0].path
+    where = str(first) if len(packed.parts) == 1 else f"{first} and {len(packed.parts) - 1} more parts"
+    done = f" in {human_seconds(packed.seconds)}" if packed.fresh else ", was packed already"
+    return {
+        "name": packed.manifest.name,
+        "status": "packed" if packed.fresh else "already packed",
+        "parts": [{"path": str(p.path), "size": p.size, "sha256": p.sha256} for p in packed.parts],
+        "bytes_in": packed.manifest.size,
+        "bytes_out": packed.size,
+        "ratio": round(ratio, 4),
+        "seconds": round(packed.seconds, 2),
+        "text": f"packed {packed.manifest.name}: {where} ({amounts}){done}",
+    }
+
+
+def verify_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "targets", nargs="+", metavar="ARCHIVE|PART|DIR|NAME", help="archive, any part, or model folder"
+    )
+    _jobs_argument(parser)
+
+
+def cmd_verify(context: Context) -> Exit:
+    """Verify archives and model folders; goes on after a damaged one."""
+    rows = _tell_rows(context, (row for target in context.args.targets for row in _verify_target(target, context)))
+    return Exit.OK if all(row["ok"] for row in rows) else Exit.INTEGRITY
+
+
+def _verify_target(target: str, context: Context) -> Iterator[Dict[str, Any]]:
+    found = find_archives(target, [context.settings.transfer_dir, context.settings.package_dir])
+    for files in found:
+        yield _verified(context, files.path, _verify_files, files)
+    if not found:
+        folder = find_model(target, context.settings)
+        yield _verified(context, folder, _verify_folder, folder)
+
+
+def _verified(context: Context, path: Path, check: Callable[[Any, Context], str], subject: Any) -> Dict[str, Any]:
+    """The row of one check, which returns what is fine or raises."""
+    started, text, error = time.monotonic(), "", None
+    try:
+        text = check(subject, context)
+    except IntegrityError as exc:
+        error = exc
+        context.reporter.error(exc)
+    damages = error.damages[:1000] if isinstance(error, DamageError) else ()
+    seconds = time.monotonic() - started
+    return {
+        "path": str(path),
+        "ok": error is None,
+        "error": error and {"what": error.what, "why": error.why, "next": error.next_step},
+        "damages": [asdict(damage) for damage in damages],
+        "seconds": round(seconds, 2),
+        "text": text and f"ok: {path}: {text}, {human_seconds(seconds)}",
+    }
+
+
+def _verify_files(files: ArchiveFiles, context: Context) -> str:
+    archive = open_archive(files)
+    damages = verify_archive(archive, context.args.jobs, context.reporter)
+    if damages or not archive.manifest:
+        raise archive_error(archive, damages, f"hfship verify {files.path}")
+    parts = f" in {len(archive.parts)} parts" if files.numbers else ""
+    model = f"{len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}"
+    return f"{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}"
+
+
+def _verify_folder(folder: Path, context: Context) -> str:
+    manifest = read_manifest(folder)
+    if manifest is None:
+        why = f"it has neither archives nor {MANIFEST_PATH}"
+        raise UsageError(f"{folder} cannot be verified", why, "name an archive, a part, or the folder of a model")
+    strangers = strangers_in(folder, manifest)
+    if strangers:
+        context.reporter.warn(f"{folder}: not in the manifest: {shorten(strangers)}")
+    damages = check_folder(folder, manifest, context.args.jobs, context.reporter)
+    if damages:
+        raise folder_error(folder, manifest, damages)
+    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}"
+
+
+def unpack_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "archives", nargs="+", metavar="ARCHIVE|PART|NAME", help="archive, any part, their folder, or NAME"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the folder NAME appears")
+    parser.add_argument("--name", help="name of the folder (default: as in the archive)")
+    parser.add_argument("--force", action="store_true", help="replace a folder that has files of its own")
+    _jobs_argument(parser)
+
+
+def cmd_unpack(context: Context) -> Exit:
+    """Unpack archives, one after another."""
+    args, settings, reporter = context.args, context.settings, context.reporter
+    found = [files for argument in args.archives for files in _archives_to_unpack(argument, settings)]
+    if args.name and len(found) > 1:
+        raise UsageError("--name is for one archive", "", "unpack them one by one")
+    out = args.output or settings.site_models_dir
+
+    def unpack(files: ArchiveFiles) -> Dict[str, Any]:
+        return _unpacked_row(unpack_archive(open_archive(files), out, args.name, args.jobs, args.force, reporter))
+
+    _tell_rows(context, map(unpack, found))
+    return Exit.OK
+
+
+def _archives_to_unpack(argument: str, settings: Settings) -> List[ArchiveFiles]:
+    found = find_archives(argument, [settings.transfer_dir, settings.package_dir])
+    if not found:
+        looked = "" if "/" in argument else f"looked in {settings.transfer_dir} and {settings.package_dir}"
+        raise NotFoundError(f"no archive {argument}", looked, "give the path of NAME.tar.zst or of any part")
+    return found
+
+
+def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
+    count, size = len(done.manifest.files), done.manifest.size
+    how = f"in {human_seconds(done.seconds)}" if done.written else "were there already and are intact"
+    return {
+        "name": done.manifest.name,
+        "path": str(done.folder),
+        "status": "unpacked" if done.written else "already there",
+        "files": count,
+        "written": done.written,
+        "bytes": size,
+        "seconds": round(done.seconds, 2),
+        "text": f"unpacked {done.folder}: {count} files, {human_bytes(size)} {how}",
+    }
+
+
 # ---- serve, status, stop, logs -------------------------------------------------------
 
 
@@ -5299,7 +7212,7 @@ def cmd_serve(context: Context) -> Exit:
 
 def serve_model(context: Context, word: str, options: ServeOptions) -> Mapping[str, object]:
     """Serve one model; what came of it, for --json."""
-    folder = find_model(context, word)
+    folder = find_served_model(context, word)
     name = deployment_name(context.args.name or folder.name)
     facts = read_facts(folder)
     manifest = read_manifest(folder)
@@ -5323,7 +7236,7 @@ def serve_model(context: Context, word: str, options: ServeOptions) -> Mapping[s
     return show_result(context, deployment, facts, answer)
 
 
-def find_model(context: Context, word: str) -> Path:
+def find_served_model(context: Context, word: str) -> Path:
     """The folder of the model NAME, or DIR itself; unpacked first when there is an archive only."""
     if "/" in word or word in (".", ".."):
         return Path(os.path.abspath(word))
@@ -5724,6 +7637,27 @@ COMMANDS: Tuple[Command, ...] = (
         fetch_arguments,
         cmd_fetch,
         "  hfship fetch Qwen/Qwen3-8B\n  hfship fetch org/name@v1.0 --exclude 'onnx/' -o /mnt/disk",
+    ),
+    Command(
+        "pack",
+        "pack models into NAME.tar.zst, whole or in parts",
+        pack_arguments,
+        cmd_pack,
+        "  hfship pack Qwen3-14B\n  hfship pack --split fat32 -o /media/usb Qwen3-14B",
+    ),
+    Command(
+        "verify",
+        "prove archives or model folders offline; names what is damaged and the shortest repair",
+        verify_arguments,
+        cmd_verify,
+        "  hfship verify /media/usb/Qwen3-14B.tar.zst.0001\n  hfship verify /data/models/huggingface/Qwen3-14B",
+    ),
+    Command(
+        "unpack",
+        "restore models from archives, verified",
+        unpack_arguments,
+        cmd_unpack,
+        "  hfship unpack /data/transfer/Qwen3-14B.tar.zst\n  hfship unpack Qwen3-14B -o /data/models/huggingface",
     ),
     Command(
         "serve",

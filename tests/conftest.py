@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 
@@ -109,6 +109,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     make_model(folder, size_mb=3, shards=2)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """small_disk(megabytes, options="") -> folder on a file system of its own of that size."""
+    if os.geteuid() != 0:
+        missing("root, to mount a small tmpfs")
+    mounted: List[Path] = []
+
+    def mount(megabytes: int, options: str = "") -> Path:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        settings = f"size={megabytes}M" + ("," + options if options else "")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", settings, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            missing(f"a tmpfs that can be mounted: {done.stderr}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 Check = Callable[..., "subprocess.CompletedProcess[str]"]

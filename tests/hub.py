@@ -148,7 +148,7 @@ class FaultHandler(hfship.HubHandler):
             self.send_page(403, "Request has expired")
             return
         etag = '"' + "x" * 64 + '"' if file.remote.sha256 else f'"{file.remote.etag}"'
-        self.send_bytes(file, etag, {})
+        self.send_bytes(file, etag, {} if on_cdn else {"X-Repo-Commit": repo.commit})
 
     def send_bytes(self, file: hfship.MirrorFile, etag: str, headers: Any) -> None:
         self.size = file.remote.size

@@ -1,0 +1,258 @@
+"""Errors, reporting, settings, files and the manifest: what every other section stands on."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+import statistics
+from pathlib import Path
+from typing import Any, Dict, List
+
+import pytest
+from conftest import ROOT, Program
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hfship
+
+# -- the command line
+
+
+@pytest.mark.parametrize(
+    "arguments, code, words",
+    [
+        ([], 2, "COMMAND"),
+        (["nonsense"], 2, "invalid choice"),
+        (["fetch"], 2, "REPO"),
+        (["fetch", "org/x", "--endpoint", "ftp://x"], 2, "not an http"),
+        (["fetch", "org/x", "-j", "0"], 2, "--jobs"),
+        (["verify", "nowhere.tar.zst"], 5, "nowhere.tar.zst"),
+        (["unpack", "nowhere.tar.zst"], 5, "nowhere.tar.zst"),
+        (["pack", "nothing"], 5, "nothing"),
+        (["serve", "nothing"], 5, "nothing"),
+        (["status", "nothing"], 5, "nothing"),
+    ],
+)
+def test_exit_codes(arguments: List[str], code: int, words: str, hfship: Program) -> None:
+    assert words in hfship(*arguments, code=code).stderr
+
+
+def test_every_command_explains_itself(hfship: Program) -> None:
+    listing = hfship("--help").stdout
+    commands = re.findall(r"^    (\w+) ", listing, re.MULTILINE)
+    assert len(commands) >= 10 and "exit codes" in listing
+    for command in commands:
+        assert "examples:" in hfship(command, "--help").stdout or command == "version"
+
+
+def test_json_errors_are_events(hfship: Program) -> None:
+    done = hfship("verify", "nowhere.tar.zst", "--progress", "json", code=5)
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    assert events[-1]["event"] == "error" and events[-1]["exit_code"] == 5 and events[-1]["next"]
+
+
+# -- reporting
+
+SECRETS = [
+    "Authorization: Bearer hf_abcdefghijklmnop",
+    "token hf_abcdefghijklmnop in a text",
+    "VLLM_API_KEY=sk-abcdefghijklmnop",
+    "https://us.aws.cdn.hf.co/x?Expires=1&Signature=abcdefghijklmnop&Key-Pair-Id=K",
+    "http://user:abcdefghijklmnop@proxy:3128/",
+]
+
+
+@pytest.mark.parametrize("progress", ["plain", "json"])
+@pytest.mark.parametrize("text", SECRETS)
+def test_secrets_never_reach_any_output(text: str, progress: str) -> None:
+    out, err, log = io.StringIO(), io.StringIO(), io.StringIO()
+    reporter = hfship.Reporter(progress, 1, out, err, log)
+    for say in (reporter.result, reporter.info, reporter.warn, reporter.detail):
+        say(text)
+    reporter.error(hfship.NetworkError(text, text, text))
+    reporter.event("x", text=text)
+    assert "abcdefghijklmnop" not in out.getvalue() + err.getvalue() + log.getvalue()
+
+
+def test_registered_secrets_are_hidden_whatever_they_look_like() -> None:
+    err = io.StringIO()
+    reporter = hfship.Reporter("plain", 0, err=err)
+    reporter.hide("plain words")
+    reporter.info("these are plain words")
+    assert err.getvalue() == "these are ***\n"
+
+
+def test_a_token_does_not_show_in_its_repr() -> None:
+    assert "secret" not in repr(hfship.Token("secret", "here"))
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    "env, expected",
+    [
+        ({"HF_TOKEN": " hf_a \n"}, ("hf_a", "environment variable HF_TOKEN")),
+        ({"HUGGING_FACE_HUB_TOKEN": "hf_b"}, ("hf_b", "environment variable HUGGING_FACE_HUB_TOKEN")),
+        ({"HF_TOKEN": "", "HUGGING_FACE_HUB_TOKEN": "hf_b"}, ("hf_b", "environment variable HUGGING_FACE_HUB_TOKEN")),
+        ({"HF_TOKEN": "hf_a", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}, None),
+        ({"HF_TOKEN_PATH": "{tmp}/token"}, ("hf_file", "file {tmp}/token")),
+        ({"HF_HOME": "{tmp}"}, ("hf_file", "file {tmp}/token")),
+        ({"XDG_CACHE_HOME": "{tmp}/cache"}, ("hf_xdg", "file {tmp}/cache/huggingface/token")),
+        ({"HF_HOME": "{tmp}/nowhere"}, None),
+    ],
+)
+def test_token_sources(env: Dict[str, str], expected: Any, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_file\n")
+    (tmp_path / "cache" / "huggingface").mkdir(parents=True)
+    (tmp_path / "cache" / "huggingface" / "token").write_text("hf_xdg")
+    found = hfship.find_token({key: value.format(tmp=tmp_path) for key, value in env.items()})
+    assert (found and (found.value, found.source)) == (expected and (expected[0], expected[1].format(tmp=tmp_path)))
+
+
+def test_folders_come_from_the_environment() -> None:
+    settings = hfship.load_settings({"HFSHIP_MODELS_DIR": "~/m", "HF_ENDPOINT": "http://mirror/"})
+    assert settings.models_dir == Path.home() / "m" and settings.endpoint == "http://mirror"
+    assert settings.site_models_dir == Path("/data/models/huggingface")
+
+
+# -- files
+
+
+def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    target = tmp_path / "x"
+    hfship.atomic_write(target, "old", 0o600)
+    assert target.stat().st_mode & 0o777 == 0o600
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(hfship.DiskError):
+        hfship.atomic_write(tmp_path / "folder", "new")
+    assert target.read_text() == "old" and sorted(os.listdir(tmp_path)) == ["folder", "x"]
+
+
+def test_room_is_checked_against_the_nearest_folder_that_exists(tmp_path: Path) -> None:
+    hfship.require_room(tmp_path / "a" / "b", 1, 1, "test", "")
+    with pytest.raises(hfship.DiskError, match="needed"):
+        hfship.require_room(tmp_path / "a" / "b", 1 << 60, 1, "test", "")
+
+
+def test_missing_program_is_named() -> None:
+    with pytest.raises(hfship.HostError, match="no-such-program is not installed"):
+        hfship.run_program(["no-such-program"])
+
+
+def test_a_lock_is_exclusive_and_released(tmp_path: Path) -> None:
+    with hfship.FolderLock(tmp_path), pytest.raises(hfship.IncompleteError, match="in use"), hfship.FolderLock(
+        tmp_path
+    ):
+        pass
+    with hfship.FolderLock(tmp_path):
+        pass
+
+
+# -- manifest
+
+entries = st.builds(
+    hfship.FileEntry,
+    st.from_regex(r"[a-zA-Z0-9_ü-]{1,8}(/[a-z.]{3,8}){0,2}", fullmatch=True),
+    st.integers(0, 2**50),
+    st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+)
+
+
+@given(st.lists(entries, max_size=8, unique_by=lambda entry: entry.path))
+def test_manifest_survives_its_text(files: List[Any]) -> None:
+    try:
+        hfship.check_distinct_paths(entry.path for entry in files)
+        for entry in files:
+            hfship.check_relative_path(entry.path)
+    except ValueError:
+        return
+    manifest = hfship.make_manifest("m", files)
+    assert hfship.parse_manifest(manifest.to_json(), "here") == manifest
+    assert hfship.parse_manifest(manifest.to_json(), "here").to_json() == manifest.to_json()
+
+
+GOOD = {
+    "format": "hfship-manifest/1",
+    "name": "m",
+    "source": None,
+    "files": [{"path": "a", "size": 1, "sha256": "0" * 64}],
+    "totals": {"files": 1, "bytes": 1},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "hfship-manifest/2"},
+        {"name": "../m"},
+        {"files": [{"path": "../a", "size": 1, "sha256": "0" * 64}]},
+        {"files": [{"path": "a", "size": -1, "sha256": "0" * 64}]},
+        {"files": [{"path": "a", "size": True, "sha256": "0" * 64}]},
+        {"files": [{"path": "a", "size": 1, "sha256": "0" * 63}]},
+        {"files": [{"path": "a", "size": 1, "sha256": "0" * 64}] * 2},
+        {"files": [{"path": p, "size": 1, "sha256": "0" * 64} for p in ("a", "a/b")]},
+        {"files": None},
+        {"source": {"surprise": 1}},
+    ],
+)
+def test_a_lying_manifest_is_refused(change: Dict[str, Any]) -> None:
+    hfship.parse_manifest(json.dumps(GOOD), "here")
+    with pytest.raises(hfship.IntegrityError):
+        hfship.parse_manifest(json.dumps({**GOOD, **change}), "here")
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_no_manifest(text: bytes) -> None:
+    with pytest.raises(hfship.IntegrityError):
+        hfship.parse_manifest(text, "here")
+
+
+def test_content_leaves_out_what_is_not_the_model(tmp_path: Path) -> None:
+    for path in ("a/b", "c", ".hfship/x", ".cache/huggingface/y", ".git/z", "d.incomplete"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("1")
+    (tmp_path / "link").symlink_to(tmp_path / "c")
+    assert hfship.content_files(tmp_path) == [("a/b", 1), ("c", 1), ("link", 1)]
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    with pytest.raises(hfship.IntegrityError, match="not a file"):
+        hfship.content_files(tmp_path)
+
+
+# -- the house rules
+
+
+def functions() -> Dict[str, int]:
+    """Lines of each function of hfship.py, without its docstring."""
+    tree = ast.parse((ROOT / "hfship.py").read_text())
+    sizes = {}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            sizes[f"{node.name}:{node.lineno}"] = (node.end_lineno or 0) - node.lineno + 1
+    return sizes
+
+
+def test_functions_stay_small() -> None:
+    sizes = functions()
+    assert max(sizes.values()) <= 60, max(sizes, key=lambda name: sizes[name])
+    assert statistics.median(sizes.values()) <= 12
+
+
+def test_sections_use_only_those_above() -> None:
+    """The file reads like a book: names at module level are defined before the sections that use them in defaults,
+    bases and decorators (Python itself checks that), and sections are in order."""
+    numbers = [int(n) for n in re.findall(r"^# §(\d+) ", (ROOT / "hfship.py").read_text(), re.MULTILINE)]
+    assert numbers == sorted(numbers) and len(numbers) == len(set(numbers))
+
+
+def test_only_the_reporter_prints() -> None:
+    tree = ast.parse((ROOT / "hfship.py").read_text())
+    reporter = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Reporter")
+    inside = range(reporter.lineno, (reporter.end_lineno or 0) + 1)
+    for node in ast.walk(tree):
+        assert not (isinstance(node, ast.Name) and node.id == "print"), f"line {node.lineno} prints"
+        if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr") and isinstance(node.value, ast.Name):
+            assert node.value.id != "sys" or node.lineno in inside, f"line {node.lineno} writes by itself"

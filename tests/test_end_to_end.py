@@ -1,0 +1,118 @@
+"""The main job on real components: every Python, other Debians without network, a real Docker engine and a real vLLM."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import List, Tuple
+
+import components
+import pytest
+from conftest import PYZ, ROOT, Program, program
+from hub import FaultHub
+from make_model import make_model
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+Package = Tuple[Path, Path]  # folder with the archive and hfship.pyz; the model folder it was made of
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """What travels: tiny.tar.zst in two parts with its sidecars, packed by the built pyz."""
+    root = tmp_path_factory.mktemp("package")
+    model = root / "tiny"
+    make_model(model, size_mb=9, shards=2)
+    hfship = program("pyz", root / "home")
+    hfship("pack", model, "-o", root / "medium", "--split", "6M")
+    return root / "medium", model
+
+
+def files_of(folder: Path) -> dict:
+    """path -> SHA-256 of the model files in a folder."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and ".hfship" not in path.parts)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+@pytest.mark.parametrize("python", components.pythons(), ids=lambda python: python.version)
+def test_offline_commands_on_every_python(python: components.Interpreter, package: Package, tmp_path: Path) -> None:
+    medium, model = package
+    hfship = program("pyz", tmp_path / "home", str(python.path))
+    hfship.argv[1] = str(medium / "hfship.pyz")
+    hfship("verify", medium / "tiny.tar.zst.0001")
+    hfship("unpack", medium / "tiny.tar.zst.0001", "-o", tmp_path / "site")
+    plan = json.loads(hfship("serve", tmp_path / "site" / "tiny", "--plan", "--assume-gpus", "1x24GB", "--json").stdout)
+    assert plan and files_of(tmp_path / "site" / "tiny") == files_of(model)
+
+
+@pytest.mark.parametrize("suite", ["chroot-bullseye", "chroot-forky"])
+def test_offline_commands_on_other_debians_without_network(suite: str, package: Package, tmp_path: Path) -> None:
+    """Python 3.9 and 3.14 as Debian ships them, in a root with nothing else and only a loopback interface."""
+    components.require(suite)
+    medium, model = package
+    work = tmp_path / "work"
+    work.mkdir()
+    prefix = components.chroot_argv(suite, {str(medium): "/medium", str(work): "/work"})
+
+    def inside(*args: str) -> str:
+        argv = [*prefix, "env", "HOME=/work/home", "python3", "/medium/hfship.pyz", *args]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    inside("version", "--verify")
+    inside("verify", "/medium/tiny.tar.zst.0001")
+    inside("unpack", "/medium/tiny.tar.zst.0001", "-o", "/work/site")
+    assert "tensor" in inside("serve", "/work/site/tiny", "--plan", "--assume-gpus", "1x24GB")
+    assert files_of(work / "site" / "tiny") == files_of(model)
+
+
+def test_forky_reads_our_archive_with_its_own_zstd_module(package: Package, tmp_path: Path) -> None:
+    """Python 3.14's compression.zstd, through tarfile, needs nothing of ours."""
+    components.require("chroot-forky")
+    medium, model = package
+    whole = tmp_path / "tiny.tar.zst"
+    with whole.open("wb") as out:
+        for part in sorted(medium.glob("tiny.tar.zst.0*")):
+            out.write(part.read_bytes())
+    script = "import tarfile; tarfile.open('/work/tiny.tar.zst', 'r:zst').extractall('/work/out', filter='data')"
+    argv = [*components.chroot_argv("chroot-forky", {str(tmp_path): "/work"}), "python3", "-c", script]
+    subprocess.run(argv, check=True, timeout=120)
+    assert files_of(tmp_path / "out" / "tiny") == files_of(model)
+
+
+def test_real_weights_travel_unchanged(pyz: Program, hub: FaultHub, tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2, from the Hub's layout to the far side and back to the same bytes."""
+    source = components.require("minilm")
+    hub.add(source, "sentence-transformers/all-MiniLM-L6-v2")
+    pyz("fetch", "sentence-transformers/all-MiniLM-L6-v2", "--endpoint", hub.url)
+    pyz("pack", "all-MiniLM-L6-v2")
+    archive = pyz.home / "transfer_package" / "all-MiniLM-L6-v2.tar.zst"
+    pyz("verify", archive)
+    shutil.rmtree(pyz.home / "models")
+    pyz("unpack", archive)
+    assert files_of(pyz.home / "site" / "all-MiniLM-L6-v2") == files_of(source)
+
+
+def in_the_box(argv: List[str], **env: str) -> subprocess.CompletedProcess[str]:
+    """Run beside a real Docker engine in a network namespace that has only loopback."""
+    environ = {**os.environ, **env}
+    return subprocess.run(components.with_docker_argv(argv), env=environ, capture_output=True, text=True, timeout=600)
+
+
+def test_main_job_in_the_air_gapped_box() -> None:
+    """`make demo` where there is docker, a vLLM image and no network: fetch, pack, verify, unpack, a real completion."""
+    components.require("vllm-image")
+    assert PYZ.exists()
+    done = in_the_box(
+        ["sh", "-c", f"test $(ls /sys/class/net | grep -vc docker) = 1 && {sys.executable} {ROOT}/tests/demo.py {PYZ}"]
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "answer: " in done.stdout and "serve, completion" in done.stdout and "not run" not in done.stdout, (
+        done.stdout
+    )

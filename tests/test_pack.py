@@ -1,0 +1,224 @@
+"""§9: what pack writes, refuses and leaves behind."""
+
+import hashlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import zipapp
+
+import archives as a
+import pytest
+from conftest import ROOT
+
+import hfship as h
+
+
+@pytest.fixture
+def model(tmp_path):
+    a.make_model(tmp_path / "models" / "m", a.BIG)
+    return tmp_path / "models" / "m"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("split", [None, 4_600_000])
+def test_bytes_do_not_depend_on_the_number_of_threads(model, tmp_path, split):
+    outs = [tmp_path / f"out{jobs}" for jobs in (1, 2, 5)]
+    for jobs, out in zip((1, 2, 5), outs):
+        a.pack(model, out, jobs=jobs, split=split)
+    assert contents(outs[0]) == contents(outs[1]) == contents(outs[2])
+
+
+def test_the_concatenation_of_parts_is_an_archive(model, tmp_path):
+    parts = a.pack(model, tmp_path / "parts", split=4_600_000)
+    assert [p.name for p in parts.paths] == ["m.tar.zst.0001", "m.tar.zst.0002"]
+    assert all(p.stat().st_size <= 4_600_000 for p in parts.paths)
+    joined = tmp_path / "joined" / "m.tar.zst"
+    joined.parent.mkdir()
+    joined.write_bytes(b"".join(p.read_bytes() for p in parts.paths))
+    assert a.verify(a.files_in(joined.parent)) == []
+    a.unpack(a.files_in(joined.parent), tmp_path / "un")
+    assert a.tree(tmp_path / "un/m") == a.tree(model)
+
+
+@pytest.mark.parametrize("split, parts", [(6000, 4), (8000, 3), (100_000, 1)])
+def test_parts_never_exceed_their_limit(tmp_path, split, parts):
+    a.make_model(tmp_path / "m", {"a": a.noise(20_000), "b": bytes(3000)})
+    files = a.pack(tmp_path / "m", tmp_path / "out", split=split, frame_size=1000)
+    assert len(files.paths) >= parts and max(p.stat().st_size for p in files.paths) <= split
+    assert a.verify(files) == []
+
+
+def test_more_than_9999_parts_still_sort_by_name():
+    names = [h.part_name("m.tar.zst", n, 10_001) for n in (1, 2, 999, 9999, 10_000, 10_001)]
+    assert names == sorted(names) and all(h._PART.match(n) for n in names)
+
+
+def test_parts_with_wide_numbers_are_read(tmp_path, monkeypatch):
+    a.make_model(tmp_path / "m", {"a": a.noise(20_000)})
+    monkeypatch.setattr(h.PackPlan, "parts_at_most", 12_345)
+    files = a.pack(tmp_path / "m", tmp_path / "out", split=120_000, frame_size=1000)
+    assert files.path.name == "m.tar.zst.00001" and a.verify(files) == []
+
+
+def test_sums_are_what_sha256sum_checks(hfship, model, tmp_path):
+    hfship("pack", model, "-o", tmp_path / "out", "--split", "5M")
+    subprocess.run(["sha256sum", "-c", "--strict", "m.tar.zst.sha256"], check=True, cwd=tmp_path / "out")
+    assert "cat NAME.tar.zst.0*" in (tmp_path / "out/READ-ME-FIRST.txt").read_text()
+    assert not list((tmp_path / "out").glob("*.incomplete"))
+
+
+def test_name_is_looked_up_and_json_tells_the_result(hfship, model, tmp_path):
+    env = {"HFSHIP_MODELS_DIR": str(model.parent), "HFSHIP_PACKAGE_DIR": str(tmp_path / "pkg")}
+    (row,) = json.loads(hfship("pack", "m", "--json", env=env).stdout)
+    (part,) = row["parts"]
+    assert row["status"] == "packed" and row["bytes_in"] == sum(map(len, a.BIG.values()))
+    assert hashlib.sha256((tmp_path / "pkg/m.tar.zst").read_bytes()).hexdigest() == part["sha256"]
+    (again,) = json.loads(hfship("pack", "--all", "--json", env=env).stdout)
+    assert (again["status"], again["parts"]) == ("already packed", row["parts"])
+
+
+def test_folder_without_manifest_gets_one(hfship, model, tmp_path):
+    written = (model / ".hfship/manifest.json").read_bytes()
+    (model / ".hfship/manifest.json").unlink()
+    hfship("pack", model, "-o", tmp_path / "out")
+    assert (model / ".hfship/manifest.json").read_bytes() == written
+
+
+@pytest.mark.parametrize(
+    "harm, says",
+    [
+        (lambda m: (m / "config.json").unlink(), "config.json is missing"),
+        (lambda m: (m / "config.json").write_bytes(b"longer than it was........"), "config.json has 26 bytes instead of 22"),
+        (lambda m: (m / "w1.safetensors").write_bytes(bytes(5 << 20)), "w1.safetensors has SHA-256"),
+        (lambda m: (m / "sub/a.txt").write_bytes(b"jello " * 40), "sub/a.txt has SHA-256"),
+    ],
+)  # fmt: skip
+def test_files_that_are_not_what_the_manifest_says_leave_no_archive(hfship, model, tmp_path, harm, says):
+    harm(model)
+    done = hfship("pack", model, "-o", tmp_path / "out", code=6)
+    assert says in done.stderr and "next" in done.stderr
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_file_that_shrinks_while_it_is_packed_is_named(model, tmp_path):
+    plan = h.plan_pack(model, h.read_manifest(model), h.PackOptions(jobs=1))
+    with (model / "w3.safetensors").open("r+b") as stream:
+        stream.truncate(1000)
+    with pytest.raises(h.IntegrityError, match="not what its manifest says") as error:
+        h.pack_model(plan, tmp_path / "out", a.QUIET)
+    assert "w3.safetensors became shorter" in error.value.why
+
+
+def test_files_outside_the_manifest_are_named_and_left_out(hfship, model, tmp_path):
+    (model / "notes.txt").write_text("mine")
+    done = hfship("pack", model, "-o", tmp_path / "out")
+    assert "not packed: notes.txt" in done.stderr
+    assert (
+        "m/notes.txt"
+        not in subprocess.run(
+            ["tar", "--zstd", "-tf", tmp_path / "out/m.tar.zst"], capture_output=True, text=True
+        ).stdout
+    )
+
+
+def test_another_archive_is_replaced_only_by_force(hfship, model, tmp_path):
+    out = tmp_path / "out"
+    hfship("pack", model, "-o", out, "--split", "5M")
+    assert "give --force" in hfship("pack", model, "-o", out, code=2).stderr
+    hfship("pack", model, "-o", out, "--force")
+    assert {p.name for p in out.iterdir()} - {"hfship.pyz"} == {"m.tar.zst", "m.tar.zst.sha256", "READ-ME-FIRST.txt"}
+    (out / "m.tar.zst").write_bytes(b"something else")
+    hfship("pack", model, "-o", out, code=2)
+    assert (out / "m.tar.zst").read_bytes() == b"something else"
+
+
+def test_a_set_that_a_killed_run_named_in_part_is_completed(model, tmp_path):
+    files = a.pack(model, tmp_path / "out", split=4_600_000)
+    whole = contents(tmp_path / "out")
+    files.paths[1].unlink()
+    (tmp_path / "out/m.tar.zst.0002.incomplete").write_bytes(b"half")
+    a.pack(model, tmp_path / "out", split=4_600_000)
+    assert contents(tmp_path / "out") == whole
+
+
+@pytest.mark.parametrize("args", [["--split", "1M"], ["--split", "huge"], ["--name", "../x"], ["/nowhere"], []])
+def test_usage_errors_tell_the_next_step(hfship, model, tmp_path, args):
+    target = [] if args in ([], ["/nowhere"]) else [model]
+    done = hfship("pack", *target, *args, "-o", tmp_path / "out", code=5 if args == ["/nowhere"] else 2)
+    assert "hfship: " in done.stderr and "next" in done.stderr
+
+
+def limit_file_size():
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, resource.RLIM_INFINITY))
+
+
+def test_a_file_size_limit_is_told_before_the_first_byte(model, tmp_path):
+    argv = [sys.executable, ROOT / "hfship.py", "pack", model, "-o", tmp_path / "out"]
+    done = subprocess.run(argv, capture_output=True, text=True, preexec_fn=limit_file_size)
+    assert done.returncode == 7 and "too large for the target" in done.stderr and "give --split 6000000" in done.stderr
+    subprocess.run([*argv, "--split", "6000000"], check=True, preexec_fn=limit_file_size)
+    assert a.verify(a.files_in(tmp_path / "out")) == []
+
+
+def test_a_disk_that_runs_full_leaves_nothing_under_a_final_name(hfship, model, tmp_path, small_disk, monkeypatch):
+    done = hfship("pack", model, "-o", small_disk(5), code=7)
+    assert "free" in done.stderr
+    disk = small_disk(5)
+    monkeypatch.setattr(h, "require_room", lambda *_: None)
+    with pytest.raises(h.DiskError, match="the disk is full"):
+        a.pack(model, disk, split=5_000_000, jobs=2)
+    assert list(disk.iterdir()) == []
+
+
+def test_ctrl_c_ends_at_once_and_removes_what_was_not_finished(tmp_path):
+    a.make_model(tmp_path / "m", {f"w{i}.bin": a.noise(30_000_000, i) for i in range(4)})
+    argv = [sys.executable, ROOT / "hfship.py", "pack", tmp_path / "m", "-o", tmp_path / "out", "--level", "19"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("out/*.incomplete")):
+        time.sleep(0.02)
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate(timeout=20)[1]
+    assert process.returncode == 130 and time.monotonic() - started < 5
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_second_pack_of_the_same_archive_is_refused_while_the_first_runs(hfship, model, tmp_path):
+    out = h.make_dir(tmp_path / "out")
+    with h.claim(out / "m.tar.zst.incomplete"):
+        assert "another hfship" in hfship("pack", model, "-o", out, code=3).stderr
+        assert [p.name for p in out.iterdir()] == ["m.tar.zst.incomplete"]
+    assert list(out.iterdir()) == []
+    hfship("pack", model, "-o", out)
+
+
+def test_the_pyz_puts_itself_beside_the_archive(model, tmp_path):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/hfship.py").write_bytes((ROOT / "hfship.py").read_bytes())
+    (tmp_path / "app/__main__.py").write_text("import sys, hfship\nsys.exit(hfship.main())")
+    zipapp.create_archive(tmp_path / "app", tmp_path / "hfship.pyz")
+    argv = [sys.executable, tmp_path / "hfship.pyz", "pack", model, "-o", tmp_path / "out"]
+    subprocess.run(argv, check=True)
+    assert (tmp_path / "out/hfship.pyz").read_bytes() == (tmp_path / "hfship.pyz").read_bytes()
+
+
+def test_dry_run_writes_nothing(hfship, model, tmp_path):
+    assert "would pack m: 7 files" in hfship("pack", model, "-o", tmp_path / "out", "--dry-run").stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_hash_and_frames_share_one_read(model, tmp_path, monkeypatch):
+    read = []
+    original = h._read_range
+    monkeypatch.setattr(h, "_read_range", lambda p, e, o, n: read.append((e.path, n)) or original(p, e, o, n))
+    a.pack(model, tmp_path / "out")
+    assert sum(n for _, n in read) == sum(map(len, a.BIG.values()))
+    assert os.listdir(tmp_path / "out")

@@ -1,0 +1,262 @@
+"""Every way to libzstd makes frames that every other one reads, and refuses whatever is not exactly one whole frame."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import itertools
+import os
+import random
+import struct
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hfship
+
+PLANES = {
+    "window_log": 17,
+    "hash_log": 6,
+    "chain_log": 6,
+    "search_log": 1,
+    "min_match": 7,
+    "target_length": 0,
+    "strategy": 1,
+}
+NOISE = random.Random(7).randbytes(300_000)
+CONTENTS = {
+    "nothing": b"",
+    "one byte": b"x",
+    "255": bytes(255),
+    "256": b"ab" * 128,
+    "65791": NOISE[:65791],
+    "65792": (b"weights " * 8224),
+    "noise": NOISE,
+    "text": b"the quick brown fox " * 50_000,
+    "4 MiB": NOISE[:65536] * 64,
+}
+
+
+def _installed() -> hfship.Zstd:
+    return hfship.ZSTD_BACKENDS["installed"]()
+
+
+def _stdlib() -> hfship.Zstd:
+    try:
+        return hfship.ZSTD_BACKENDS["stdlib"]()
+    except ImportError:
+        # The same code as compression.zstd, published for older Pythons by its author.
+        return hfship._StdlibZstd(importlib.import_module("backports.zstd"))
+
+
+def _system() -> hfship.Zstd:
+    return hfship.ZSTD_BACKENDS["system"]()
+
+
+BACKENDS = {"zstandard": _installed, "stdlib": _stdlib, "system": _system}
+
+
+@functools.lru_cache(maxsize=None)
+def backend(name: str) -> hfship.Zstd:
+    try:
+        return BACKENDS[name]()
+    except (ImportError, OSError) as exc:
+        return pytest.skip(f"no {name} here: {exc}")
+
+
+@pytest.fixture(params=BACKENDS)
+def zstd(request: pytest.FixtureRequest) -> hfship.Zstd:
+    return backend(request.param)
+
+
+@pytest.mark.parametrize("writer, reader", list(itertools.product(BACKENDS, BACKENDS)))
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_each_reads_what_each_writes(writer: str, reader: str, content: bytes) -> None:
+    decompress = backend(reader).decompressor()
+    for level, parameters in ((1, {}), (3, {}), (-5, {}), (1, PLANES)):
+        compress = backend(writer).compressor(level, **parameters)
+        for _ in range(2):  # a compressor is used again and again
+            frame = compress(memoryview(content))
+            assert hfship.declared_size(frame) == len(content)
+            assert frame[4] & 4, "no checksum"
+            assert decompress(memoryview(frame), len(content)) == content
+
+
+def test_equal_libraries_make_equal_frames() -> None:
+    """The archive must not depend on the road to the library; on its version it may."""
+    frames: dict = {}
+    for name in BACKENDS:
+        library = backend(name)
+        version = library.name.rsplit("libzstd ", 1)[1].rstrip(")")
+        for level, parameters in ((1, {}), (19, {}), (1, PLANES)):
+            frame = library.compressor(level, **parameters)(CONTENTS["text"])
+            assert frames.setdefault((version, level, bool(parameters)), frame) == frame
+
+
+def skippable(payload: bytes) -> bytes:
+    return struct.pack("<II", 0x184D2A50, len(payload)) + payload
+
+
+def undeclared(frame: bytes) -> bytes:
+    """The frame with a window descriptor where its one-byte content size was."""
+    assert frame[4] >> 5 == 1
+    return frame[:4] + bytes([frame[4] & 0x1F, 0x38]) + frame[6:]
+
+
+EMPTY = bytes.fromhex("28b52ffd 24 00 010000 99e9d851")
+
+
+def spoiled(frame: bytes, other: bytes) -> dict:
+    """What is not exactly one whole frame, made of one that is and of another."""
+    return {
+        "empty": b"",
+        "magic only": frame[:4],
+        "header only": frame[:6],
+        "last byte missing": frame[:-1],
+        "checksum missing": frame[:-4],
+        "byte behind": frame + b"\0",
+        "two frames": frame + other,
+        "the same frame twice": frame * 2,
+        "empty frame behind": frame + EMPTY,
+        "empty frame before": EMPTY + frame,
+        "skippable behind": frame + skippable(b"abcd"),
+        "skippable before": skippable(b"abcd") + frame,
+        "skippable alone": skippable(frame),
+        "magic number behind": frame + hfship.ZSTD_MAGIC,
+        "another frame": other,
+        "wrong checksum": frame[:-1] + bytes([frame[-1] ^ 1]),
+        "no zstd": b"\x1f\x8b" + frame[2:],
+        "reserved bit": frame[:4] + bytes([frame[4] | 8]) + frame[5:],
+        "dictionary wanted": frame[:4] + bytes([frame[4] | 1]) + frame[5:6] + b"\1" + frame[6:],
+    }
+
+
+@pytest.mark.parametrize("fault", spoiled(bytes(20), b""))
+@pytest.mark.parametrize(
+    "content", [b"", b"x", b"abc" * 60, NOISE[:5000]], ids=["nothing", "one byte", "text", "noise"]
+)
+def test_whatever_is_not_one_whole_frame_is_refused(zstd: hfship.Zstd, content: bytes, fault: str) -> None:
+    compress, decompress = zstd.compressor(1), zstd.decompressor()
+    frame = compress(content)
+    with pytest.raises(hfship.ZstdError):
+        decompress(spoiled(frame, compress(b"something else" + content))[fault], len(content))
+    assert decompress(frame, len(content)) == content, "usable after an error"
+
+
+@pytest.mark.parametrize("off_by", [-1, 1, 256, -10])
+def test_another_size_is_refused(zstd: hfship.Zstd, off_by: int) -> None:
+    frame = zstd.compressor(1)(bytes(1000))
+    with pytest.raises(hfship.ZstdError):
+        zstd.decompressor()(frame, 1000 + off_by)
+
+
+def test_a_frame_that_declares_no_size_is_refused(zstd: hfship.Zstd) -> None:
+    frame = undeclared(zstd.compressor(1)(b"abc" * 60))
+    assert hfship.declared_size(frame) is None
+    with pytest.raises(hfship.ZstdError):
+        zstd.decompressor()(frame, 180)
+
+
+def test_a_frame_without_checksum_is_read(zstd: hfship.Zstd) -> None:
+    """Foreign frames may have none; ours always do."""
+    frame = zstd.compressor(1)(b"abc" * 60)
+    bare = frame[:4] + bytes([frame[4] & ~4]) + frame[5:-4]
+    assert zstd.decompressor()(bare, 180) == b"abc" * 60
+
+
+@pytest.mark.parametrize("content", [b"", b"abc" * 60], ids=["nothing", "text"])
+def test_no_cut_and_no_flipped_bit_gives_other_bytes(zstd: hfship.Zstd, content: bytes) -> None:
+    frame, decompress = zstd.compressor(1)(content), zstd.decompressor()
+    for size in range(len(frame)):
+        with pytest.raises(hfship.ZstdError):
+            decompress(frame[:size], len(content))
+    for bit in range(8 * len(frame)):
+        damaged = bytearray(frame)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            assert decompress(bytes(damaged), len(content)) == content, bit  # RFC 8878: one header bit is unused
+        except hfship.ZstdError:
+            pass
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=st.binary(max_size=3000), data=st.data())
+@pytest.mark.parametrize("name", BACKENDS)
+def test_damage_never_passes(name: str, content: bytes, data: st.DataObject) -> None:
+    frame = bytearray(backend(name).compressor(1)(content))
+    start = data.draw(st.integers(0, len(frame)))
+    stop = data.draw(st.integers(start, len(frame)))
+    frame[start:stop] = data.draw(st.binary(max_size=20))
+    try:
+        assert backend(name).decompressor()(bytes(frame), len(content)) == content
+    except hfship.ZstdError:
+        pass
+
+
+@given(frame=st.binary(max_size=40))
+def test_declared_size_takes_any_bytes(frame: bytes) -> None:
+    for candidate in (frame, hfship.ZSTD_MAGIC + frame):
+        size = hfship.declared_size(candidate)
+        assert size is None or size >= 0
+
+
+def test_threads_with_their_own_callables_do_not_meet(zstd: hfship.Zstd) -> None:
+    failures = []
+
+    def work(seed: int) -> None:
+        compress, decompress = zstd.compressor(1), zstd.decompressor()
+        for turn in range(40):
+            content = NOISE[seed * 1000 : seed * 1000 + 50_000 + turn]
+            if decompress(compress(content), len(content)) != content:
+                failures.append(seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+
+
+def test_contexts_of_the_system_library_are_freed() -> None:
+    zstd = backend("system")
+
+    def resident_kib() -> int:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE") // 1024
+
+    def use() -> None:
+        zstd.decompressor()(zstd.compressor(1)(NOISE), len(NOISE))
+
+    for _ in range(20):
+        use()
+    before = resident_kib()
+    for _ in range(200):  # one context is larger than 500 KiB
+        use()
+    assert resident_kib() - before < 20_000
+
+
+def test_without_any_zstd_the_error_names_everything_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str):
+        def load() -> hfship.Zstd:
+            raise ImportError(f"no {name} at all")
+
+        return load
+
+    monkeypatch.setattr(hfship, "ZSTD_BACKENDS", {name: absent(name) for name in hfship.ZSTD_BACKENDS})
+    monkeypatch.delenv("HFSHIP_ZSTD", raising=False)
+    with pytest.raises(hfship.HostError) as caught:
+        hfship.load_zstd()
+    for name in hfship.ZSTD_BACKENDS:
+        assert f"no {name} at all" in caught.value.why
+    assert "libzstd1" in caught.value.next_step and "3.14" in caught.value.next_step
+
+
+@pytest.mark.parametrize("forced, error", [("nonsense", hfship.UsageError), ("memfd", hfship.HostError)])
+def test_a_forced_backend_is_the_only_one_tried(monkeypatch: pytest.MonkeyPatch, forced: str, error: type) -> None:
+    monkeypatch.setenv("HFSHIP_ZSTD", forced)  # from source there is nothing to load into a memfd
+    with pytest.raises(error) as caught:
+        hfship.load_zstd()
+    assert "system" not in caught.value.why
