@@ -1,0 +1,336 @@
+"""Model facts: what serving reads from config.json, safetensors headers and the tokenizer's files."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, Dict, Optional
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hfship
+
+# The configs of published models, cut down to what shapes a deployment.
+CONFIGS: Dict[str, Dict[str, Any]] = {
+    "Qwen3-8B": {
+        "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "num_hidden_layers": 36, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "head_dim": 128, "hidden_size": 4096, "intermediate_size": 12288, "vocab_size": 151936,
+        "max_position_embeddings": 40960, "torch_dtype": "bfloat16", "sliding_window": None, "use_sliding_window": False,
+        "max_window_layers": 36, "rope_scaling": None,
+    },
+    "Qwen2.5-7B": {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 28, "num_attention_heads": 28,
+        "num_key_value_heads": 4, "hidden_size": 3584, "intermediate_size": 18944, "vocab_size": 152064,
+        "max_position_embeddings": 32768, "torch_dtype": "bfloat16", "sliding_window": 131072, "use_sliding_window": False,
+    },
+    "Llama-3.1-70B": {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "hidden_size": 8192, "intermediate_size": 28672, "vocab_size": 128256,
+        "max_position_embeddings": 131072, "torch_dtype": "bfloat16",
+        "rope_scaling": {"factor": 8.0, "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+    },
+    "DeepSeek-V3": {
+        "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "num_hidden_layers": 61,
+        "num_attention_heads": 128, "num_key_value_heads": 128, "hidden_size": 7168, "intermediate_size": 18432,
+        "moe_intermediate_size": 2048, "n_routed_experts": 256, "num_experts_per_tok": 8, "vocab_size": 129280,
+        "kv_lora_rank": 512, "qk_rope_head_dim": 64, "v_head_dim": 128, "max_position_embeddings": 163840,
+        "rope_scaling": {"factor": 40, "original_max_position_embeddings": 4096, "type": "yarn"},
+        "quantization_config": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
+        "torch_dtype": "bfloat16", "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+    },
+    "gpt-oss-120b": {
+        "architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_hidden_layers": 36, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "head_dim": 64, "hidden_size": 2880, "intermediate_size": 2880, "vocab_size": 201088,
+        "num_local_experts": 128, "num_experts_per_tok": 4, "sliding_window": 128, "max_position_embeddings": 131072,
+        "layer_types": ["sliding_attention", "full_attention"] * 18,
+        "rope_scaling": {"factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn"},
+        "quantization_config": {"quant_method": "mxfp4"},
+    },
+    "Mixtral-8x7B": {
+        "architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 8, "hidden_size": 4096, "intermediate_size": 14336, "vocab_size": 32000,
+        "num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None, "max_position_embeddings": 32768,
+        "torch_dtype": "bfloat16",
+    },
+    "Qwen3-30B-A3B-FP8": {
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "num_hidden_layers": 48,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "hidden_size": 2048,
+        "intermediate_size": 6144, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8,
+        "vocab_size": 151936, "max_position_embeddings": 40960, "torch_dtype": "bfloat16",
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    },
+    "Qwen2.5-72B-AWQ": {
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_hidden_layers": 80, "num_attention_heads": 64,
+        "num_key_value_heads": 8, "hidden_size": 8192, "intermediate_size": 29696, "vocab_size": 152064,
+        "max_position_embeddings": 32768, "torch_dtype": "float16",
+        "quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
+    },
+    "gemma-3-27b": {
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "torch_dtype": "bfloat16",
+        "text_config": {
+            "model_type": "gemma3_text", "num_hidden_layers": 62, "num_attention_heads": 32, "num_key_value_heads": 16,
+            "head_dim": 128, "hidden_size": 5376, "intermediate_size": 21504, "sliding_window": 1024,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        },
+    },
+    "Qwen3-Next-80B": {
+        "architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "num_hidden_layers": 48,
+        "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256, "hidden_size": 2048,
+        "intermediate_size": 5120, "moe_intermediate_size": 512, "num_experts": 512, "num_experts_per_tok": 10,
+        "vocab_size": 151936, "max_position_embeddings": 262144, "full_attention_interval": 4, "dtype": "bfloat16",
+    },
+}  # fmt: skip
+GB = 10**9
+WEIGHTS = {
+    "Qwen3-8B": 16_381_470_720, "Qwen2.5-7B": 15_231_233_024, "Llama-3.1-70B": 141_107_412_992, "DeepSeek-V3": 688 * GB,
+    "gpt-oss-120b": 65 * GB, "Mixtral-8x7B": 93_405_585_408, "Qwen3-30B-A3B-FP8": 31 * GB, "Qwen2.5-72B-AWQ": 41 * GB,
+    "gemma-3-27b": 54_864_000_000, "Qwen3-Next-80B": 162 * GB,
+}  # fmt: skip
+
+
+def facts_of(name: str, **changes: Any) -> hfship.ModelFacts:
+    return hfship.facts_from_config({**CONFIGS[name], **changes}, {"BF16": WEIGHTS[name]})
+
+
+@pytest.mark.parametrize(
+    "name, tp, width, expected",
+    [
+        ("Qwen3-8B", 1, 2, 147_456),
+        ("Qwen3-8B", 2, 2, 73_728),
+        ("Qwen3-8B", 16, 2, 18_432),  # 8 heads over 16 GPUs: one each, replicated
+        ("Qwen3-8B", 1, 1, 73_728),  # FP8 cache
+        ("Llama-3.1-70B", 1, 2, 327_680),
+        ("Qwen2.5-7B", 1, 2, 57_344),
+        ("DeepSeek-V3", 1, 2, 70_272),
+        ("DeepSeek-V3", 8, 2, 70_272),  # MLA's latent is the same on every GPU
+        ("Mixtral-8x7B", 1, 2, 131_072),
+        ("Qwen3-Next-80B", 1, 2, 24_576),  # 12 of 48 layers keep a cache
+    ],
+)
+def test_kv_cache_per_token_is_what_vllm_allocates(name: str, tp: int, width: int, expected: int) -> None:
+    assert hfship.kv_bytes(facts_of(name), tp, 1, width) == expected
+
+
+def test_windowed_layers_stop_growing_at_their_window() -> None:
+    facts = facts_of("gpt-oss-120b")
+    assert (facts.full_layers, facts.window_layers, facts.window) == (18, 18, 128)
+    growth = hfship.kv_bytes(facts, 1, 100_001, 2, 8192) - hfship.kv_bytes(facts, 1, 100_000, 2, 8192)
+    assert growth == 18 * 2 * 8 * 64 * 2
+    assert hfship.kv_bytes(facts, 1, 1000, 2, windows=False) == 1000 * 36 * 2 * 8 * 64 * 2
+
+
+@pytest.mark.parametrize(
+    "name, length, layers",
+    [
+        ("Qwen3-8B", 40960, (36, 0)),
+        ("Qwen2.5-7B", 32768, (28, 0)),  # ships a window that is switched off
+        ("Llama-3.1-70B", 131072, (80, 0)),  # llama3 scaling is in max_position_embeddings already
+        ("DeepSeek-V3", 163840, (61, 0)),
+        ("gpt-oss-120b", 131072, (18, 18)),
+        ("gemma-3-27b", 131072, (10, 52)),  # length, heads and pattern come from the type's defaults
+        ("Qwen3-Next-80B", 262144, (12, 0)),
+    ],
+)
+def test_context_length_and_layers(name: str, length: int, layers: tuple) -> None:
+    facts = facts_of(name)
+    assert (facts.max_length, (facts.full_layers, facts.window_layers)) == (length, layers)
+
+
+@pytest.mark.parametrize(
+    "raw, expected",
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, ("gptq", 4, 128, (), False)),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, ("fp8", 0, 0, (128, 128), False)),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4, "group_size": 32}}},
+                "kv_cache_scheme": {"num_bits": 8, "type": "float"},
+            },
+            ("compressed-tensors", 4, 32, (), True),
+        ),
+        ({"quantization": {"quant_algo": "NVFP4", "group_size": 16, "kv_cache_quant_algo": "FP8"}}, ("nvfp4", 0, 16, (), True)),
+        ({"quant_method": None, "weight_block_size": "x", "config_groups": {"a": 3}}, ("unknown", 0, 0, (), False)),
+    ],
+)  # fmt: skip
+def test_quantisation_of_every_dialect(raw: Dict[str, Any], expected: tuple) -> None:
+    quant = hfship.quantization_of({"quantization_config": raw})
+    assert quant == hfship.Quantization(*expected)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
+
+
+@given(st.sampled_from(sorted(CONFIGS)), st.data())
+def test_no_config_breaks_the_reader(name: str, data: st.DataObject) -> None:
+    config = dict(CONFIGS[name])
+    keys = st.sampled_from(sorted({*config, "text_config", "layer_types", "rope_parameters", "auto_map"}))
+    for key in data.draw(st.lists(keys, max_size=6)):
+        config[key] = data.draw(json_values)
+    facts = hfship.facts_from_config(config, {"BF16": 1000})
+    assert facts.weight_bytes == 1000
+    assert facts.full_layers >= 0 and facts.window_layers >= 0
+
+
+# ---- safetensors ---------------------------------------------------------------------
+
+
+def safetensors(tensors: Dict[str, Any], data: int, cut: int = 0) -> bytes:
+    header = json.dumps(tensors).encode()
+    whole = struct.pack("<Q", len(header)) + header + bytes(data)
+    return whole[: len(whole) - cut]
+
+
+def tensor(start: Any, stop: Any, dtype: Any = "BF16") -> Dict[str, Any]:
+    return {"dtype": dtype, "shape": [1], "data_offsets": [start, stop]}
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (b"", "less than a safetensors header"),
+        (b"\x01\x00", "less than a safetensors header"),
+        (b"<!DOCTYPE html><html></html>", "not a safetensors file"),
+        (struct.pack("<Q", 1000) + b"{}", "the file is cut"),
+        (struct.pack("<Q", 2**64 - 1) + b"{}", "not a safetensors file"),
+        (struct.pack("<Q", 2) + b"[]", "not a safetensors header"),
+        (struct.pack("<Q", 4) + b"\xff\xfe{}", "not a safetensors header"),
+        (struct.pack("<Q", 40_000) + b"[" * 40_000, "not a safetensors header"),
+        (safetensors({"a": tensor(0, 100)}, 100, cut=1), "the file is cut: 1 B are missing"),
+        (safetensors({"a": tensor(0, 100)}, 101), "1 B follow the last tensor"),
+        (safetensors({"a": tensor(0, 10), "b": tensor(5, 20)}, 20), "overlap"),
+        (safetensors({"a": tensor(0, 10), "b": tensor(12, 20)}, 20), "gap"),
+        (safetensors({"a": tensor(-5, 10)}, 10), "gap or an overlap"),
+        (safetensors({"a": tensor(0, "9" * 30)}, 10), "gap or an overlap"),
+        (safetensors({"a": {"dtype": "BF16"}}, 10), "not a safetensors header"),
+        (safetensors({"a": tensor(0, 2**70)}, 10), "the file is cut"),
+    ],
+)
+def test_hostile_or_cut_shard_is_an_integrity_error(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(hfship.IntegrityError) as caught:
+        hfship.read_tensor_bytes(path)
+    assert reason in caught.value.why and str(path) in caught.value.what
+
+
+@given(st.binary(max_size=200), st.integers(0, 300))
+def test_no_header_breaks_the_parser(header: bytes, size: int) -> None:
+    try:
+        assert sum(hfship.tensor_bytes(header, size).values()) == size
+    except ValueError:
+        pass
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=4), st.integers(0, 50), max_size=6))
+def test_header_that_a_writer_made_is_read(sizes: Dict[str, int]) -> None:
+    tensors, at = {}, 0
+    for name, size in sizes.items():
+        tensors[name], at = tensor(at, at + size, "F16"), at + size
+    tensors.pop("__metadata__", None)
+    expected = sum(t["data_offsets"][1] - t["data_offsets"][0] for t in tensors.values())
+    if expected == at:
+        assert sum(hfship.tensor_bytes(json.dumps(tensors).encode(), at).values()) == at
+
+
+# ---- folders -------------------------------------------------------------------------
+
+
+def make_folder(folder: Path, config: Optional[Dict[str, Any]] = None, shards: int = 2) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config if config is not None else CONFIGS["Qwen3-8B"]))
+    names = [f"model-{i:05d}-of-{shards:05d}.safetensors" for i in range(1, shards + 1)]
+    for name in names:
+        (folder / name).write_bytes(safetensors({"w": tensor(0, 100)}, 100))
+    (folder / hfship.WEIGHTS_INDEX).write_text(json.dumps({"weight_map": {f"w{n}": n for n in names}}))
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "x"}')
+    return folder
+
+
+def remove_weights(folder: Path) -> None:
+    for path in [*folder.glob("*.safetensors"), folder / hfship.WEIGHTS_INDEX]:
+        path.unlink(missing_ok=True)
+
+
+def only_gguf(folder: Path) -> None:
+    remove_weights(folder)
+    (folder / "model.gguf").write_bytes(b"GGUF")
+
+
+def lora(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+
+
+def series_without_index(folder: Path) -> None:
+    (folder / hfship.WEIGHTS_INDEX).unlink()
+    (folder / "model-00001-of-00002.safetensors").unlink()
+
+
+def bad_index(folder: Path) -> None:
+    (folder / hfship.WEIGHTS_INDEX).write_text('{"weight_map": {"w": "../../etc/passwd"}}')
+
+
+def cut_shard(folder: Path) -> None:
+    path = folder / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def manifest_says_more(folder: Path) -> None:
+    entry = hfship.FileEntry("tokenizer.json", 5, "0" * 64)
+    hfship.write_manifest(folder, hfship.make_manifest("m", [entry]))
+
+
+def link_outside(folder: Path) -> None:
+    target = folder.parent / "blob"
+    (folder / "model-00001-of-00002.safetensors").rename(target)
+    (folder / "model-00001-of-00002.safetensors").symlink_to(target)
+
+
+@pytest.mark.parametrize(
+    "harm, error, said",
+    [
+        (lambda f: (f / "config.json").unlink(), hfship.NotFoundError, "no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), hfship.IntegrityError, "config.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("[1]"), hfship.IntegrityError, "not a JSON table"),
+        (remove_weights, hfship.NotFoundError, "no *.safetensors"),
+        (only_gguf, hfship.HostError, "GGUF"),
+        (lora, hfship.HostError, "LoRA adapter"),
+        (lambda f: (f / "model-00002-of-00002.safetensors").unlink(), hfship.IntegrityError, "00002-of-00002.safetensors is missing"),
+        (series_without_index, hfship.IntegrityError, "00001-of-00002.safetensors is missing"),
+        (bad_index, hfship.IntegrityError, "unsafe path"),
+        (cut_shard, hfship.IntegrityError, "1 B are missing"),
+        (manifest_says_more, hfship.IntegrityError, "tokenizer.json is missing"),
+        (link_outside, hfship.HostError, "cannot see"),
+    ],
+)  # fmt: skip
+def test_folder_that_cannot_be_served_says_why(tmp_path: Path, harm: Any, error: type, said: str) -> None:
+    folder = make_folder(tmp_path / "m")
+    harm(folder)
+    with pytest.raises(error) as caught:
+        hfship.read_facts(folder)
+    assert said in caught.value.text()
+
+
+def test_only_files_of_the_index_count(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    (folder / "consolidated.safetensors").write_bytes(b"not even safetensors")
+    assert hfship.read_facts(folder).weight_bytes == 200
+
+
+def test_facts_of_a_real_folder(model: Path) -> None:
+    facts = hfship.read_facts(model)
+    files = sum(p.stat().st_size for p in model.glob("*.safetensors"))
+    assert 0 < files - facts.weight_bytes < 100_000
+    assert facts.chat_template and not facts.embeds and facts.dtype == "float16"
+
+
+def test_missing_folder_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(hfship.NotFoundError):
+        hfship.read_facts(tmp_path / "nothing")
