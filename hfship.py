@@ -6945,14 +6945,20 @@ def _models_to_pack(names: Sequence[str], every: bool, settings: Settings) -> Li
     return [find_model(name, settings) for name in names]
 
 
+def find_folder(name: str, folders: Sequence[Path]) -> Optional[Path]:
+    """The folder of a model: a path, or a NAME in the first of `folders` that has it, or in the current folder."""
+    places = [Path(name)] if "/" in name or name in (".", "..") else [*(f / name for f in folders), Path(name)]
+    return next((Path(os.path.abspath(place)) for place in places if place.is_dir()), None)
+
+
 def find_model(name: str, settings: Settings) -> Path:
-    """The folder of a model: a path, or a NAME in the models folders. Raises NotFoundError."""
-    places = [Path(name)] if "/" in name else [Path(name), settings.models_dir / name, settings.site_models_dir / name]
-    for place in places:
-        if place.is_dir():
-            return place
-    looked = ", ".join(str(place.absolute()) for place in places)
-    raise NotFoundError(f"{name} was not found", f"looked for {looked}", "give a path, or: hfship fetch ORG/NAME")
+    """The folder of a model to pack or to check. Raises NotFoundError."""
+    folders = [settings.models_dir, settings.site_models_dir]
+    found = find_folder(name, folders)
+    if found is None:
+        looked = "" if "/" in name else f"looked in {folders[0]}, {folders[1]} and here"
+        raise NotFoundError(f"{name} was not found", looked, "give a path, or: hfship fetch ORG/NAME")
+    return found
 
 
 def _plan_row(plan: PackPlan, out: Path) -> Dict[str, Any]:
@@ -7237,22 +7243,26 @@ def serve_model(context: Context, word: str, options: ServeOptions) -> Mapping[s
 
 
 def find_served_model(context: Context, word: str) -> Path:
-    """The folder of the model NAME, or DIR itself; unpacked first when there is an archive only."""
-    if "/" in word or word in (".", ".."):
-        return Path(os.path.abspath(word))
+    """The folder of the model NAME, or DIR itself; unpacked first when only the archive is there."""
     settings = context.settings
-    for folder in (settings.site_models_dir / word, settings.models_dir / word, Path(word).absolute()):
-        if folder.is_dir():
-            return folder
-    return _unpack_if_needed(context, word)
+    found = find_folder(word, [settings.site_models_dir, settings.models_dir])
+    return found or unpack_to_serve(context, word)
 
 
-def _unpack_if_needed(context: Context, name: str) -> Path:
-    """The folder that the archive of `name` was unpacked to. Raises NotFoundError."""
-    settings = context.settings
-    looked = [settings.site_models_dir, settings.models_dir, settings.transfer_dir, settings.package_dir]
-    why = f"looked for {name} and {name}.tar.zst in:\n" + "\n".join(map(str, looked))
-    raise NotFoundError(f"no such model: {name}", why, f"put {name}.tar.zst into {settings.transfer_dir}")
+def unpack_to_serve(context: Context, name: str) -> Path:
+    """Unpack the archive of `name` into the models folder; --plan has no such effect and says what to do."""
+    settings, args = context.settings, context.args
+    found = find_archives(name, [settings.transfer_dir, settings.package_dir])
+    if not found:
+        looked = [settings.site_models_dir, settings.models_dir, settings.transfer_dir, settings.package_dir]
+        why = f"looked for {name} and {name}.tar.zst in:\n" + "\n".join(map(str, looked))
+        raise NotFoundError(f"no such model: {name}", why, f"put {name}.tar.zst into {settings.transfer_dir}")
+    if args.plan:
+        raise NotFoundError(
+            f"{name} is not unpacked yet", f"there is {found[0].path}", f"hfship unpack {found[0].path}"
+        )
+    archive = open_archive(found[0])
+    return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
 
 
 def deployment_name(name: str) -> str:

@@ -186,6 +186,7 @@ def install_docker(folder: Path) -> None:
     unpack_newer_debs("forky", folder, DOCKER_PACKAGES)
     (folder / "bin").mkdir()
     (folder / "bin/runc").symlink_to("/usr/sbin/runc")  # that of the newer suite wants a newer glibc
+    (folder / "bin/docker-init").symlink_to("/usr/bin/tini-static")  # what `init: true` runs
     plugins = folder / "config/cli-plugins"
     plugins.mkdir(parents=True)
     for plugin in (folder / "root/usr/libexec/docker/cli-plugins").iterdir():
@@ -337,7 +338,7 @@ class Component(NamedTuple):
 
 COMPONENTS: Dict[str, Component] = {
     "apt": Component("1", install_apt, lambda _: Path("/usr/bin"), present=lambda: not apt_missing()),
-    "docker": Component("28-forky/1", install_docker, lambda d: d / "root/usr/bin/docker", ("apt",)),
+    "docker": Component("28-forky/2", install_docker, lambda d: d / "root/usr/bin/docker", ("apt",)),
     "vllm-image": Component(
         f"{VLLM_VERSION}/1",
         install_vllm_image,
