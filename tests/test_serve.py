@@ -70,6 +70,14 @@ def test_serve_waits_for_a_real_answer_and_says_how_to_ask(site: Site) -> None:
     assert json.loads(answer.stdout)["choices"]
 
 
+def test_serve_unpacks_when_only_the_archive_is_there(site: Site, model: Path) -> None:
+    site.hfship("pack", model, "-o", site.hfship.home / "transfer")
+    plan = site("serve", "tiny", "--plan", code=5)
+    assert "not unpacked yet" in plan.stderr and "hfship unpack" in plan.stderr
+    site("serve", "tiny", "--write-only")
+    assert (site.models / "tiny" / "config.json").is_file() and (site.deploy / "tiny" / "plan.json").is_file()
+
+
 def test_second_serve_changes_nothing(site: Site) -> None:
     first = json.loads(site("serve", "m", "--json").stdout)[0]
     files = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in (site.deploy / "m").iterdir()}
