@@ -6753,7 +6753,7 @@ class Command:
     summary: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Context], Exit]
-    examples: str = ""
+    examples: str
 
 
 # ---- fetch ---------------------------------------------------------------------------
@@ -7683,9 +7683,16 @@ COMMANDS: Tuple[Command, ...] = (
         "show whether deployments answer; exit code 0 healthy, 3 loading or degraded, 9 down",
         names_arguments,
         cmd_status,
+        "  hfship status\n  hfship status Qwen3-8B --json",
     ),
-    Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop),
-    Command("logs", "show the log of a deployment", logs_arguments, cmd_logs),
+    Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop, "  hfship stop Qwen3-8B"),
+    Command(
+        "logs",
+        "show the log of a deployment",
+        logs_arguments,
+        cmd_logs,
+        "  hfship logs Qwen3-8B --tail 100\n  hfship logs Qwen3-8B -f",
+    ),
     Command(
         "mirror",
         "serve a folder of models as a private, read-only Hub",
@@ -7695,7 +7702,11 @@ COMMANDS: Tuple[Command, ...] = (
         "  HF_ENDPOINT=http://HOST:8090 hf download Qwen/Qwen3-8B",
     ),
     Command(
-        "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
+        "version",
+        "print version, Python and zstd backend; --verify checks this file",
+        version_arguments,
+        cmd_version,
+        "  hfship version\n  hfship version --verify",
     ),
 )
 
@@ -7727,7 +7738,7 @@ def build_parser() -> argparse.ArgumentParser:
             command.name,
             help=command.summary,
             description=command.summary[0].upper() + command.summary[1:] + ".",
-            epilog=f"examples:\n{command.examples}" if command.examples else None,
+            epilog=f"examples:\n{command.examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.arguments(sub)
