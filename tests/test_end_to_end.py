@@ -57,18 +57,18 @@ def test_offline_commands_on_other_debians_without_network(suite: str, package: 
     medium, model = package
     work = tmp_path / "work"
     work.mkdir()
-    prefix = components.chroot_argv(suite, {str(medium): "/medium", str(work): "/work"})
+    prefix = components.chroot_argv(suite, {str(medium): "/medium", str(work): "/carried"})
 
     def inside(*args: str) -> str:
-        argv = [*prefix, "env", "HOME=/work/home", "python3", "/medium/hfship.pyz", *args]
+        argv = [*prefix, "env", "HOME=/carried/home", "python3", "/medium/hfship.pyz", *args]
         done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, f"{args}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout + done.stderr
 
     inside("version", "--verify")
     inside("verify", "/medium/tiny.tar.zst.0001")
-    inside("unpack", "/medium/tiny.tar.zst.0001", "-o", "/work/site")
-    assert "context" in inside("serve", "/work/site/tiny", "--plan", "--assume-gpus", "1x24GB")
+    inside("unpack", "/medium/tiny.tar.zst.0001", "-o", "/carried/site")
+    assert "context" in inside("serve", "/carried/site/tiny", "--plan", "--assume-gpus", "1x24GB")
     assert files_of(work / "site" / "tiny") == files_of(model)
 
 
@@ -80,8 +80,8 @@ def test_forky_reads_our_archive_with_its_own_zstd_module(package: Package, tmp_
     with whole.open("wb") as out:
         for part in sorted(medium.glob("tiny.tar.zst.0*")):
             out.write(part.read_bytes())
-    script = "import tarfile; tarfile.open('/work/tiny.tar.zst', 'r:zst').extractall('/work/out', filter='data')"
-    argv = [*components.chroot_argv("chroot-forky", {str(tmp_path): "/work"}), "python3", "-c", script]
+    script = "import tarfile; tarfile.open('/carried/tiny.tar.zst', 'r:zst').extractall('/carried/out', filter='data')"
+    argv = [*components.chroot_argv("chroot-forky", {str(tmp_path): "/carried"}), "python3", "-c", script]
     subprocess.run(argv, check=True, timeout=120)
     assert files_of(tmp_path / "out" / "tiny") == files_of(model)
 
