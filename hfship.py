@@ -623,6 +623,8 @@ FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1}
 FALLOCATE_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "overlay", "f2fs"})
 
 WORK_DIR = ".hfship"  # our folder inside a model folder
+LEASE_BEAT_S = 10.0
+LEASE_EXPIRY_S = 60.0
 INCOMPLETE = ".incomplete"  # suffix of a file whose bytes are not all there or not yet verified
 
 
@@ -805,37 +807,100 @@ def sha256_file(path: Path, count: Callable[[int], None] = lambda _: None) -> st
             count(size)
 
 
-class FolderLock:
-    """One hfship at a time per folder: an flock on `.hfship/lock` that tells who holds it.
+@lru_cache(maxsize=None)
+def boot_id() -> str:
+    """Names the time since the last boot: the page cache and the process ids of then are still those of now."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
-    Correctness never rests on it (flock is a no-op on some network filesystems): files are verified before they get
-    their final name, so a lost race costs bandwidth, never bytes.
+
+def process_start(pid: int) -> str:
+    """When a process of this machine started (clock ticks since boot); "" when there is none (proc_pid_stat(5))."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+class FolderLock:
+    """One hfship at a time per folder: an flock on `.hfship/lock`, and for network filesystems where flock does
+    nothing a lease `.hfship/lease` that tells its owner and is touched every LEASE_BEAT_S.
+
+    A lease is over when its owner is provably dead, or silent for LEASE_EXPIRY_S: then `doubtful` is True and the
+    new owner must not go on in files that the old one may still have open. `on_loss` is called when somebody else
+    took our lease. So a wrong judgement costs bandwidth, never bytes.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, on_loss: Callable[[], None] = lambda: None) -> None:
         self.folder = folder
-        self._path = folder / WORK_DIR / "lock"
+        self.doubtful = False
+        self._on_loss = on_loss
+        self._path, self._lease = folder / WORK_DIR / "lock", folder / WORK_DIR / "lease"
+        pid = os.getpid()
+        owner = {"host": socket.gethostname(), "pid": pid, "start": process_start(pid), "boot_id": boot_id()}
+        self._owner = json.dumps(owner)
         self._fd = -1
+        self._released = threading.Event()
 
     def __enter__(self) -> FolderLock:
         make_dir(self._path.parent)
         try:
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as exc:
-            raise disk_error(exc, "open the lock", self._path) from exc
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._take_lease()
+            except BaseException:
+                os.close(self._fd)
+                raise
         except BlockingIOError as exc:
-            holder = os.pread(self._fd, 200, 0).decode("utf-8", "replace").strip() or "another process"
-            os.close(self._fd)
-            why = f"{holder} holds {self._path}"
-            raise IncompleteError(f"{self.folder} is in use by another hfship", why, "wait for it, or stop it") from exc
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"pid {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            raise self._in_use(self._read_lease()) from exc
+        except OSError as exc:
+            raise disk_error(exc, "lock", self._path) from exc
+        threading.Thread(target=self._beat, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._released.set()
+        if self._read_lease() == json.loads(self._owner):
+            self._lease.unlink()
         os.close(self._fd)
+
+    def _read_lease(self) -> Dict[str, Any]:
+        try:
+            value = json.loads(self._lease.read_bytes())
+            return value if isinstance(value, dict) else {}
+        except (OSError, ValueError):
+            return {}
+
+    def _take_lease(self) -> None:
+        """Write our lease, over one that is over. Raises IncompleteError."""
+        if self._lease.exists():
+            owner = self._read_lease()
+            if owner.get("host") == socket.gethostname():
+                same_boot = owner.get("boot_id") == boot_id()
+                if same_boot and owner.get("start") and process_start(int(owner.get("pid", 0))) == owner["start"]:
+                    raise self._in_use(owner)
+            else:
+                os.utime(self._path)  # the file server's clock, not ours, wrote the time of the lease
+                if self._path.stat().st_mtime - self._lease.stat().st_mtime < LEASE_EXPIRY_S:
+                    raise self._in_use(owner)
+                self.doubtful = True
+        atomic_write(self._lease, self._owner, durable=False)
+
+    def _in_use(self, owner: Mapping[str, Any]) -> IncompleteError:
+        who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} holds {self._path}"
+        step = f"wait for it, or stop it; a host that is gone is forgotten after {LEASE_EXPIRY_S:.0f} s"
+        return IncompleteError(f"{self.folder} is in use by another hfship", who, step)
+
+    def _beat(self) -> None:
+        while not self._released.wait(LEASE_BEAT_S):
+            if self._read_lease() != json.loads(self._owner):
+                self._on_loss()
+                return
+            with contextlib.suppress(OSError):
+                os.utime(self._lease)
 
 
 @dataclass(frozen=True)
@@ -1874,15 +1939,6 @@ class FileAddress:
                 what = f"{remote.path} is not what {self._client.endpoint} listed"
                 why = f"{name} is {value}, the listing of commit {self._job.source.commit[:12]} says {expected}"
                 raise IntegrityError(what, why, "run the same command again; if it stays so, the mirror is out of date")
-
-
-@lru_cache(maxsize=None)
-def boot_id() -> str:
-    """Names the time since the last boot: what the page cache held is still there while it stays the same."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 class PartialFile:

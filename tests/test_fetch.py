@@ -336,7 +336,7 @@ def test_second_fetch_into_the_same_folder_is_refused(
     with hfship.start(*command) as process:
         wait_for(lambda: hub.traffic.body_bytes > MB)
         done = hfship(*command, code=3)
-        assert f"pid {process.pid}" in done.stderr
+        assert f"process {process.pid}" in done.stderr
         process.kill()
         process.communicate()
 
