@@ -867,6 +867,12 @@ class FolderLock:
             self._lease.unlink()
         os.close(self._fd)
 
+    def vanish(self) -> None:
+        """Remove both files: the folder is finished and about to get its final name."""
+        self._released.set()
+        self._lease.unlink()
+        self._path.unlink()
+
     def _read_lease(self) -> Dict[str, Any]:
         try:
             value = json.loads(self._lease.read_bytes())
@@ -876,17 +882,21 @@ class FolderLock:
 
     def _take_lease(self) -> None:
         """Write our lease, over one that is over. Raises IncompleteError."""
-        if self._lease.exists():
-            owner = self._read_lease()
-            if owner.get("host") == socket.gethostname():
-                same_boot = owner.get("boot_id") == boot_id()
-                if same_boot and owner.get("start") and process_start(int(owner.get("pid", 0))) == owner["start"]:
-                    raise self._in_use(owner)
-            else:
-                os.utime(self._path)  # the file server's clock, not ours, wrote the time of the lease
-                if self._path.stat().st_mtime - self._lease.stat().st_mtime < LEASE_EXPIRY_S:
-                    raise self._in_use(owner)
-                self.doubtful = True
+        with contextlib.suppress(FileExistsError):
+            fd = os.open(self._lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            with os.fdopen(fd, "w") as stream:
+                stream.write(self._owner)
+            return
+        owner = self._read_lease()
+        if owner.get("host") == socket.gethostname():
+            same_boot = owner.get("boot_id") == boot_id()
+            if same_boot and owner.get("start") and process_start(int(owner.get("pid", 0))) == owner["start"]:
+                raise self._in_use(owner)
+        else:
+            os.utime(self._path)  # the file server's clock, not ours, wrote the time of the lease
+            if self._path.stat().st_mtime - self._lease.stat().st_mtime < LEASE_EXPIRY_S:
+                raise self._in_use(owner)
+            self.doubtful = True
         atomic_write(self._lease, self._owner, durable=False)
 
     def _in_use(self, owner: Mapping[str, Any]) -> IncompleteError:
@@ -4410,7 +4420,7 @@ def unpack_archive(
     work = target if here else target.with_name(target.name + INCOMPLETE)
     with Tree(work) as tree, contextlib.ExitStack() as stack:
         tree.folder(WORK_DIR)  # is no link, so what is written by path below is written here
-        stack.enter_context(FolderLock(work))
+        lock = stack.enter_context(FolderLock(work))
         if not here:
             _remove_strangers(work, manifest)
         kept = _proven_files(tree, manifest, jobs, reporter)
@@ -4419,7 +4429,7 @@ def unpack_archive(
             atomic_write(work / MANIFEST_PATH, archive.text)
             tree.sync()
         if not here:
-            (work / WORK_DIR / "lock").unlink()
+            lock.vanish()
             publish_folder(work, target)
     return Unpacked(target, manifest, len(manifest.files) - len(kept), time.monotonic() - started)
 
@@ -4453,7 +4463,7 @@ def _require_replaceable(target: Path, archive: Archive, force: bool) -> bool:
 
 def _remove_strangers(work: Path, manifest: Manifest) -> None:
     """Clear NAME.incomplete of all that is not a file of this manifest: leftovers of a killed run, or of another."""
-    wanted = {entry.path for entry in manifest.files} | {f"{WORK_DIR}/lock"}
+    wanted = {entry.path for entry in manifest.files} | {f"{WORK_DIR}/lock", f"{WORK_DIR}/lease"}
     for root, folders, names in os.walk(work):
         for name in names + [folder for folder in folders if (Path(root) / folder).is_symlink()]:
             path = Path(root) / name

@@ -7,7 +7,10 @@ import io
 import json
 import os
 import re
+import socket
 import statistics
+import threading
+import time
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -150,6 +153,44 @@ def test_a_lock_is_exclusive_and_released(tmp_path: Path) -> None:
         pass
     with hfship.FolderLock(tmp_path):
         pass
+    assert os.listdir(tmp_path / ".hfship") == ["lock"]
+
+
+@pytest.mark.parametrize(
+    "owner, age_s, outcome",
+    [
+        ({"host": "{here}", "pid": 1, "start": "{start}", "boot_id": "{boot}"}, 999, "in use"),
+        ({"host": "{here}", "pid": 1, "start": "12345", "boot_id": "{boot}"}, 0, "taken"),  # the pid was reused
+        ({"host": "{here}", "pid": 1, "start": "{start}", "boot_id": "before"}, 0, "taken"),  # rebooted since
+        ({"host": "another", "pid": 1, "start": "1", "boot_id": "x"}, 5, "in use"),
+        ({"host": "another", "pid": 1, "start": "1", "boot_id": "x"}, 70, "taken, doubtful"),
+        ("garbage", 70, "taken, doubtful"),
+    ],
+)
+def test_a_lease_ends_with_its_owner(owner: Any, age_s: float, outcome: str, tmp_path: Path) -> None:
+    """The lease decides where flock does nothing, as on some network filesystems."""
+    (tmp_path / ".hfship").mkdir()
+    here = {"{here}": socket.gethostname(), "{start}": hfship.process_start(1), "{boot}": hfship.boot_id()}
+    lease = tmp_path / ".hfship" / "lease"
+    if isinstance(owner, dict):
+        owner = json.dumps({key: here.get(value, value) for key, value in owner.items()})
+    lease.write_text(owner)
+    os.utime(lease, (time.time() - age_s,) * 2)
+    if outcome == "in use":
+        with pytest.raises(hfship.IncompleteError, match="in use"), hfship.FolderLock(tmp_path):
+            pass
+    else:
+        with hfship.FolderLock(tmp_path) as lock:
+            assert lock.doubtful == ("doubtful" in outcome)
+
+
+def test_whoever_lost_the_lease_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hfship, "LEASE_BEAT_S", 0.01)
+    lost = threading.Event()
+    with hfship.FolderLock(tmp_path, lost.set):
+        (tmp_path / ".hfship" / "lease").write_text('{"host": "another"}')
+        assert lost.wait(5)
+    assert (tmp_path / ".hfship" / "lease").exists()  # it is not ours to remove
 
 
 # -- manifest
