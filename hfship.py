@@ -785,6 +785,21 @@ def preallocate(fd: int, size: int, filesystem: Filesystem) -> None:
     os.ftruncate(fd, size)
 
 
+_FICLONE = 0x40049409  # ioctl: share the blocks of another file (linux/fs.h)
+
+
+def clone_file(source: Path, target: Path) -> None:
+    """A copy of a file that costs as little as the filesystem allows: shared blocks, a hard link, or the bytes."""
+    with source.open("rb") as reader, target.open("xb") as writer, contextlib.suppress(OSError):
+        fcntl.ioctl(writer.fileno(), _FICLONE, reader.fileno())
+        return
+    target.unlink()
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def make_dir(path: Path) -> Path:
     """Create a folder and its parents; a refusal becomes a DiskError."""
     try:
@@ -1654,8 +1669,9 @@ def _root_cause(exc: BaseException) -> str:
 #   {"format": "hfship-partial/1", "path", "size", "etag", "boot_id",
 #    "synced":  [[start, stop], ...]   on the disk: true after a power cut
 #    "written": [[start, stop], ...]}  in the page cache: true while the machine has the same boot_id
-# Finished files are remembered in `.hfship/verified.jsonl`, one {"path", "size", "mtime_ns", "etag", "sha256"} a line,
-# so that a rerun on a complete folder reads no content. Both are local state and do not travel.
+# Finished files are remembered in `.hfship/verified.jsonl`, one {"path", "size", "mtime_ns", "etag", "sha256", "marks"}
+# a line, so that a rerun on a complete folder reads no content, and a repair fetches only what is bad. Both are local
+# state and do not travel.
 # ======================================================================================
 
 ACTIVE_FILES = 4  # large files in flight at once: near-sequential writes, and the hasher keeps up
@@ -1663,6 +1679,7 @@ SMALL_FILE = 1 << 20  # bytes; smaller files are one request and run between the
 MIN_REQUEST = 8 << 20
 MAX_REQUEST = 64 << 20
 REQUEST_SECONDS = 3.0  # a request is sized to keep one connection busy for about this long
+BLOCK_SIZE = 8 << 20  # of the marks by which a damaged file is repaired in part
 MIN_STEAL = 2 << 20  # below this a second connection costs more than it brings
 READ_SIZE = 1 << 20
 PUBLISH_INTERVAL_S = 0.05
@@ -1671,6 +1688,17 @@ SYNC_BYTES = 256 << 20
 HASH_STEP = 64 << 20  # bytes a hash thread takes from one file before it looks for another
 HASH_THREADS = 2
 WORKER_FAILURES = 8  # in a row and without a byte of progress anywhere, per worker
+
+MAX_CONNECTIONS = 32
+START_CONNECTIONS = 6
+TICK_S = 1.0  # between two looks at the goodput
+WORTH_IT = 1.05  # more connections must bring at least this much more
+COLLAPSE = 0.3  # of the best goodput seen ...
+COLLAPSE_TICKS = 4  # ... for this long: the server punishes many streams (huggingface_hub#4893)
+HOLD_TICKS = 10
+SLOW_SHARE = 0.3  # of the fastest connection's speed: CDN edges are bimodal, 8.7 and 68 MB/s (xet-core#821)
+SLOW_AFTER_S = 1.0
+EVICTIONS_PER_MINUTE = 60
 
 PARTIAL_FORMAT = "hfship-partial/1"
 
@@ -1823,6 +1851,108 @@ class Scheduler:
             queue.appendleft(file)
 
 
+class ConnectionCount:
+    """How many connections are worth having, found by trying. Pure: it is told the goodput of each tick.
+
+    Goes up while the sum grows; when it does not, steps back and holds for a while; halves when it collapses, and
+    does not go there again.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.limit = min(START_CONNECTIONS, most)
+        self._most = most
+        self._before: Optional[float] = None  # goodput before the last step up; None when that is settled
+        self._previous_limit = self.limit
+        self._best = 0.0
+        self._bad_ticks = self._hold = 0
+        self._settling = True
+
+    def tick(self, goodput: float) -> int:
+        """The number of connections from now on, given the bytes per second since the last tick."""
+        if self._settling:  # new connections are still being set up: this tick tells nothing
+            self._settling = False
+            return self.limit
+        self._best = max(self._best, goodput)
+        self._bad_ticks = self._bad_ticks + 1 if goodput < COLLAPSE * self._best else 0
+        if self._bad_ticks >= COLLAPSE_TICKS and self.limit > 1:
+            self._most = max(1, self.limit // 2)
+            self._change(self._most)
+            self._best, self._bad_ticks, self._hold = 0.0, 0, HOLD_TICKS
+        elif self._before is not None and goodput < WORTH_IT * self._before:
+            self._change(self._previous_limit)
+            self._hold = HOLD_TICKS
+        elif self._hold:
+            self._hold -= 1
+        elif self.limit < self._most:
+            self._change(min(self._most, self.limit + max(2, self.limit // 2)), before=goodput)
+        else:
+            self._before = None
+        return self.limit
+
+    def _change(self, limit: int, before: Optional[float] = None) -> None:
+        self._previous_limit, self.limit, self._before = self.limit, limit, before
+        self._settling = True
+
+
+class Sources:
+    """Which of several places serves the next range: in the order given, a place that fails steps back. Pure.
+
+    Places are numbers; the last one is the Hub itself, which also made the listing.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.hub = count - 1
+        self._faults = [0] * count
+        self._banned: Set[int] = set()
+        self._refused: Set[Tuple[int, int]] = set()  # (file, place)
+        self._used: Dict[int, Set[int]] = {}  # places that the bytes of a file came from
+
+    def choose(self, file: int) -> int:
+        """The place to ask for a range of `file`: the first of those with the fewest faults in a row."""
+        able = [p for p in range(self.hub + 1) if p not in self._banned and (file, p) not in self._refused]
+        return min(able or [self.hub], key=lambda place: self._faults[place] // 3)
+
+    def fault(self, place: int) -> None:
+        """A request failed in a way that may pass."""
+        self._faults[place] += 1
+
+    def refuse(self, file: int, place: int) -> None:
+        """This place does not have this file."""
+        self._refused.add((file, place))
+
+    def success(self, file: int, place: int) -> None:
+        """Bytes of the file came from there."""
+        self._faults[place] = 0
+        self._used.setdefault(file, set()).add(place)
+
+    def bytes_were_wrong(self, file: int) -> Set[int]:
+        """The file's hash does not match. Whoever alone sent it is banned; of several, the Hub alone is asked next
+        and the others are suspects. Returns those banned now."""
+        used = self._used.pop(file, set())
+        self._refused |= {(file, place) for place in used if place != self.hub}
+        banned = used - {self.hub} if len(used) == 1 else set()
+        self._banned |= banned
+        return banned
+
+
+class RateLimit:
+    """Holds all workers together to a number of bytes per second; None does not hold."""
+
+    def __init__(self, bytes_per_second: Optional[float], stop: threading.Event) -> None:
+        self.bytes_per_second = bytes_per_second
+        self._stop = stop
+        self._lock = threading.Lock()
+        self._free_at = 0.0
+
+    def wait(self, count: int) -> None:
+        """Return when `count` more bytes are within the limit."""
+        if self.bytes_per_second:
+            with self._lock:
+                now = time.monotonic()
+                self._free_at = max(now, self._free_at) + count / self.bytes_per_second
+            self._stop.wait(self._free_at - now)
+
+
 def request_size(bytes_per_second: float) -> int:
     """Size of the next request of a connection that runs at this speed."""
     return int(min(MAX_REQUEST, max(MIN_REQUEST, bytes_per_second * REQUEST_SECONDS)))
@@ -1872,10 +2002,12 @@ class FileJob:
 
 class FileAddress:
     """Where the bytes of one file are: the Hub's resolve address first, then the (signed) address it redirects to,
-    which all ranges share until it expires or is refused. The Hub's quota counts resolves, not ranges."""
+    which all ranges share until it expires or is refused. The Hub's quota counts resolves, not ranges. `endpoint` is
+    the Hub or a mirror of it; a mirror that has not got the file is no reason to give up."""
 
-    def __init__(self, client: HubClient, job: FileJob) -> None:
+    def __init__(self, client: HubClient, job: FileJob, endpoint: str) -> None:
         self._client, self._job = client, job
+        self._source = replace(job.source, endpoint=endpoint)
         self._lock = threading.Lock()
         self._url: Optional[str] = None
         self._renew_at = float("inf")
@@ -1897,6 +2029,11 @@ class FileAddress:
         """Resolve again before the next request."""
         self._url = None
 
+    def locate(self) -> str:
+        """The address that another program can fetch the file from, for as long as it is signed."""
+        self.open(0, 1).close()
+        return self._url or ""
+
     def _known(self) -> Optional[str]:
         return self._url if time.time() < self._renew_at else None
 
@@ -1906,7 +2043,7 @@ class FileAddress:
         return response
 
     def _resolve(self, start: int, stop: int) -> Any:
-        url = resolve_url(self._job.source, self._job.remote.path)
+        url = resolve_url(self._source, self._job.remote.path)
         for _ in range(MAX_REDIRECTS):
             response = self._get(url, start, stop)
             if response.status_code in (200, 206):
@@ -1929,10 +2066,11 @@ class FileAddress:
         """A final answer of the Hub ends the run; a refusal of a signed address asks for a new one."""
         self.forget()
         headers, status = response.headers, response.status_code
-        body = _limited_body(response) if origin(url) == origin(self._client.endpoint) else ""
+        at_source = origin(url) == origin(self._source.endpoint)
+        body = _limited_body(response) if at_source else ""
         response.close()
-        if origin(url) == origin(self._client.endpoint) and status in (401, 403, 404):
-            raise hub_error(status, headers, body, self._job.source, self._client.token)
+        if at_source and status in (401, 403, 404):
+            raise hub_error(status, headers, body, self._source, self._client.token)
         raise RetryableError(f"{origin(url)[1]} answered {status}")
 
     def _check_unchanged(self, headers: Mapping[str, str]) -> None:
@@ -1946,7 +2084,7 @@ class FileAddress:
         for name, expected in said.items():
             value = headers.get(name, expected).replace("W/", "").strip('"')
             if value != expected:
-                what = f"{remote.path} is not what {self._client.endpoint} listed"
+                what = f"{remote.path} at {self._source.endpoint} is not what {self._client.endpoint} listed"
                 why = f"{name} is {value}, the listing of commit {self._job.source.commit[:12]} says {expected}"
                 raise IntegrityError(what, why, "run the same command again; if it stays so, the mirror is out of date")
 
@@ -2023,7 +2161,8 @@ class PartialFile:
     def hash_up_to(self, stop: int) -> None:
         """Let the hash follow to byte `stop`, from the page cache."""
         while self.hasher.position < stop:
-            piece = pread_exactly(self._descriptor(), min(CHUNK, stop - self.hasher.position), self.hasher.position)
+            size = min(self.hasher.step, stop - self.hasher.position)
+            piece = pread_exactly(self._descriptor(), size, self.hasher.position)
             if not piece:
                 raise IntegrityError(
                     f"{self.job.incomplete} became shorter", "", "leave the folder alone while it is fetched"
@@ -2055,19 +2194,39 @@ class PartialFile:
 
 
 class FileHasher:
-    """Hashes a file from its beginning: SHA-256 for the manifest, and the git blob id where the Hub gives only that."""
+    """Hashes a file from its beginning: SHA-256 for the manifest, and the git blob id where the Hub gives only that.
+
+    `marks` are the first 16 hex digits of the SHA-256 of everything up to each whole block. They cost nothing, and
+    later they tell which block of a damaged file is the first bad one.
+    """
 
     def __init__(self, remote: RemoteFile) -> None:
         self.position = 0
+        self.marks: List[str] = []
         self._remote = remote
         self._sha256 = hashlib.sha256()
         self._git = None if remote.sha256 else git_blob_sha1(remote.size)
 
-    def update(self, piece: bytes) -> None:
+    def update(self, piece: Union[bytes, memoryview]) -> None:
+        """The next bytes; never more than to the end of a block."""
         self._sha256.update(piece)
         if self._git:
             self._git.update(piece)
         self.position += len(piece)
+        if self.position % BLOCK_SIZE == 0:
+            self.marks.append(self.sha256[:16])
+
+    @property
+    def step(self) -> int:
+        """How many bytes `update` takes next."""
+        return min(CHUNK, BLOCK_SIZE - self.position % BLOCK_SIZE, self._remote.size - self.position)
+
+    def copy(self) -> FileHasher:
+        """The same state, to go on from twice."""
+        twin = FileHasher(self._remote)
+        twin.position, twin.marks, twin._sha256 = self.position, list(self.marks), self._sha256.copy()
+        twin._git = self._git.copy() if self._git else None
+        return twin
 
     @property
     def sha256(self) -> str:
@@ -2108,9 +2267,15 @@ class VerifiedLog:
             return str(record["sha256"])
         return None
 
-    def add(self, remote: RemoteFile, stat: os.stat_result, sha256: str) -> None:
+    def marks_of(self, remote: RemoteFile) -> List[str]:
+        """The block marks of the file as it was when it was right; [] when nobody took them."""
+        record = self._known.get(remote.path, {})
+        return list(record.get("marks", ())) if record.get("etag") == remote.etag else []
+
+    def add(self, remote: RemoteFile, stat: os.stat_result, hasher: FileHasher) -> None:
+        """Remember a file whose hash matches."""
         record = {"path": remote.path, "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-        record.update({"etag": remote.etag, "sha256": sha256})
+        record.update({"etag": remote.etag, "sha256": hasher.sha256, "marks": hasher.marks})
         with self._lock:
             self._known[remote.path] = record
             make_dir(self._path.parent)
@@ -2133,22 +2298,46 @@ def write_hub_metadata(folder: Path, remote: RemoteFile, commit: str) -> None:
     atomic_write(path, f"{commit}\n{remote.etag}\n{time.time()}\n", durable=False)
 
 
+def accept_file(partial: PartialFile, log: VerifiedLog) -> None:
+    """A file whose hash matches gets its name, and is remembered."""
+    job = partial.job
+    log.add(job.remote, partial.commit(), partial.hasher)
+    write_hub_metadata(job.folder, job.remote, job.source.commit)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How to download: connections (None = as many as are worth it), bytes per second (None = all that come), and
+    mirrors of the Hub that are asked first."""
+
+    connections: Optional[int] = None
+    limit_bps: Optional[float] = None
+    mirrors: Tuple[str, ...] = ()
+
+    @property
+    def workers(self) -> int:
+        return self.connections or MAX_CONNECTIONS
+
+
 class Download:
     """Brings a list of files through a pool of workers. Use once: `run()`.
 
     Threads: the workers fetch and write; hash threads follow the unbroken beginning of each file and finish it; one
-    journal thread publishes what is on disk; the caller waits. All shared state is behind one condition variable.
+    thread publishes journals and sets the number of workers that may work; the caller waits. All shared state is
+    behind one condition variable.
     """
 
     def __init__(
-        self, client: HubClient, jobs: Sequence[FileJob], stage: Stage, stop: threading.Event, workers: int
+        self, client: HubClient, jobs: Sequence[FileJob], stage: Stage, stop: threading.Event, transfer: Transfer
     ) -> None:
-        self._client, self._stage, self._stop, self._workers = client, stage, stop, workers
+        self._client, self._stage, self._stop, self._transfer = client, stage, stop, transfer
         self._jobs = list(jobs)
         filesystem = filesystem_of(jobs[0].folder)
         self._logs = {folder: VerifiedLog(folder) for folder in {job.folder for job in jobs}}
         self._partials = [PartialFile(job, filesystem) for job in jobs]
-        self._addresses = [FileAddress(client, job) for job in jobs]
+        self._endpoints = (*transfer.mirrors, client.endpoint)
+        self._sources = Sources(len(self._endpoints))
+        self._addresses: Dict[Tuple[int, int], FileAddress] = {}
         have = [partial.found() for partial in self._partials]
         self._scheduler = Scheduler([job.remote.size for job in jobs], have)
         self._changed = threading.Condition()
@@ -2156,19 +2345,24 @@ class Download:
         self._open = {i for i, job in enumerate(jobs) if have[i].spans or job.remote.size == 0}
         self._hashing: Set[int] = set()
         self._finished = 0
-        self._rejected: Set[int] = set()
+        self._rejected: Dict[int, int] = {}
         self._failure: Optional[BaseException] = None
+        self._count = ConnectionCount(transfer.workers)
+        self._limit = transfer.connections or self._count.limit
+        self._rate = RateLimit(transfer.limit_bps, stop)
+        self._speeds: Dict[int, float] = {}  # worker -> bytes per second of its connection
+        self._evictions: Deque[float] = deque(maxlen=EVICTIONS_PER_MINUTE)
         stage.skip(sum(intervals.total for intervals in have))
 
     def run(self) -> None:
         """Fetch, verify and finish every file. Raises the first HfshipError of any thread, or KeyboardInterrupt;
         either way what arrived is kept for the next run."""
-        roles = [self._work] * self._workers + [self._hash] * HASH_THREADS + [self._keep_journals]
-        for role in roles:
-            threading.Thread(target=self._guard, args=(role,), daemon=True).start()
+        roles: List[Tuple[Any, ...]] = [(self._work, number) for number in range(self._transfer.workers)]
+        for role in roles + [(self._hash,)] * HASH_THREADS + [(self._keep_house,)]:
+            threading.Thread(target=self._guard, args=role, daemon=True).start()
         try:
             with self._changed:
-                while self._failure is None and not self._complete():
+                while self._failure is None and not self._complete() and not self._stop.is_set():
                     self._changed.wait(0.2)
         finally:
             self._stop.set()
@@ -2177,14 +2371,17 @@ class Download:
             self._publish(sync=False)
         if self._failure is not None:
             raise self._failure
+        if not self._complete():
+            why = "it judged this one dead, because its lease was not renewed in time"
+            raise IncompleteError("another hfship took over the folder", why, "wait for it, then run the command again")
 
     def _complete(self) -> bool:
         return self._finished == len(self._jobs)
 
-    def _guard(self, role: Callable[[], None]) -> None:
+    def _guard(self, role: Callable[..., None], *args: int) -> None:
         """Run a thread's role; whatever ends it badly ends the run."""
         try:
-            role()
+            role(*args)
         except KeyboardInterrupt:
             pass  # the gate's way to say that the run is being stopped
         except BaseException as exc:  # noqa: BLE001 - handed to the thread that waits in run()
@@ -2194,32 +2391,42 @@ class Download:
 
     # -- workers
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         buffer = memoryview(bytearray(READ_SIZE))
-        failures, speed = 0, 0.0
+        failures = 0
         while True:
-            flight = self._next_flight(speed)
+            flight = self._next_flight(number)
             if flight is None:
                 return
-            began = time.monotonic()
+            with self._changed:
+                place = self._sources.choose(flight.file)
             try:
-                self._fetch(flight, buffer)
+                self._fetch(flight, place, number, buffer)
                 failures = 0
             except RetryableError as exc:
+                with self._changed:
+                    self._sources.fault(place)
                 failures = 1 if flight.position > flight.start else failures + 1
                 self._after_failure(flight, failures, exc)
+            except HfshipError:
+                if place == self._sources.hub:
+                    raise
+                with self._changed:
+                    self._sources.refuse(flight.file, place)
             finally:
                 self._land(flight)
-            speed = (flight.position - flight.start) / max(time.monotonic() - began, 1e-3)
 
-    def _next_flight(self, speed: float) -> Optional[Flight]:
-        """Wait for something to fetch; None when everything is finished or the run ends."""
+    def _next_flight(self, number: int) -> Optional[Flight]:
+        """Wait for something to fetch; None when everything is finished or the run ends. Worker `number` rests while
+        fewer connections are wanted."""
         with self._changed:
             while not self._stop.is_set() and not self._complete():
-                flight = self._scheduler.take(request_size(speed))
-                if flight:
-                    self._open.add(flight.file)
-                    return flight
+                if number < self._limit:
+                    flight = self._scheduler.take(request_size(self._speeds.get(number, 0.0)))
+                    if flight:
+                        self._open.add(flight.file)
+                        return flight
+                self._speeds.pop(number, None)
                 self._changed.wait(0.5)
         return None
 
@@ -2234,26 +2441,53 @@ class Download:
             kept = f"{human_bytes(self._stage.done)} of {human_bytes(self._stage.total)} arrived and are kept"
             step = "check the network, then run the same command again"
             raise NetworkError(f"the download does not get on: {exc}", kept, step) from exc
-        self._stop.wait(backoff(failures) if exc.wait_s is None else 0)
+        self._stop.wait(backoff(failures) if exc.wait_s is None else exc.wait_s)
 
-    def _fetch(self, flight: Flight, buffer: memoryview) -> None:
+    def _fetch(self, flight: Flight, place: int, number: int, buffer: memoryview) -> None:
         """Bring one flight, or as much of it as comes. Raises RetryableError."""
-        size = self._jobs[flight.file].remote.size
-        asked = flight.stop
-        response = self._addresses[flight.file].open(flight.start, asked)
+        size, asked = self._jobs[flight.file].remote.size, flight.stop
+        address = self._address(flight.file, place)
+        response = address.open(flight.start, asked)
+        keep = False
         try:
             if not check_range_answer(response.status_code, response.headers, flight.start, asked, size):
                 self._take_whole(flight)
                 asked = size
-            self._stream(flight, response.raw, buffer)
-            if flight.position == asked:
-                response.raw.release_conn()  # the body is read to its end: the connection can be used again
+            self._stream(flight, response.raw, number, buffer)
+            with self._changed:
+                self._sources.success(flight.file, place)
+            keep = flight.position == asked and not self._too_slow(number)
         except RetryableError:
-            self._addresses[flight.file].forget()
+            address.forget()
             raise
         finally:
-            if flight.position != asked:
+            if keep:
+                response.raw.release_conn()  # the body is read to its end: the connection can be used again
+            else:
                 response.close()
+
+    def _address(self, file: int, place: int) -> FileAddress:
+        with self._changed:
+            known = self._addresses.get((file, place))
+            if known is None:
+                known = FileAddress(self._client, self._jobs[file], self._endpoints[place])
+                self._addresses[file, place] = known
+            return known
+
+    def _too_slow(self, number: int) -> bool:
+        """Is this worker's connection so much slower than the fastest one that dialling again is worth it?"""
+        with self._changed:
+            mine, best = self._speeds.get(number, 0.0), max(self._speeds.values(), default=0.0)
+            now = time.monotonic()
+            if (
+                mine >= SLOW_SHARE * best
+                or len(self._evictions) == EVICTIONS_PER_MINUTE
+                and self._evictions[0] > now - 60
+            ):
+                return False
+            self._evictions.append(now)
+            self._speeds.pop(number, None)
+            return True
 
     def _take_whole(self, flight: Flight) -> None:
         with self._changed:
@@ -2261,8 +2495,8 @@ class Download:
                 raise RetryableError("the server ignores Range: the file must come in one piece")
             self._scheduler.without_ranges(flight)
 
-    def _stream(self, flight: Flight, raw: Any, buffer: memoryview) -> None:
-        """Read the body into the file until the flight's (moving) end.
+    def _stream(self, flight: Flight, raw: Any, number: int, buffer: memoryview) -> None:
+        """Read the body into the file until the flight's (moving) end, or until the connection proves slow.
 
         The inner http.client response reads straight into our buffer, several times faster than urllib3's stream();
         it reports a connection closed early as a plain end, so the count decides.
@@ -2279,8 +2513,14 @@ class Download:
             with self._changed:
                 new = self._scheduler.advance(flight, count)
             self._stage.add(new)
-            speed = (flight.position - flight.start) / max(time.monotonic() - began, 1e-3)
+            self._rate.wait(count)
+            seconds = max(time.monotonic() - began, 1e-3)
+            speed = (flight.position - flight.start) / seconds
             step = int(min(READ_SIZE, max(16 << 10, speed / 50)))  # 20 ms worth: little is lost by a kill
+            if seconds > SLOW_AFTER_S or flight.left == 0:
+                self._speeds[number] = speed
+                if flight.left > MIN_REQUEST and self._too_slow(number):
+                    return
 
     # -- hashing and finishing
 
@@ -2317,42 +2557,140 @@ class Download:
         if not partial.hasher.matches():
             self._reject(file)
             return
-        stat = partial.commit()
-        self._logs[job.folder].add(job.remote, stat, partial.hasher.sha256)
-        write_hub_metadata(job.folder, job.remote, job.source.commit)
+        accept_file(partial, self._logs[job.folder])
         with self._changed:
             self._open.discard(file)
             self._finished += 1
 
     def _reject(self, file: int) -> None:
+        """The bytes are not what the Hub listed: fetch them again, from elsewhere if there is an elsewhere."""
         partial, job = self._partials[file], self._jobs[file]
         partial.start_over()
-        if file in self._rejected:
-            why = f"its hash is not {job.remote.etag}, twice; the bytes were thrown away"
-            step = "try another network or mirror (--endpoint); something between the Hub and here changes bytes"
+        self._rejected[file] = self._rejected.get(file, 0) + 1
+        with self._changed:
+            banned = self._sources.bytes_were_wrong(file)
+        for place in banned:
+            self._client.reporter.warn(f"{self._endpoints[place]} sends wrong bytes and is not asked again")
+        if self._rejected[file] > 1 + len(self._transfer.mirrors):
+            why = f"its hash is not {job.remote.etag}, again; the bytes were thrown away"
+            step = "try another network or mirror (--mirror URL); something between the Hub and here changes bytes"
             raise IntegrityError(f"{job.remote.path} arrives damaged", why, step)
         self._client.reporter.warn(f"{job.remote.path} arrived damaged; fetching it again")
-        self._rejected.add(file)
-        self._addresses[file].forget()
+        self._address(file, self._sources.choose(file)).forget()
         self._stage.add(-job.remote.size)
         with self._changed:
             self._scheduler.restart(file)
 
-    # -- journals
+    # -- journals and the number of connections
 
-    def _keep_journals(self) -> None:
-        synced_at, synced_bytes = time.monotonic(), 0
+    def _keep_house(self) -> None:
+        synced_at = ticked_at = time.monotonic()
+        synced_bytes = ticked_bytes = self._stage.done
         while not self._stop.wait(PUBLISH_INTERVAL_S):
-            due = time.monotonic() - synced_at > SYNC_INTERVAL_S or self._stage.done - synced_bytes > SYNC_BYTES
+            now, done = time.monotonic(), self._stage.done
+            due = now - synced_at > SYNC_INTERVAL_S or done - synced_bytes > SYNC_BYTES
             self._publish(sync=due)
             if due:
-                synced_at, synced_bytes = time.monotonic(), self._stage.done
+                synced_at, synced_bytes = now, done
+            if now - ticked_at > TICK_S and not self._transfer.connections:
+                with self._changed:
+                    self._limit = self._count.tick((done - ticked_bytes) / (now - ticked_at))
+                    self._changed.notify_all()
+                ticked_at, ticked_bytes = now, done
 
     def _publish(self, sync: bool) -> None:
         with self._changed:
             spans = {file: list(self._scheduler.have[file].spans) for file in self._open}
         for file, have in spans.items():
             self._partials[file].publish(have, sync)
+
+
+ARIA2_ROUNDS = 5  # a signed address lives about an hour; each round signs anew and goes on
+ARIA2 = (
+    *("aria2c", "--continue=true", "--auto-file-renaming=false", "--allow-overwrite=true", "--file-allocation=none"),
+    *("--min-split-size=1M", "--max-tries=5", "--retry-wait=2", "--connect-timeout=10", "--timeout=15"),
+    *(
+        "--summary-interval=0",
+        "--console-log-level=error",
+        "--download-result=hide",
+        f"--user-agent=hfship/{__version__}",
+    ),
+)
+
+
+def aria2_input(jobs: Sequence[FileJob], urls: Sequence[str], endpoint: str, token: Optional[Token]) -> str:
+    """aria2's orders. They hold signed addresses and, for the Hub's own origin only, the token: aria2 would send
+    a header on to the CDN that it is redirected to (aria2/aria2#1176)."""
+    lines = []
+    for job, url in zip(jobs, urls):
+        lines += [url, f"  dir={job.incomplete.parent.absolute()}", f"  out={job.incomplete.name}"]
+        if token and origin(url) == origin(endpoint):
+            lines.append(f"  header=Authorization: Bearer {token.value}")
+    return "\n".join(lines) + "\n"
+
+
+def run_aria2(client: HubClient, jobs: Sequence[FileJob], transfer: Transfer) -> Completed:
+    """One round of aria2c over the given files. It reads its orders from a pipe: they hold the token."""
+    urls = [FileAddress(client, job, client.endpoint).locate() for job in jobs]
+    connections = min(16, transfer.connections or 16)
+    argv = [*ARIA2, "--input-file=-", f"--split={connections}", f"--max-connection-per-server={connections}"]
+    argv += ["--max-concurrent-downloads=2", f"--stop-with-process={os.getpid()}"]
+    argv += [f"--max-overall-download-limit={int(transfer.limit_bps)}"] if transfer.limit_bps else []
+    return run_program(argv, aria2_input(jobs, urls, client.endpoint, client.token))
+
+
+def fetch_with_aria2(client: HubClient, jobs: Sequence[FileJob], stage: Stage, transfer: Transfer) -> None:
+    """Let an installed aria2c bring the files; what it brought is hashed by us before it counts."""
+    filesystem = filesystem_of(jobs[0].folder)
+
+    def control(job: FileJob) -> Path:
+        return job.incomplete.with_name(job.incomplete.name + ".aria2")
+
+    for job in jobs:
+        make_dir(job.incomplete.parent)
+        if job.incomplete.exists() and not control(job).exists():
+            job.incomplete.unlink()  # begun by ourselves: aria2 would take it for complete
+    pending = list(jobs)
+    done = Completed(0, "", "")
+    with _watch_growth(jobs, stage):
+        for _ in range(ARIA2_ROUNDS):
+            done = run_aria2(client, pending, transfer)
+            pending = [job for job in pending if control(job).exists() or not job.incomplete.exists()]
+            if not pending:
+                break
+    if pending:
+        why = redact((done.err or done.out).strip()[-500:])
+        raise NetworkError(f"aria2c did not finish {len(pending)} files", why, "run the same command again: it goes on")
+    for job in jobs:
+        partial = PartialFile(job, filesystem)
+        partial.hash_up_to(min(job.remote.size, job.incomplete.stat().st_size))
+        if not partial.hasher.matches():
+            job.incomplete.unlink()
+            step = "run the same command again, without --engine aria2"
+            raise IntegrityError(f"{job.remote.path} arrives damaged through aria2c", "", step)
+        accept_file(partial, VerifiedLog(job.folder))
+
+
+@contextlib.contextmanager
+def _watch_growth(jobs: Sequence[FileJob], stage: Stage) -> Iterator[None]:
+    """Count the blocks that another program writes as progress."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(BAR_INTERVAL_S):
+            held = 0
+            for job in jobs:
+                with contextlib.suppress(OSError):
+                    held += min(job.incomplete.stat().st_blocks * 512, job.remote.size)
+            stage.add(held - stage.done)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 @dataclass(frozen=True)
@@ -2365,6 +2703,8 @@ class FetchRequest:
     repo_type: str = "model"
     include: Tuple[str, ...] = ()
     exclude: Tuple[str, ...] = ()
+    all_files: bool = False
+    rehash: bool = False
 
 
 @dataclass(frozen=True)
@@ -2399,14 +2739,54 @@ def select_files(files: Sequence[RemoteFile], include: Sequence[str], exclude: S
     return [f for f in files if (not include or matches(f.path, include)) and not matches(f.path, exclude)]
 
 
-def present_files(folder: Path, wanted: Sequence[RemoteFile], reporter: Reporter) -> Dict[str, str]:
-    """path -> SHA-256 of the wanted files that lie in the folder already. Files that this hfship did not prove are
-    hashed now and adopted when they are right (`hf download` never checks a hash)."""
+# What vLLM and Transformers never read when safetensors are there (weight_utils.filter_duplicate_safetensors_files).
+DUPLICATE_WEIGHTS = (
+    *(
+        "pytorch_model*.bin",
+        "*/pytorch_model*.bin",
+        "pytorch_model.bin.index.json",
+        "tf_model*.h5",
+        "flax_model*.msgpack",
+    ),
+    *("rust_model.ot", "*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "coreml/*", "*.tflite", "original/*"),
+    "consolidated*",
+)
+
+
+def without_duplicates(files: Sequence[RemoteFile]) -> List[RemoteFile]:
+    """The files less weights in formats that are never read beside `model*.safetensors`.
+
+    >>> names = ["model.safetensors", "pytorch_model.bin", "original/consolidated.00.pth", "training_args.bin"]
+    >>> [f.path for f in without_duplicates([RemoteFile(n, 1, "") for n in names])]
+    ['model.safetensors', 'training_args.bin']
+    """
+    if not any(fnmatchcase(file.path, "model*.safetensors") for file in files):
+        return list(files)
+    return select_files(files, [], DUPLICATE_WEIGHTS)
+
+
+def hash_file(path: Path, hasher: FileHasher, count: Callable[[int], None]) -> os.stat_result:
+    """Feed a whole file to the hasher; the stat of what was read."""
+    with path.open("rb", buffering=0) as stream:
+        while hasher.step:
+            piece = stream.read(hasher.step)
+            if not piece:
+                break
+            hasher.update(piece)
+            count(len(piece))
+        return os.fstat(stream.fileno())
+
+
+def present_files(
+    folder: Path, wanted: Sequence[RemoteFile], reporter: Reporter, rehash: bool = False
+) -> Dict[str, str]:
+    """path -> SHA-256 of the wanted files that lie in the folder already. Files that this hfship did not prove, or
+    all with `rehash`, are hashed now and adopted when they are right (`hf download` never checks a hash)."""
     log = VerifiedLog(folder)
     present, unproven = {}, []
     for remote in wanted:
         path = folder / remote.path
-        sha256 = log.sha256_of(remote)
+        sha256 = None if rehash else log.sha256_of(remote)
         if sha256:
             present[remote.path] = sha256
         elif path.is_file() and not path.is_symlink() and path.stat().st_size == remote.size:
@@ -2414,24 +2794,125 @@ def present_files(folder: Path, wanted: Sequence[RemoteFile], reporter: Reporter
     with reporter.stage("checking", sum(remote.size for remote in unproven)) as stage:
         for remote in unproven:
             hasher = FileHasher(remote)
-            with (folder / remote.path).open("rb") as stream:
-                for piece in iter(lambda: stream.read(CHUNK), b""):
-                    hasher.update(piece)
-                    stage.add(len(piece))
-                if hasher.matches():
-                    log.add(remote, os.fstat(stream.fileno()), hasher.sha256)
-                    present[remote.path] = hasher.sha256
+            stat = hash_file(folder / remote.path, hasher, stage.add)
+            if hasher.matches():
+                log.add(remote, stat, hasher)
+                present[remote.path] = hasher.sha256
     return present
+
+
+def repair_file(client: HubClient, job: FileJob, marks: Sequence[str], reporter: Reporter) -> bool:
+    """Mend a damaged file in place: fetch each block after which its hash leaves the marks. False when that does not
+    make it right, or when so much is bad that fetching it anew is better.
+
+    The hash up to a block's end covers everything before it, so blocks are mended in order: keep the state before a
+    block, and where the mark is missed replace the block and hash it again from there.
+    """
+    remote, hasher, fetched = job.remote, FileHasher(job.remote), 0
+    address = FileAddress(client, job, client.endpoint)
+    with job.target.open("r+b", buffering=0) as stream, reporter.stage("repairing", remote.size) as stage:
+        while hasher.position < remote.size:
+            start, before = hasher.position, hasher.copy()
+            stop = min(start + BLOCK_SIZE, remote.size)
+            _hash_block(hasher, pread_exactly(stream.fileno(), stop - start, start))
+            last = stop == remote.size
+            right = hasher.matches() if last else hasher.marks[-1:] == [marks[start // BLOCK_SIZE]]
+            if not right:
+                fetched += stop - start
+                if fetched > max(BLOCK_SIZE, remote.size // 2):
+                    return False
+                content = fetch_bytes(address, start, stop, remote.size)
+                pwrite_all(stream.fileno(), content, start)
+                hasher = before
+                _hash_block(hasher, content)
+            stage.add(stop - start)
+        os.fsync(stream.fileno())
+        if hasher.matches():
+            reporter.info(f"{remote.path}: repaired, {human_bytes(fetched)} of {human_bytes(remote.size)} fetched")
+            VerifiedLog(job.folder).add(remote, os.fstat(stream.fileno()), hasher)
+    return hasher.matches()
+
+
+def _hash_block(hasher: FileHasher, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        size = hasher.step
+        hasher.update(view[:size])
+        view = view[size:]
+
+
+def fetch_bytes(address: FileAddress, start: int, stop: int, size: int) -> bytes:
+    """One range into memory. Raises NetworkError when it does not come after several tries."""
+    for attempt in range(1, RETRIES + 1):
+        try:
+            response = address.open(start, stop)
+            with response:
+                check_range_answer(response.status_code, response.headers, start, stop, size)
+                content = b"".join(response.iter_content(CHUNK))
+            if len(content) == stop - start:
+                return content
+            raise RetryableError("the connection ended early")
+        except (RetryableError, OSError) as exc:
+            address.forget()
+            if attempt == RETRIES:
+                raise NetworkError("a block cannot be fetched", str(exc), "run the same command again") from exc
+            time.sleep(backoff(attempt))
+    raise AssertionError("unreachable")
+
+
+def reuse_local(job: FileJob, donors: Sequence[Path], reporter: Reporter) -> bool:
+    """Take a file from another place on this machine instead of the network: its content is hashed before it counts."""
+    for donor in donors:
+        if donor.is_file() and donor.stat().st_size == job.remote.size and donor.resolve() != job.target.resolve():
+            make_dir(job.target.parent)
+            with contextlib.suppress(FileNotFoundError):
+                job.incomplete.unlink()
+            clone_file(donor.resolve(), job.incomplete)
+            hasher = FileHasher(job.remote)
+            with reporter.stage("reusing", job.remote.size) as stage:
+                stat = hash_file(job.incomplete, hasher, stage.add)
+            if hasher.matches():
+                os.replace(job.incomplete, job.target)
+                VerifiedLog(job.folder).add(job.remote, stat, hasher)
+                write_hub_metadata(job.folder, job.remote, job.source.commit)
+                reporter.info(f"{job.remote.path}: taken from {donor}")
+                return True
+            job.incomplete.unlink()
+    return False
+
+
+def local_donors(job: FileJob, root: Path, env: Mapping[str, str]) -> List[Path]:
+    """Where the content of a job may lie already: huggingface_hub's cache, and equal files of the models in `root`."""
+    home = env.get("HF_HOME") or (env.get("XDG_CACHE_HOME") or "~/.cache") + "/huggingface"
+    cache = Path(os.path.expanduser(env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or home + "/hub"))
+    repo = f"{job.source.repo_type}s--" + job.source.resolved_repo.replace("/", "--")
+    donors = [cache / repo / "blobs" / job.remote.etag]
+    for manifest_path in sorted(root.glob(f"*/{MANIFEST_PATH}")):
+        with contextlib.suppress(IntegrityError, DiskError):
+            folder = manifest_path.parent.parent
+            manifest = read_manifest(folder)
+            donors += [folder / e.path for e in manifest.files if e.sha256 == job.remote.sha256] if manifest else []
+    return donors
 
 
 def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter: Reporter) -> FetchPlan:
     """Ask the Hub what the repository has and look at what is here. Writes nothing but the record of proven files."""
     snapshot = client.snapshot(request.repo, request.revision, request.repo_type)
     wanted = select_files(snapshot.files, request.include, request.exclude)
+    if request.repo_type == "model" and not request.all_files and not request.include:
+        everything, wanted = wanted, without_duplicates(wanted)
+        left = sum(file.size for file in everything) - sum(file.size for file in wanted)
+        if left:
+            count = len(everything) - len(wanted)
+            what = (
+                f"{request.repo}: {count} files ({human_bytes(left)}) in formats that vLLM does not read are left out"
+            )
+            reporter.info(f"{what}; --all-files brings them")
     if not wanted:
         why = f"{len(snapshot.files)} files in the repository, none selected"
         raise NotFoundError(f"nothing to fetch from {request.repo}", why, "check --include and --exclude")
-    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present_files(folder, wanted, reporter))
+    present = present_files(folder, wanted, reporter, request.rehash)
+    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present)
 
 
 def bytes_to_write(plan: FetchPlan) -> int:
@@ -6835,7 +7316,13 @@ def fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out")
     parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
     parser.add_argument("--token-file", metavar="FILE", help="file with the Hub token (default: HF_TOKEN, ~/.cache)")
-    parser.add_argument("-j", "--jobs", type=int, default=8, metavar="N", help="connections (default: %(default)s)")
+    parser.add_argument("-j", "--jobs", type=int, metavar="N", help="connections (default: as many as bring more)")
+    parser.add_argument("--limit-rate", type=parse_size, metavar="SIZE", help="bytes per second, like 20M")
+    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="ask this mirror of the Hub first")
+    parser.add_argument("--all-files", action="store_true", help="also weights in formats that vLLM does not read")
+    parser.add_argument("--verify", action="store_true", help="hash what is there and fetch nothing")
+    parser.add_argument("--repair", action="store_true", help="hash what is there and fetch only what is wrong")
+    parser.add_argument("--engine", choices=("own", "aria2"), default="own", help="aria2: leave the transfer to aria2c")
     parser.add_argument("--dry-run", action="store_true", help="show what would be fetched")
 
 
@@ -6845,53 +7332,133 @@ def cmd_fetch(context: Context) -> Exit:
     requests = fetch_requests(args)
     token = read_token_file(Path(args.token_file)) if args.token_file else find_token(os.environ)
     stop = threading.Event()
-    client = HubClient(context.settings, token, reporter, stop, args.jobs)
+    transfer = Transfer(args.jobs, args.limit_rate, tuple(load_settings({}, url).endpoint for url in args.mirror))
+    client = HubClient(context.settings, token, reporter, stop, transfer.workers)
     root = Path(args.output).expanduser() if args.output else context.settings.models_dir
     with contextlib.ExitStack() as locks:
-        plans = []
-        for request in requests:
-            if not args.dry_run:
-                locks.enter_context(FolderLock(make_dir(root / request.name)))
-            plans.append(plan_fetch(client, request, root / request.name, reporter))
+        plans, failures = plan_all(client, requests, root, locks, stop, context)
+        began = time.monotonic()
         if args.dry_run:
             show_fetch_plans(plans, context)
-            return Exit.OK
-        sizes = [job.remote.size for plan in plans for job in plan.jobs]
-        require_room(
-            root, sum(map(bytes_to_write, plans)), max(sizes, default=0), "fetch", "choose another disk with -o"
-        )
-        began = time.monotonic()
-        fetch_files(client, plans, stop, args.jobs)
-        report_fetch(plans, time.monotonic() - began, context)
-    return Exit.OK
+        elif args.verify:
+            failures += [exc for plan in plans for exc in missing_or_wrong(plan)]
+        else:
+            plans = [mend_locally(client, plan, root, args.repair, reporter) for plan in plans]
+            sizes = [job.remote.size for plan in plans for job in plan.jobs]
+            needed, step = sum(map(bytes_to_write, plans)), "choose another disk with -o"
+            require_room(root, needed, max(sizes, default=0), "fetch", step)
+            fetch_files(client, plans, stop, transfer, args.engine)
+        if not args.dry_run:
+            report_fetch(
+                [plan for plan in plans if not args.verify or not plan.jobs], time.monotonic() - began, context
+            )
+    return summarize_failures(failures, len(requests), reporter)
 
 
 def fetch_requests(args: argparse.Namespace) -> List[FetchRequest]:
     """The repositories asked for, with the names of their folders. Raises UsageError when names collide."""
     requests = []
+    rehash = args.verify or args.repair
     for text in args.repos:
         repo, revision = parse_repo(text)
         name = args.name or repo.rpartition("/")[2]
         make_manifest(name, ())  # refuses what cannot be a folder name
+        patterns = tuple(args.include), tuple(args.exclude)
         asked = revision or args.revision
-        requests.append(FetchRequest(repo, asked, name, args.repo_type, tuple(args.include), tuple(args.exclude)))
+        requests.append(FetchRequest(repo, asked, name, args.repo_type, *patterns, args.all_files, rehash))
     names = [request.name for request in requests]
     if len(set(names)) < len(names):
-        raise UsageError(
-            "two repositories would go into the same folder", ", ".join(names), "fetch them one by one with --name"
-        )
-    if args.jobs < 1:
+        step = "fetch them one by one with --name"
+        raise UsageError("two repositories would go into the same folder", ", ".join(names), step)
+    if args.jobs is not None and args.jobs < 1:
         raise UsageError("--jobs must be at least 1", "", "leave it out for the default")
     return requests
 
 
-def fetch_files(client: HubClient, plans: Sequence[FetchPlan], stop: threading.Event, workers: int) -> None:
-    """Bring what is missing, all plans through one pool."""
+def plan_all(
+    client: HubClient,
+    requests: Sequence[FetchRequest],
+    root: Path,
+    locks: contextlib.ExitStack,
+    stop: threading.Event,
+    context: Context,
+) -> Tuple[List[FetchPlan], List[HfshipError]]:
+    """The plans of all repositories, their folders locked, and what went wrong with others of a list."""
+    plans: List[FetchPlan] = []
+    failures: List[HfshipError] = []
+    for request in requests:
+        folder = root / request.name
+        try:
+            if not context.args.dry_run:
+                lock = locks.enter_context(FolderLock(make_dir(folder), stop.set))
+                if lock.doubtful:  # whoever held it may still write: start over in files of our own
+                    for path in folder.rglob("*" + INCOMPLETE):
+                        path.unlink()
+            plans.append(plan_fetch(client, request, folder, context.reporter))
+        except HfshipError as exc:
+            if len(requests) == 1:
+                raise
+            failures.append(exc)
+    return plans, failures
+
+
+def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, reporter: Reporter) -> FetchPlan:
+    """What can be had without fetching it whole: equal files of this machine, and repairs of damaged ones."""
+    present = dict(plan.present)
+    log = VerifiedLog(plan.folder)
+    for job in plan.jobs:
+        if not job.remote.sha256 or job.remote.size <= SMALL_FILE or job.incomplete.exists():
+            continue
+        damaged = job.target.is_file() and job.target.stat().st_size == job.remote.size
+        marks = log.marks_of(job.remote) if damaged else []
+        mended = bool(marks) and repair_file(client, job, marks, reporter)
+        if not mended and not repair:
+            mended = reuse_local(job, local_donors(job, root, os.environ), reporter)
+        if mended:
+            present[job.remote.path] = job.remote.sha256
+    return replace(plan, present=present)
+
+
+def missing_or_wrong(plan: FetchPlan) -> List[HfshipError]:
+    """What --verify found."""
+    wrong = [job.remote.path for job in plan.jobs if job.target.exists()]
+    missing = [job.remote.path for job in plan.jobs if not job.target.exists()]
+    step = f"hfship fetch --repair {plan.snapshot.source.repo}"
+    errors: List[HfshipError] = []
+    if wrong:
+        errors.append(IntegrityError(f"{plan.folder}: {len(wrong)} files are wrong", ", ".join(wrong[:20]), step))
+    if missing:
+        errors.append(
+            IncompleteError(f"{plan.folder}: {len(missing)} files are missing", ", ".join(missing[:20]), step)
+        )
+    return errors
+
+
+def summarize_failures(failures: Sequence[HfshipError], count: int, reporter: Reporter) -> Exit:
+    """Say what went wrong with some of a list; its own exit code when there is only one kind of failure."""
+    for failure in failures:
+        reporter.error(failure)
+    if not failures:
+        return Exit.OK
+    if count > 1:
+        reporter.info(f"{len(failures)} problems with {count} repositories; the rest is complete")
+    codes = {failure.code for failure in failures}
+    return codes.pop() if len(codes) == 1 and count == 1 else Exit.INCOMPLETE
+
+
+def fetch_files(
+    client: HubClient, plans: Sequence[FetchPlan], stop: threading.Event, transfer: Transfer, engine: str
+) -> None:
+    """Bring what is missing, all plans through one pool. aria2 is given the large files only."""
     jobs = [job for plan in plans for job in plan.jobs]
-    if jobs:
-        total = sum(job.remote.size for job in jobs)
-        with client.reporter.stage("fetching", total) as stage:
-            Download(client, jobs, stage, stop, workers).run()
+    theirs = [job for job in jobs if engine == "aria2" and job.remote.size > SMALL_FILE]
+    ours = [job for job in jobs if job not in theirs] if theirs else jobs
+    if theirs:
+        with client.reporter.stage("fetching (aria2)", sum(job.remote.size for job in theirs)) as stage:
+            fetch_with_aria2(client, theirs, stage, transfer)
+    if ours:
+        with client.reporter.stage("fetching", sum(job.remote.size for job in ours)) as stage:
+            Download(client, ours, stage, stop, transfer).run()
 
 
 def report_fetch(plans: Sequence[FetchPlan], seconds: float, context: Context) -> None:

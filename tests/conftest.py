@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from hub import FaultHub  # noqa: E402
 from make_model import make_model  # noqa: E402
+
+# A job that a shell runs in the background ignores Ctrl-C, and so would every program that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REQUIRE_ALL = os.environ.get("HFSHIP_REQUIRE_ALL") == "1"
 

@@ -7,6 +7,7 @@ origins, as huggingface.co and its CDN are. The CDN refuses requests that carry 
 from __future__ import annotations
 
 import shutil
+import ssl
 import threading
 import time
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ class Faults:
     flip_at: Optional[int] = None  # damage this byte of every large file ...
     flip_times: int = 1  # ... this many times
     rate_bps: Optional[float] = None  # bytes a second over all connections together
+    slow_connections: int = 0  # this many connections, the first ones, ...
+    slow_bps: float = 100_000  # ... get only this many bytes a second each
+    most_connections: int = 0  # while more bodies than this are on their way, all of them crawl
+    missing: str = ""  # the end of a path that this server does not have
     too_many: int = 0  # answer 429 to this many requests ...
     too_many_headers: Dict[str, str] = field(default_factory=dict)  # ... with these headers
     unavailable: int = 0  # answer 503 with an HTML page to this many requests
@@ -53,6 +58,9 @@ class Traffic:
     lock: threading.Lock = field(default_factory=threading.Lock)
     body_bytes: int = 0  # bytes of file content sent
     requests: List[Tuple[str, str, Dict[str, str]]] = field(default_factory=list)  # (method, path, headers)
+    connections: int = 0
+    bodies: int = 0  # on their way now
+    most_bodies: int = 0
     refused_signed: Set[str] = field(default_factory=set)  # files that the CDN was asked for
 
     def paths(self, part: str) -> List[str]:
@@ -63,6 +71,13 @@ class FaultHandler(hfship.HubHandler):
     """The mirror's handler with the switches built in."""
 
     server: FaultServer
+    slow = False
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server.traffic.lock:
+            self.server.traffic.connections += 1
+            self.slow = self.server.traffic.connections <= self.server.faults.slow_connections
 
     def route(self, url: SplitResult) -> None:
         faults, traffic = self.server.faults, self.server.traffic
@@ -82,6 +97,8 @@ class FaultHandler(hfship.HubHandler):
             self.send_page(307, "moved", {"Location": self.path.replace(faults.renamed_from, "org/tiny")})
         elif self.token_refused(url.path):
             pass
+        elif faults.missing and url.path.endswith(faults.missing):
+            self.send_error_code(404, "EntryNotFound", "Entry not found")
         else:
             super().route(url)
 
@@ -166,8 +183,18 @@ class FaultHandler(hfship.HubHandler):
 
     def send_body(self, stream: IO[bytes], start: int, stop: int) -> None:
         """Bytes [start, stop), with the faults that happen on the way."""
-        faults = self.server.faults
+        faults, traffic = self.server.faults, self.server.traffic
         stream.seek(start)
+        with traffic.lock:
+            traffic.bodies += 1
+            traffic.most_bodies = max(traffic.most_bodies, traffic.bodies)
+        try:
+            self.send_pieces(stream, start, stop, faults)
+        finally:
+            with traffic.lock:
+                traffic.bodies -= 1
+
+    def send_pieces(self, stream: IO[bytes], start: int, stop: int, faults: Faults) -> None:
         while start < stop:
             piece = bytearray(stream.read(min(64 << 10, stop - start)))
             if self.at(faults.cut_at, start, len(piece), "cut_times"):
@@ -199,8 +226,12 @@ class FaultHandler(hfship.HubHandler):
             return bool(left > 0)
 
     def pace(self, count: int) -> None:
-        """All connections together send at most `rate_bps`."""
-        rate = self.server.faults.rate_bps
+        """All connections together send at most `rate_bps`; slow ones and crowds get less."""
+        faults = self.server.faults
+        crowded = faults.most_connections and self.server.traffic.bodies > faults.most_connections
+        if self.slow or crowded:
+            time.sleep(count / faults.slow_bps)
+        rate = faults.rate_bps
         if not rate:
             return
         with self.server.traffic.lock:
@@ -230,8 +261,8 @@ class FaultServer(hfship.MirrorServer):
 class FaultHub:
     """Context manager: a FaultServer in a thread over a folder of repositories ORG/NAME."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, certificate: Optional[Path] = None) -> None:
+        self.root, self.certificate = root, certificate
         root.mkdir(parents=True, exist_ok=True)
         self.faults = Faults()
         self.traffic = Traffic()
@@ -244,7 +275,7 @@ class FaultHub:
 
     @property
     def url(self) -> str:
-        return self.server.url
+        return self.server.url.replace("http:", "https:") if self.certificate else self.server.url
 
     def forget(self) -> None:
         """Start counting traffic anew."""
@@ -257,6 +288,10 @@ class FaultHub:
         self.server.faults, self.server.traffic = self.faults, self.traffic
         self.server.stopping = threading.Event()
         FaultServer.__init__(self.server, ("127.0.0.1", 0), library, reporter, FaultHandler)
+        if self.certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self.certificate)
+            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 

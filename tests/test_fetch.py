@@ -6,14 +6,17 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
+import statistics
+import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
-from conftest import Program
+from conftest import Program, missing
 from hub import FaultHub
 from hypothesis import given
 from hypothesis import strategies as st
@@ -347,6 +350,222 @@ def test_stalled_connection_is_given_up(pyz: Program, hub: FaultHub, published: 
     assert same_files(published, tmp_path / "tiny")
 
 
+# -- many connections, several sources, what is here already
+
+
+def test_slow_connections_are_dialled_again(pyz: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    """The first five connections get 100 kB/s: with them alone 64 MB would take over two minutes."""
+    vars(hub.faults).update(rate_bps=None, slow_connections=5)
+    pyz("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out", timeout=60)
+    assert same_files(large, tmp_path / "out" / "large") and hub.traffic.connections > 6
+
+
+def test_a_server_that_punishes_crowds_is_not_crowded(pyz: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    vars(hub.faults).update(rate_bps=8 * MB, most_connections=8, slow_bps=2_000_000)
+    pyz("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out")
+    assert same_files(large, tmp_path / "out" / "large") and hub.traffic.most_bodies < 16
+
+
+def test_limit_rate_holds(pyz: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    hub.faults.rate_bps = None
+    began = time.monotonic()
+    pyz("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out", "--limit-rate", "20M")
+    assert time.monotonic() - began > 64 / 20 - 0.3
+
+
+@pytest.fixture
+def mirror(published: Path, tmp_path: Path) -> Iterator[FaultHub]:
+    """A second Hub with the same model, as a mirror."""
+    with FaultHub(tmp_path / "mirror") as server:
+        server.add(published)
+        server.faults.direct = True
+        yield server
+
+
+# name -> (faults of the mirror, does it end up as a source?, words of the warning)
+MIRRORS: Dict[str, Any] = {
+    "good": ({}, True, ""),
+    "lacks a file": ({"missing": "00001-of-00002.safetensors"}, True, ""),
+    "answers 503": ({"unavailable": 999}, False, ""),
+    "wants a login": ({"private": True}, False, ""),
+    "damages bytes": ({"flip_at": 5, "flip_times": 999}, True, "is not asked again"),
+    "another commit": ({"moved": True, "direct": False}, False, ""),
+}
+
+
+@pytest.mark.parametrize("name", MIRRORS)
+def test_mirrors(name: str, hfship: Program, hub: FaultHub, mirror: FaultHub, published: Path, tmp_path: Path) -> None:
+    """Ranges come from the mirror where it can, from the Hub where it cannot; wrong bytes are never believed."""
+    faults, used, words = MIRRORS[name]
+    vars(mirror.faults).update(faults)
+    hub.faults.token = "hf_good1234"
+    command = ("fetch", "org/tiny", "--endpoint", hub.url, "--mirror", mirror.url, "-o", tmp_path / "out")
+    done = hfship(*command, env={"HF_TOKEN": "hf_good1234"})
+    assert same_files(published, tmp_path / "out" / "tiny") and words in done.stderr
+    assert (mirror.traffic.body_bytes > 0) == used
+    assert not any("Authorization" in headers for _, _, headers in mirror.traffic.requests)
+
+
+def test_dead_mirror(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "--mirror", "http://127.0.0.1:9", "-o", tmp_path / "out")
+    assert same_files(published, tmp_path / "out" / "tiny")
+
+
+def test_equal_files_on_this_machine_are_not_fetched(
+    hfship: Program, hub: FaultHub, model: Path, tmp_path: Path
+) -> None:
+    """From another model in the same folder, and from huggingface_hub's cache; damaged donors are not taken."""
+    source = hub.add(model)
+    hub.add(model, "org/second")
+    hub.add(model, "org/third")
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path / "out")
+    hub.forget()
+    done = hfship("fetch", "org/second", "--endpoint", hub.url, "-o", tmp_path / "out")
+    assert hub.traffic.body_bytes < 100_000 and "taken from" in done.stderr
+    blobs = tmp_path / "cache" / "models--org--third" / "blobs"
+    blobs.mkdir(parents=True)
+    for number, shard in enumerate(sorted(source.glob("*.safetensors"))):
+        content = bytearray(shard.read_bytes())
+        content[7] ^= number  # the first one is right, the second one is not
+        (blobs / hashlib.sha256(shard.read_bytes()).hexdigest()).write_bytes(content)
+    hub.forget()
+    hfship(
+        "fetch",
+        "org/third",
+        "--endpoint",
+        hub.url,
+        "-o",
+        tmp_path / "new",
+        env={"HF_HUB_CACHE": str(blobs.parent.parent)},
+    )
+    assert same_files(model, tmp_path / "new" / "third")
+    assert 1_000_000 < hub.traffic.body_bytes < 2_000_000
+
+
+def test_formats_that_vllm_does_not_read_are_left_out(
+    hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    for path in ("pytorch_model.bin", "onnx/model.onnx", "original/consolidated.00.pth", "training_args.bin"):
+        (published / path).parent.mkdir(exist_ok=True)
+        (published / path).write_bytes(b"x" * 1000)
+    done = hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+    names = {path.name for path in (tmp_path / "tiny").iterdir()}
+    assert "training_args.bin" in names and not names & {"pytorch_model.bin", "onnx", "original"}
+    assert "3 files (3.0 kB)" in done.stderr and "--all-files" in done.stderr
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, "--all-files")
+    assert same_files(published, tmp_path / "tiny")
+
+
+def test_repair_fetches_only_the_bad_blocks(hfship: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    hub.faults.rate_bps = None
+    command = ("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out")
+    hfship(*command)
+    assert "already complete" in hfship(*command, "--verify").stdout
+    victim = tmp_path / "out" / "large" / "a.safetensors"
+    for position in (9_000_000, 39_999_999):
+        with victim.open("r+b") as stream:
+            stream.seek(position)
+            byte = stream.read(1)
+            stream.seek(position)
+            stream.write(bytes([byte[0] ^ 255]))
+    os.utime(victim, ns=(victim.stat().st_atime_ns, 1))
+    done = hfship(*command, "--verify", code=6)
+    assert "a.safetensors" in done.stderr and "--repair" in done.stderr
+    hub.forget()
+    assert "repaired" in hfship(*command, "--repair").stderr
+    assert same_files(large, tmp_path / "out" / "large") and hub.traffic.body_bytes <= 2 * (8 << 20)
+    (tmp_path / "out" / "large" / "b.safetensors").unlink()
+    assert "missing" in hfship(*command, "--verify", code=3).stderr
+
+
+def test_one_bad_repository_does_not_stop_the_others(
+    hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    done = hfship("fetch", "org/nothing", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, code=3)
+    assert same_files(published, tmp_path / "tiny") and "org/nothing was not found" in done.stderr
+
+
+def test_partial_files_of_a_silent_owner_are_not_continued(
+    hfship: Program, hub: FaultHub, large: Path, tmp_path: Path
+) -> None:
+    """Its host may still write into them: they cost bandwidth, never bytes."""
+    hub.faults.rate_bps = None
+    folder = tmp_path / "out" / "large"
+    (folder / ".hfship").mkdir(parents=True)
+    (folder / ".hfship" / "lease").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    os.utime(folder / ".hfship" / "lease", (1, 1))
+    with (folder / "a.safetensors.incomplete").open("wb") as silent:
+        hfship("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out")
+        silent.write(b"late")
+    assert same_files(large, folder)
+
+
+# -- aria2, TLS, proxies
+
+
+@pytest.fixture
+def aria2() -> None:
+    if not shutil.which("aria2c"):
+        missing("aria2c")
+
+
+@pytest.mark.real
+def test_aria2_brings_the_same_bytes(aria2: None, pyz: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    """The token is in no argv (aria2c reads it from a pipe) and reaches the Hub only; state is kept over a kill."""
+    vars(hub.faults).update(token="hf_good1234", rate_bps=30 * MB)
+    command = ("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out", "--engine", "aria2")
+    env = {"HF_TOKEN": "hf_good1234"}
+    with pyz.start(*command, env=env) as process:
+        wait_for(lambda: hub.traffic.body_bytes > 20 * MB)
+        argv = hfship.run_program(["ps", "-eo", "args"]).out
+        process.kill()
+        process.communicate()
+    assert "aria2c" in argv and "hf_good1234" not in argv
+    time.sleep(1.5)  # aria2c notices that its parent is gone
+    hub.faults.rate_bps = None
+    pyz(*command, env=env)
+    assert same_files(large, tmp_path / "out" / "large") and not leftovers(tmp_path / "out" / "large")
+    assert hub.traffic.body_bytes < 1.5 * 64 * MB
+    assert not list((tmp_path / "out").rglob("*aria2*"))
+
+
+@pytest.mark.real
+def test_damage_through_aria2_is_found(aria2: None, pyz: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    vars(hub.faults).update(flip_at=5_000_000, flip_times=999, rate_bps=None)
+    done = pyz("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out", "--engine", "aria2", code=6)
+    assert "damaged through aria2c" in done.stderr and not (tmp_path / "out" / "large" / "a.safetensors").exists()
+
+
+def test_engine_aria2_without_aria2(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    command = ("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, "--engine", "aria2")
+    assert "aria2c is not installed" in hfship(*command, env={"PATH": "/nowhere"}, code=9).stderr
+
+
+def test_tls_needs_the_sites_certificate(hfship: Program, model: Path, tmp_path: Path) -> None:
+    certificate = tmp_path / "site.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=hub"]
+    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"]
+    subprocess.run(make, check=True, capture_output=True)
+    certificate.write_bytes((tmp_path / "key").read_bytes() + (tmp_path / "cert").read_bytes())
+    with FaultHub(tmp_path / "hub2", certificate) as hub:
+        hub.add(model)
+        hub.faults.direct = True
+        command = ("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+        assert "SSL_CERT_FILE" in hfship(*command, code=8).stderr
+        hfship(*command, env={"SSL_CERT_FILE": str(certificate)})
+    assert same_files(model, tmp_path / "tiny")
+
+
+def test_a_proxy_is_used(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    """The Hub's name does not resolve here: only the proxy knows it."""
+    hub.faults.direct = True
+    command = ("fetch", "org/tiny", "--endpoint", "http://hub.invalid", "-o", tmp_path)
+    hfship(*command, env={"HTTP_PROXY": hub.url, "http_proxy": hub.url})
+    assert same_files(published, tmp_path / "tiny")
+    done = hfship(*command, env={"http_proxy": "http://me:secretword@127.0.0.1:9"}, code=8, timeout=200)
+    assert "proxy" in done.stderr and "secretword" not in done.stderr
+
+
 # -- pure parts
 
 
@@ -416,6 +635,46 @@ def test_scheduler_hands_out_every_byte_whatever_fails(sizes: List[int], workers
 def test_unsafe_paths_are_refused(path: str) -> None:
     with pytest.raises(ValueError):
         hfship.check_relative_path(path)
+
+
+@given(st.lists(st.floats(0, 1e10), max_size=200), st.integers(1, 64))
+def test_connection_count_stays_within_its_bounds(goodputs: List[float], most: int) -> None:
+    count = hfship.ConnectionCount(most)
+    assert all(1 <= count.tick(goodput) <= most for goodput in goodputs)
+
+
+@pytest.mark.parametrize(
+    "serve, expected",
+    [
+        (lambda n: n * 10.0, (32, 32)),  # every connection brings more
+        (lambda n: min(n, 10) * 10.0, (9, 13)),  # a plateau at ten
+        (lambda _: 100.0, (6, 6)),  # one would do: nothing is gained, nothing is lost
+        (lambda n: n * 10.0 if n <= 12 else 1.0, (1, 12)),  # a collapse beyond twelve
+    ],
+)
+def test_connection_count_finds_what_is_worth_it(serve: Any, expected: Any) -> None:
+    count = hfship.ConnectionCount(32)
+    history = [count.tick(serve(count.limit)) for _ in range(120)]
+    usual = statistics.mode(history[40:])
+    assert expected[0] <= usual <= expected[1], history
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(["ok", "fault", "refuse", "wrong"])), max_size=60))
+def test_there_is_always_a_source_and_wrong_bytes_end(events: Any) -> None:
+    sources = hfship.Sources(3)
+    for file, event in events:
+        place = sources.choose(file)
+        assert 0 <= place <= sources.hub
+        if event == "ok":
+            sources.success(file, place)
+        elif event == "fault":
+            sources.fault(place)
+        elif event == "refuse" and place != sources.hub:
+            sources.refuse(file, place)
+        elif event == "wrong":
+            sources.success(file, place)
+            sources.bytes_were_wrong(file)
+            assert sources.choose(file) != place or place == sources.hub
 
 
 def test_gate_wakes_up_when_the_run_ends() -> None:
