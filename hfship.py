@@ -1690,7 +1690,7 @@ HASH_THREADS = 2
 WORKER_FAILURES = 8  # in a row and without a byte of progress anywhere, per worker
 
 MAX_CONNECTIONS = 32
-START_CONNECTIONS = 6
+START_CONNECTIONS = 4
 TICK_S = 1.0  # between two looks at the goodput
 WORTH_IT = 1.05  # more connections must bring at least this much more
 COLLAPSE = 0.3  # of the best goodput seen ...
@@ -2123,6 +2123,8 @@ class PartialFile:
         return Intervals((max(0, start), min(stop, remote.size)) for start, stop in spans)
 
     def _descriptor(self) -> int:
+        if self._fd >= 0:  # writers must not wait for the lock: it is held while the disk syncs
+            return self._fd
         with self._lock:
             if self._fd < 0:
                 try:
@@ -2349,6 +2351,7 @@ class Download:
         self._failure: Optional[BaseException] = None
         self._count = ConnectionCount(transfer.workers)
         self._limit = transfer.connections or self._count.limit
+        self._working: Set[int] = set()
         self._rate = RateLimit(transfer.limit_bps, stop)
         self._speeds: Dict[int, float] = {}  # worker -> bytes per second of its connection
         self._evictions: Deque[float] = deque(maxlen=EVICTIONS_PER_MINUTE)
@@ -2357,11 +2360,11 @@ class Download:
     def run(self) -> None:
         """Fetch, verify and finish every file. Raises the first HfshipError of any thread, or KeyboardInterrupt;
         either way what arrived is kept for the next run."""
-        roles: List[Tuple[Any, ...]] = [(self._work, number) for number in range(self._transfer.workers)]
-        for role in roles + [(self._hash,)] * HASH_THREADS + [(self._keep_house,)]:
-            threading.Thread(target=self._guard, args=role, daemon=True).start()
+        for role in [self._hash] * HASH_THREADS + [self._keep_house]:
+            threading.Thread(target=self._guard, args=(role,), daemon=True).start()
         try:
             with self._changed:
+                self._hire()
                 while self._failure is None and not self._complete() and not self._stop.is_set():
                     self._changed.wait(0.2)
         finally:
@@ -2377,6 +2380,12 @@ class Download:
 
     def _complete(self) -> bool:
         return self._finished == len(self._jobs)
+
+    def _hire(self) -> None:
+        """As many workers as connections are wanted; they leave by themselves when fewer are."""
+        for number in set(range(self._limit)) - self._working:
+            self._working.add(number)
+            threading.Thread(target=self._guard, args=(self._work, number), daemon=True).start()
 
     def _guard(self, role: Callable[..., None], *args: int) -> None:
         """Run a thread's role; whatever ends it badly ends the run."""
@@ -2417,17 +2426,17 @@ class Download:
                 self._land(flight)
 
     def _next_flight(self, number: int) -> Optional[Flight]:
-        """Wait for something to fetch; None when everything is finished or the run ends. Worker `number` rests while
-        fewer connections are wanted."""
+        """Wait for something to fetch; None when everything is finished, the run ends, or worker `number` is one too
+        many."""
         with self._changed:
-            while not self._stop.is_set() and not self._complete():
-                if number < self._limit:
-                    flight = self._scheduler.take(request_size(self._speeds.get(number, 0.0)))
-                    if flight:
-                        self._open.add(flight.file)
-                        return flight
-                self._speeds.pop(number, None)
+            while not self._stop.is_set() and not self._complete() and number < self._limit:
+                flight = self._scheduler.take(request_size(self._speeds.get(number, 0.0)))
+                if flight:
+                    self._open.add(flight.file)
+                    return flight
                 self._changed.wait(0.5)
+            self._speeds.pop(number, None)
+            self._working.discard(number)
         return None
 
     def _land(self, flight: Flight) -> None:
@@ -2595,7 +2604,7 @@ class Download:
             if now - ticked_at > TICK_S and not self._transfer.connections:
                 with self._changed:
                     self._limit = self._count.tick((done - ticked_bytes) / (now - ticked_at))
-                    self._changed.notify_all()
+                    self._hire()
                 ticked_at, ticked_bytes = now, done
 
     def _publish(self, sync: bool) -> None:

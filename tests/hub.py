@@ -26,6 +26,7 @@ class Faults:
     gated: bool = False  # bytes need the token, the tree does not
     private: bool = False  # everything needs the token
     direct: bool = False  # no CDN: the Hub sends the bytes itself, as mirrors do
+    cdn: str = ""  # send large files there: the base URL of another server over the same folder
     expires_s: float = 3600.0  # life of a signed URL
     refuse_signed_once: bool = False  # 403 to the first request of each file on the CDN
     ignore_range: bool = False  # 200 and the whole file, whatever was asked
@@ -144,6 +145,8 @@ class FaultHandler(hfship.HubHandler):
         port = self.server.server_address[1]
         host = f"http://localhost:{port}" if file.remote.sha256 else ""
         where = f"{host}/cdn/{repo.repo}/{hfship.quote(file.remote.path)}?{query}"
+        if faults.cdn and file.remote.sha256:
+            where = f"{faults.cdn}/{repo.repo}/{hfship.quote(file.remote.path)}?{query}"
         headers.update({"Location": where, "X-Linked-Size": str(file.remote.size)})
         self.send_page(302 if file.remote.sha256 else 307, "Found. Redirecting", headers)
 
