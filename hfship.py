@@ -42,6 +42,7 @@ import fcntl
 import hashlib
 import importlib
 import importlib.machinery
+import io
 import json
 import os
 import platform
@@ -59,6 +60,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 import warnings
 import weakref
 import zlib
@@ -135,7 +137,7 @@ class HfshipError(Exception):
         self.next_step = next_step
 
     def text(self) -> str:
-        """The error as it is printed.
+        """The error as it is printed, with commands as they are typed here.
 
         >>> print(UsageError("no such model: x", "~/models has no folder x", "hfship fetch ORG/x").text())
         hfship: no such model: x
@@ -143,10 +145,21 @@ class HfshipError(Exception):
           next  hfship fetch ORG/x
         """
         lines = [f"hfship: {self.what}"]
-        for label, text in (("why", self.why), ("next", self.next_step)):
+        for label, text in (("why", self.why), ("next", as_typed(self.next_step))):
             if text:
                 lines.append(f"  {label:<5} " + text.replace("\n", "\n        "))
         return "\n".join(lines)
+
+
+def program_name() -> str:
+    """How this program was called: `hfship`, or `python3 hfship.pyz` for one who has only the file."""
+    called = sys.argv[0]
+    return f"python3 {shlex.quote(called)}" if called.endswith(".pyz") else "hfship"
+
+
+def as_typed(text: str) -> str:
+    """`text` with its hfship commands written as they must be typed here."""
+    return re.sub(r"\bhfship (?=[a-z]+( |$))", lambda _: program_name() + " ", text)
 
 
 class UsageError(HfshipError):
@@ -287,7 +300,7 @@ class Stage:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
         self.started = time.monotonic()
-        self._skipped = 0
+        self.skipped = 0
         self._reporter = reporter
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -302,7 +315,7 @@ class Stage:
         """Count units that were already there: they are progress, but no speed."""
         with self._lock:
             self.done += count
-            self._skipped += count
+            self.skipped += count
 
     @property
     def seconds(self) -> float:
@@ -311,7 +324,7 @@ class Stage:
     @property
     def rate(self) -> float:
         """Units per second so far."""
-        return (self.done - self._skipped) / max(self.seconds, 1e-6)
+        return (self.done - self.skipped) / max(self.seconds, 1e-6)
 
     def __enter__(self) -> Stage:
         self._ticker.start()
@@ -390,7 +403,7 @@ class _BarProgress:
 
     def update(self, final: bool) -> None:
         with self._reporter.lock:
-            self._bar.total = self._stage.total
+            self._bar.total, self._bar.initial = self._stage.total, self._stage.skipped
             self._bar.update(self._stage.done - self._bar.n)
             if final:
                 self._bar.close()
@@ -398,6 +411,11 @@ class _BarProgress:
 
 
 _Progress = Union[_NoProgress, _PlainProgress, _JsonProgress, _BarProgress]
+
+
+def silence_stdout() -> None:
+    """Let what is still buffered for a stdout that takes no more go nowhere, or Python ends with an error of its own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 class Reporter:
@@ -415,8 +433,9 @@ class Reporter:
         err: Optional[IO[str]] = None,
         log: Optional[IO[str]] = None,
     ) -> None:
-        self.out = out or sys.stdout
-        self.err = err or sys.stderr
+        closed = io.StringIO()  # what is said into a stream that the caller closed
+        self.out = out or sys.stdout or closed
+        self.err = err or sys.stderr or closed
         self.log = log
         self.verbosity = verbosity
         self.progress = ("bar" if self.err.isatty() else "plain") if progress == "auto" else progress
@@ -431,9 +450,16 @@ class Reporter:
 
     def result(self, text: str) -> None:
         """A result of the command, to stdout."""
-        with self.lock:
-            self.out.write(redact(text, self._secrets) + "\n")
-            self.out.flush()
+        try:
+            with self.lock:
+                self.out.write(redact(text, self._secrets) + "\n")
+                self.out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as exc:
+            silence_stdout()
+            step = "the work is done; run the same command again to see its result"
+            raise DiskError(f"cannot write the result: {exc.strerror}", "", step) from exc
 
     def result_json(self, value: object) -> None:
         """A machine-readable result, to stdout."""
@@ -453,7 +479,12 @@ class Reporter:
     def error(self, error: HfshipError) -> None:
         """Print an error; with JSON events also as an event that carries its exit code."""
         if self.progress == "json":
-            fields = {"what": error.what, "why": error.why, "next": error.next_step, "exit_code": int(error.code)}
+            fields = {
+                "what": error.what,
+                "why": error.why,
+                "next": as_typed(error.next_step),
+                "exit_code": int(error.code),
+            }
             self.event("error", **fields)
         else:
             self._say("error", error.text())
@@ -573,20 +604,29 @@ def find_token(env: Mapping[str, str]) -> Optional[Token]:
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         value = env.get(variable, "").strip()
         if value:
-            return Token(value, f"environment variable {variable}")
+            return checked_token(value, f"environment variable {variable}")
     cache = env.get("XDG_CACHE_HOME") or "~/.cache"
     home = env.get("HF_HOME") or f"{cache}/huggingface"
     path = Path(os.path.expanduser(os.path.expandvars(env.get("HF_TOKEN_PATH") or f"{home}/token")))
     return read_token_file(path) if path.is_file() else None
 
 
-def read_token_file(path: Path) -> Optional[Token]:
-    """The token in a file, stripped; None when the file is empty."""
+def read_token_file(path: Path) -> Token:
+    """The token in a file. Raises AuthError for a file that cannot be read or holds no token."""
     try:
         value = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as exc:
-        raise AuthError(f"cannot read the token file {path}", str(exc), f"chmod u+r {path}, or set HF_TOKEN") from exc
-    return Token("".join(value.split()), f"file {path}") if value else None
+        step = "name a file that holds the token and nothing else, or set HF_TOKEN"
+        raise AuthError(f"cannot read the token file {path}", getattr(exc, "strerror", None) or str(exc), step) from exc
+    return checked_token(value, f"file {path}")
+
+
+def checked_token(value: str, source: str) -> Token:
+    """A token that can be sent. Raises AuthError, which does not show it."""
+    if not re.fullmatch(r"[!-~]+", value):
+        why = "it is empty, or has spaces, line breaks or letters that no token has"
+        raise AuthError(f"the token from {source} is not a token", why, "copy it again from your Hub's settings page")
+    return Token(value, source)
 
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?$", re.IGNORECASE)
@@ -710,9 +750,11 @@ def disk_error(exc: OSError, doing: str, path: Path, next_step: str = "") -> Dis
     reason = _DISK_REASONS.get(exc.errno or 0, exc.strerror or str(exc))
     if exc.errno == errno.ENOSPC:
         reason += f" ({human_bytes(free_bytes(path))} free)"
-    return DiskError(
-        f"cannot {doing} {path}: {reason}", "", next_step or "free space or fix access, then run the same command again"
+    access = exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+    step = (
+        "choose another folder (-o DIR), or fix this one" if access else "free space, then run the same command again"
     )
+    return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or step)
 
 
 def fsync_dir(folder: Path) -> None:
@@ -926,6 +968,37 @@ class FolderLock:
                 return
             with contextlib.suppress(OSError):
                 os.utime(self._lease)
+
+
+BUILD_TABLE = "hfship-build.json"  # {"version", "entries": {name: SHA-256}}: what build_zipapp.py put into this file
+
+
+def own_entry(name: str) -> bytes:
+    """One entry of the hfship.pyz that runs. Raises OSError when there is none (from source: no such file)."""
+    try:
+        content: bytes = globals()["__loader__"].get_data(os.path.join(os.path.dirname(__file__), name))
+        return content
+    except (ImportError, EOFError, zlib.error) as exc:
+        raise _damaged(name, f"{type(exc).__name__}: {exc}") from exc
+
+
+def own_build() -> Mapping[str, Any]:
+    """The build table of the hfship.pyz that runs; {} when hfship.py runs from source."""
+    try:
+        table = json.loads(own_entry(BUILD_TABLE))
+        return {"version": str(table["version"]), "entries": dict(table["entries"])}
+    except OSError:
+        return {}
+    except (ValueError, KeyError, TypeError) as exc:
+        raise _damaged(BUILD_TABLE, str(exc)) from exc
+
+
+def _damaged(entry: str, why: str) -> IntegrityError:
+    return IntegrityError(
+        f"{os.path.dirname(os.path.abspath(__file__))} is damaged",
+        f"{entry}: {why}",
+        "copy it again, and compare its SHA-256 with the published one",
+    )
 
 
 @dataclass(frozen=True)
@@ -1364,6 +1437,8 @@ def hub_error(
         return NotFoundError(
             f"{repo} has no revision {source.revision!r}", why, f"see the branches and tags at {page}/tree/main"
         )
+    if code == "EntryNotFound" and not source.commit:
+        return NotFoundError(f"no Hub answers at {source.endpoint}", why, "check --endpoint and HF_ENDPOINT")
     if code == "EntryNotFound":
         return NotFoundError(
             f"a file is missing in {repo}", why, "run the same command again: the listing is made anew"
@@ -1388,6 +1463,19 @@ def _body_message(body: str) -> str:
     if isinstance(message, list) and message:
         message = message[0].get("message", "") if isinstance(message[0], dict) else message[0]
     return str(message)[:300]
+
+
+def tls_error(url: str, exc: Exception, env: Mapping[str, str]) -> NetworkError:
+    """A failed TLS handshake, with the variable that decides which certificates are believed."""
+    host, reason = origin(url)[1], _root_cause(exc)
+    if "WRONG_VERSION_NUMBER" in reason:
+        return NetworkError(f"{host} does not speak https", reason, "write http:// in the address, or correct its port")
+    names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+    used = next((name for name in names if env.get(name)), None)
+    step = (
+        f"{used} is in use: add your site's CA to {env[used]}" if used else "set SSL_CERT_FILE to your site's CA bundle"
+    )
+    return NetworkError(f"TLS to {host} failed", reason, f"{step}; check the clock")
 
 
 class RetryableError(Exception):
@@ -1429,6 +1517,7 @@ def import_requests() -> Any:
     if sys.version_info < (3, 10):
         have = ".".join(map(str, sys.version_info[:2]))
         raise HostError("fetch needs Python 3.10 or newer", f"this is Python {have}", "run it with a newer python3")
+    _carry_certificates()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # requests warns that charset_normalizer is absent; JSON is UTF-8
@@ -1436,6 +1525,21 @@ def import_requests() -> Any:
     except ImportError as exc:
         raise HostError("requests is not importable", str(exc), "run the built hfship.pyz, which carries it") from exc
     return requests
+
+
+def _carry_certificates() -> None:
+    """Inside the pyz, give certifi's bundle to requests from memory: certifi itself would write it to a temporary file,
+    which a kill leaves behind."""
+    try:
+        bundle = own_entry("vendor/certifi/cacert.pem")
+    except OSError:
+        return  # from source, certifi is installed with a file of its own
+    if "certifi" not in sys.modules and hasattr(os, "memfd_create"):
+        fd = os.memfd_create("cacert.pem", os.MFD_CLOEXEC)
+        write_all(fd, bundle)
+        certifi = types.ModuleType("certifi")
+        vars(certifi)["where"] = lambda: f"/proc/self/fd/{fd}"
+        sys.modules["certifi"] = certifi
 
 
 def open_session(token: Optional[Token], endpoint: str, connections: int, env: Mapping[str, str]) -> Any:
@@ -1516,12 +1620,14 @@ class HubClient:
         try:
             return self._session.get(url, headers=dict(headers), stream=True, allow_redirects=False, timeout=timeout)
         except errors.SSLError as exc:
-            step = "set SSL_CERT_FILE to your site's CA bundle; check the clock"
-            raise NetworkError(f"TLS to {origin(url)[1]} failed", redact(str(exc)), step) from exc
+            raise tls_error(url, exc, os.environ) from exc
         except errors.ProxyError as exc:
             raise RetryableError(f"the proxy for {origin(url)[1]} does not answer: {_root_cause(exc)}") from exc
         except (errors.RequestException, UnicodeError) as exc:  # requests decodes Location even when told to stay
             raise RetryableError(f"{origin(url)[1]}: {_root_cause(exc)}") from exc
+        except OSError as exc:  # requests says so when a CA bundle is not there
+            step = "correct REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE or SSL_CERT_FILE, whichever is set"
+            raise NetworkError("the CA bundle cannot be read", redact(str(exc)), step) from exc
 
     def retry_status(self, response: Any, url: str) -> None:
         """Raise RetryableError when the status says that the same request may succeed later."""
@@ -1556,7 +1662,8 @@ class HubClient:
                 if failures >= RETRIES:
                     step = "check the network, the proxy and HF_ENDPOINT, then run the same command again"
                     raise NetworkError(f"{self.endpoint} cannot be reached", str(exc), step) from exc
-                self.reporter.detail(f"{exc}; trying again")
+                say = self.reporter.info if failures > 1 else self.reporter.detail
+                say(f"{exc}; trying again ({failures} of {RETRIES - 1})")
                 self._stop.wait(backoff(failures) if exc.wait_s is None else 0)
                 continue
             if answer.status not in REDIRECTS:
@@ -2352,6 +2459,7 @@ class Download:
         self._count = ConnectionCount(transfer.workers)
         self._limit = transfer.connections or self._count.limit
         self._working: Set[int] = set()
+        self._complained = 0.0
         self._rate = RateLimit(transfer.limit_bps, stop)
         self._speeds: Dict[int, float] = {}  # worker -> bytes per second of its connection
         self._evictions: Deque[float] = deque(maxlen=EVICTIONS_PER_MINUTE)
@@ -2445,7 +2553,11 @@ class Download:
             self._changed.notify_all()
 
     def _after_failure(self, flight: Flight, failures: int, exc: RetryableError) -> None:
-        self._client.reporter.detail(f"{self._jobs[flight.file].remote.path}: {exc}; trying again")
+        now = time.monotonic()
+        loud = failures > 1 and now - self._complained > 5
+        say = self._client.reporter.info if loud else self._client.reporter.detail
+        self._complained = now if loud else self._complained
+        say(f"{self._jobs[flight.file].remote.path}: {exc}; trying again")
         if failures >= WORKER_FAILURES:
             kept = f"{human_bytes(self._stage.done)} of {human_bytes(self._stage.total)} arrived and are kept"
             step = "check the network, then run the same command again"
@@ -2907,6 +3019,11 @@ def local_donors(job: FileJob, root: Path, env: Mapping[str, str]) -> List[Path]
 def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter: Reporter) -> FetchPlan:
     """Ask the Hub what the repository has and look at what is here. Writes nothing but the record of proven files."""
     snapshot = client.snapshot(request.repo, request.revision, request.repo_type)
+    with contextlib.suppress(IntegrityError):
+        held = read_manifest(folder)
+        if held and held.source and held.source.resolved_repo != snapshot.source.resolved_repo:
+            what = f"{folder} holds another model, {held.source.resolved_repo}"
+            raise UsageError(what, "", f"hfship fetch {request.repo} --name ANOTHER_NAME")
     wanted = select_files(snapshot.files, request.include, request.exclude)
     if request.repo_type == "model" and not request.all_files and not request.include:
         everything, wanted = wanted, without_duplicates(wanted)
@@ -3026,7 +3143,6 @@ _BLOCK = 512
 # All make and take the same frames (RFC 8878), with content size and checksum.
 
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-BUILD_TABLE = "hfship-build.json"  # {"version", "entries": {name: SHA-256}}: what build_zipapp.py put into this file
 
 # linux/fcntl.h; Python below 3.9 has no names for them. No write, no growing, no shrinking, no further seal.
 _F_ADD_SEALS, _ALL_SEALS = 1033, 0xF
@@ -3235,34 +3351,6 @@ class _SystemZstd(Zstd):
 
         weakref.finalize(decode, library.ZSTD_freeDCtx, context)
         return decode
-
-
-def own_entry(name: str) -> bytes:
-    """One entry of the hfship.pyz that runs. Raises OSError when there is none (from source: no such file)."""
-    try:
-        content: bytes = globals()["__loader__"].get_data(os.path.join(os.path.dirname(__file__), name))
-        return content
-    except (ImportError, EOFError, zlib.error) as exc:
-        raise _damaged(name, f"{type(exc).__name__}: {exc}") from exc
-
-
-def own_build() -> Mapping[str, Any]:
-    """The build table of the hfship.pyz that runs; {} when hfship.py runs from source."""
-    try:
-        table = json.loads(own_entry(BUILD_TABLE))
-        return {"version": str(table["version"]), "entries": dict(table["entries"])}
-    except OSError:
-        return {}
-    except (ValueError, KeyError, TypeError) as exc:
-        raise _damaged(BUILD_TABLE, str(exc)) from exc
-
-
-def _damaged(entry: str, why: str) -> IntegrityError:
-    return IntegrityError(
-        f"{os.path.dirname(os.path.abspath(__file__))} is damaged",
-        f"{entry}: {why}",
-        "copy it again, and compare its SHA-256 with the published one",
-    )
 
 
 def _carried_backend() -> Tuple[bytes, str]:
@@ -7346,7 +7434,7 @@ def cmd_fetch(context: Context) -> Exit:
     root = Path(args.output).expanduser() if args.output else context.settings.models_dir
     with contextlib.ExitStack() as locks:
         plans, failures = plan_all(client, requests, root, locks, stop, context)
-        began = time.monotonic()
+        began, came = time.monotonic(), 0
         if args.dry_run:
             show_fetch_plans(plans, context)
         elif args.verify:
@@ -7356,11 +7444,10 @@ def cmd_fetch(context: Context) -> Exit:
             sizes = [job.remote.size for plan in plans for job in plan.jobs]
             needed, step = sum(map(bytes_to_write, plans)), "choose another disk with -o"
             require_room(root, needed, max(sizes, default=0), "fetch", step)
-            fetch_files(client, plans, stop, transfer, args.engine)
+            came = fetch_files(client, plans, stop, transfer, args.engine)
         if not args.dry_run:
-            report_fetch(
-                [plan for plan in plans if not args.verify or not plan.jobs], time.monotonic() - began, context
-            )
+            complete = [plan for plan in plans if not args.verify or not plan.jobs]
+            report_fetch(complete, came, time.monotonic() - began, context)
     return summarize_failures(failures, len(requests), reporter)
 
 
@@ -7379,8 +7466,8 @@ def fetch_requests(args: argparse.Namespace) -> List[FetchRequest]:
     if len(set(names)) < len(names):
         step = "fetch them one by one with --name"
         raise UsageError("two repositories would go into the same folder", ", ".join(names), step)
-    if args.jobs is not None and args.jobs < 1:
-        raise UsageError("--jobs must be at least 1", "", "leave it out for the default")
+    if args.jobs is not None and not 1 <= args.jobs <= 2 * MAX_CONNECTIONS:
+        raise UsageError(f"--jobs must be from 1 to {2 * MAX_CONNECTIONS}", "", "leave it out for the default")
     return requests
 
 
@@ -7399,6 +7486,7 @@ def plan_all(
         folder = root / request.name
         try:
             if not context.args.dry_run:
+                locks.callback(remove_if_empty, folder)
                 lock = locks.enter_context(FolderLock(make_dir(folder), stop.set))
                 if lock.doubtful:  # whoever held it may still write: start over in files of our own
                     for path in folder.rglob("*" + INCOMPLETE):
@@ -7409,6 +7497,13 @@ def plan_all(
                 raise
             failures.append(exc)
     return plans, failures
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Take back a model folder into which nothing came but our lock."""
+    with contextlib.suppress(OSError):
+        if os.listdir(folder) == [WORK_DIR] and os.listdir(folder / WORK_DIR) == ["lock"]:
+            shutil.rmtree(folder)
 
 
 def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, reporter: Reporter) -> FetchPlan:
@@ -7457,37 +7552,40 @@ def summarize_failures(failures: Sequence[HfshipError], count: int, reporter: Re
 
 def fetch_files(
     client: HubClient, plans: Sequence[FetchPlan], stop: threading.Event, transfer: Transfer, engine: str
-) -> None:
-    """Bring what is missing, all plans through one pool. aria2 is given the large files only."""
+) -> int:
+    """Bring what is missing, all plans through one pool; the bytes that came. aria2 is given the large files only."""
     jobs = [job for plan in plans for job in plan.jobs]
     theirs = [job for job in jobs if engine == "aria2" and job.remote.size > SMALL_FILE]
     ours = [job for job in jobs if job not in theirs] if theirs else jobs
+    came = 0
     if theirs:
         with client.reporter.stage("fetching (aria2)", sum(job.remote.size for job in theirs)) as stage:
             fetch_with_aria2(client, theirs, stage, transfer)
+        came += stage.total - stage.skipped
     if ours:
         with client.reporter.stage("fetching", sum(job.remote.size for job in ours)) as stage:
             Download(client, ours, stage, stop, transfer).run()
+        came += stage.total - stage.skipped
+    return came
 
 
-def report_fetch(plans: Sequence[FetchPlan], seconds: float, context: Context) -> None:
-    """Write the manifests and say what is there now."""
+def report_fetch(plans: Sequence[FetchPlan], came: int, seconds: float, context: Context) -> None:
+    """Write the manifests and say what is there now; `came` is what all of them together had to fetch (bytes)."""
     rows = []
     for plan in plans:
         manifest = finish_fetch(plan)
-        fetched = sum(job.remote.size for job in plan.jobs)
         fields = {"name": plan.name, "repo": plan.snapshot.source.repo, "commit": plan.snapshot.source.commit}
-        counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_bytes": fetched}
-        rows.append({**fields, "folder": str(plan.folder), **counts, "seconds": round(seconds, 3)})
+        counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_files": len(plan.jobs)}
+        rows.append({**fields, "folder": str(plan.folder), **counts})
+        proof = "every file verified" if plan.jobs or context.args.verify else "verified earlier, nothing to fetch"
+        text = f"{len(manifest.files)} files, {human_bytes(manifest.size)}, commit {plan.snapshot.source.commit[:12]}"
+        if not context.args.json:
+            context.reporter.result(f"{plan.folder}: {text}; {proof}")
     if context.args.json:
         context.reporter.result_json(rows)
-        return
-    for row in rows:
-        fetched = int(str(row["fetched_bytes"]))
-        speed = f"{human_bytes(fetched)} fetched in {human_seconds(seconds)} ({human_bytes(fetched / seconds)}/s)"
-        how = speed if fetched else "already complete, nothing fetched"
-        what = f"{row['files']} files, {human_bytes(int(str(row['bytes'])))}, commit {str(row['commit'])[:12]}"
-        context.reporter.result(f"{row['folder']}: {what}; every file verified; {how}")
+    if came:
+        speed = f"{human_bytes(came / seconds)}/s"
+        context.reporter.info(f"fetched {human_bytes(came)} in {human_seconds(seconds)} ({speed})")
 
 
 def show_fetch_plans(plans: Sequence[FetchPlan], context: Context) -> None:
@@ -8368,7 +8466,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The argument parser, made from COMMANDS."""
     parser = argparse.ArgumentParser(
-        prog="hfship",
+        prog=program_name(),
         description="Carry Hugging Face models across an air gap and put them into service.",
         epilog="exit codes: 0 ok, 2 usage, 3 incomplete but resumable, 4 auth or gated, 5 not found, 6 integrity, "
         "7 disk, 8 network, 9 this machine cannot do it, 130 interrupted with state saved",
@@ -8423,7 +8521,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         reporter.error(Interrupted("interrupted", "", "run the same command again: it goes on where it stopped"))
         return int(Exit.INTERRUPTED)
     except BrokenPipeError:  # the reader of our stdout (head, less) went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        silence_stdout()
         return int(Exit.OK)
 
 

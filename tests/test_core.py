@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import statistics
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -55,6 +56,15 @@ def test_json_errors_are_events(hfship: Program) -> None:
     done = hfship("verify", "nowhere.tar.zst", "--progress", "json", code=5)
     events = [json.loads(line) for line in done.stderr.splitlines()]
     assert events[-1]["event"] == "error" and events[-1]["exit_code"] == 5 and events[-1]["next"]
+
+
+@pytest.mark.parametrize("target, code", [("/dev/full", 7), ("-", 0)])
+def test_a_result_that_cannot_be_written(target: str, code: int, hfship: Program) -> None:
+    """A full disk is said; a stdout that the caller closed is not our business."""
+    redirect = "1>&-" if target == "-" else f"> {target}"
+    argv = ["sh", "-c", f'exec "$@" {redirect}', "sh", *hfship.argv, "version"]
+    done = subprocess.run(argv, env=hfship.env(), stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
 
 
 # -- reporting

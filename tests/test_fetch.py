@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
 import pytest
-from conftest import Program, missing
+from conftest import Program, missing, program
 from hub import FaultHub
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,7 +71,7 @@ def test_rerun_on_a_complete_folder_transfers_nothing(
     hfship(*command)
     manifest = (tmp_path / "tiny" / ".hfship" / "manifest.json").read_bytes()
     hub.forget()
-    assert "nothing fetched" in hfship(*command).stdout
+    assert "nothing to fetch" in hfship(*command).stdout
     assert hub.traffic.body_bytes == 0 and not hub.traffic.paths("/resolve/")
     assert (tmp_path / "tiny" / ".hfship" / "manifest.json").read_bytes() == manifest
 
@@ -460,7 +460,7 @@ def test_repair_fetches_only_the_bad_blocks(hfship: Program, hub: FaultHub, larg
     hub.faults.rate_bps = None
     command = ("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out")
     hfship(*command)
-    assert "already complete" in hfship(*command, "--verify").stdout
+    assert "every file verified" in hfship(*command, "--verify").stdout
     victim = tmp_path / "out" / "large" / "a.safetensors"
     for position in (9_000_000, 39_999_999):
         with victim.open("r+b") as stream:
@@ -552,8 +552,72 @@ def test_tls_needs_the_sites_certificate(hfship: Program, model: Path, tmp_path:
         hub.faults.direct = True
         command = ("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
         assert "SSL_CERT_FILE" in hfship(*command, code=8).stderr
+        other = hfship(*command, env={"REQUESTS_CA_BUNDLE": str(tmp_path / "cert2")}, code=8)
+        assert "REQUESTS_CA_BUNDLE" in other.stderr
         hfship(*command, env={"SSL_CERT_FILE": str(certificate)})
     assert same_files(model, tmp_path / "tiny")
+
+
+@pytest.mark.parametrize("token", ["hf_secret\nline", "“hf_secret”", "hf secret", ""])
+def test_what_is_no_token_is_said_and_not_shown(
+    token: str, hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(token)
+    done = hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, "--token-file", file, code=4)
+    assert "is not a token" in done.stderr and "secret" not in done.stderr and str(file) in done.stderr
+    if token:
+        done = hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, env={"HF_TOKEN": token}, code=4)
+        assert "HF_TOKEN" in done.stderr and "secret" not in done.stderr
+    missing = hfship("fetch", "org/tiny", "--token-file", tmp_path / "no", "-o", tmp_path, code=4)
+    assert "No such file" in missing.stderr
+
+
+def test_another_model_of_the_same_name_is_not_mixed_in(
+    hfship: Program, hub: FaultHub, published: Path, model: Path, tmp_path: Path
+) -> None:
+    hub.add(model, "other/tiny")
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+    done = hfship("fetch", "other/tiny", "--endpoint", hub.url, "-o", tmp_path, code=2)
+    assert "holds another model, org/tiny" in done.stderr and "--name" in done.stderr
+    assert same_files(published, tmp_path / "tiny")
+
+
+def test_a_fetch_that_never_began_leaves_no_folder(hfship: Program, hub: FaultHub, tmp_path: Path) -> None:
+    hfship("fetch", "org/nothing", "--endpoint", hub.url, "-o", tmp_path / "out", code=5)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_next_steps_can_be_typed_as_they_are(hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    for kind, words in (("source", "next  hfship fetch"), ("pyz", "next  python3 ")):
+        run = program(kind, tmp_path / kind)
+        run("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+        (tmp_path / "tiny" / "config.json").unlink()
+        done = run("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, "--verify", code=3)
+        assert words in done.stderr and "fetch --repair org/tiny" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "address, env, code, words",
+    [
+        ("https://127.0.0.1:{port}", {}, 8, "does not speak https"),
+        ("http://127.0.0.1:{port}/xyz", {}, 5, "no Hub answers"),
+        ("https://127.0.0.1:{port}", {"SSL_CERT_FILE": "/nowhere.pem"}, 8, "CA bundle"),
+    ],
+)
+def test_wrong_endpoints(
+    address: str,
+    env: Dict[str, str],
+    code: int,
+    words: str,
+    hfship: Program,
+    hub: FaultHub,
+    published: Path,
+    tmp_path: Path,
+) -> None:
+    port = hub.url.rpartition(":")[2]
+    done = hfship("fetch", "org/tiny", "--endpoint", address.format(port=port), "-o", tmp_path, env=env, code=code)
+    assert words in done.stderr and "next" in done.stderr
 
 
 def test_a_proxy_is_used(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
