@@ -87,6 +87,16 @@ def test_key_is_in_env_file_alone() -> None:
     assert "key" not in " ".join(hfship.vllm_arguments(PLAN))
 
 
+@pytest.mark.parametrize("key", ["a b", "a$b", "a=b", "é", "a\\b", "a#b", "a\tb"])
+def test_key_that_would_not_arrive_unchanged_is_refused(key: str, tmp_path: Path) -> None:
+    """Whoever edits .env hears it at once, without the key, and not as 401 from the API or as a traceback."""
+    (tmp_path / ".env").write_text(f"VLLM_API_KEY='{key}'\n")
+    with pytest.raises(hfship.UsageError) as caught:
+        hfship.read_key(tmp_path, hfship.Reporter("none"))
+    assert key not in caught.value.text() and str(tmp_path) in caught.value.what
+    assert caught.value.__cause__ is None
+
+
 def test_same_plan_same_bytes() -> None:
     for text in (hfship.plan_text, hfship.compose_text, lambda p: hfship.env_text(p, "k")):
         assert text(PLAN) == text(replace(PLAN))
