@@ -4480,24 +4480,19 @@ _NOT_SERVABLE = {
 _TYPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma2": {"head_dim": 256, "sliding_window_pattern": 2},
     "gemma3_text": {
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 262208,
-        "max_position_embeddings": 131072,
-        "sliding_window_pattern": 6,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
+        "max_position_embeddings": 131072, "sliding_window_pattern": 6,
     },
-}
+}  # fmt: skip
 
 # The keys under which vLLM looks for the context length (vllm/config: _get_and_verify_max_len), smallest wins.
 _LENGTH_KEYS = (
-    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"),
-    *("max_sequence_length", "max_seq_length", "seq_len", "model_max_length"),
-)
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length",
+    "max_sequence_length", "max_seq_length", "seq_len", "model_max_length",
+)  # fmt: skip
 _KV_HEAD_KEYS = (
-    *("n_head_kv", "num_kv_heads", "num_key_value_heads"),
-    *("multi_query_group_num", "num_attention_groups"),
-)
+    "n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups"
+)  # fmt: skip
 # Rope types whose max_position_embeddings is already the stretched length.
 _ROPE_ALREADY_SCALED = frozenset({"su", "longrope", "llama3", "yarn", "deepseek_yarn"})
 
@@ -4633,16 +4628,17 @@ def attention_layers(text: Mapping[str, Any], layers: int) -> Tuple[int, int]:
     >>> attention_layers({"full_attention_interval": 4}, 48)
     (12, 0)
     """
-    kinds, every = text.get("layer_types"), _number(text, "full_attention_interval", "attn_layer_period")
+    kinds, window = text.get("layer_types"), window_of(text)
+    every = _number(text, "full_attention_interval", "attn_layer_period")
     if isinstance(kinds, list) and kinds:
         windowed = sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds[:layers])
         full = sum(kind in ("full_attention", "attention") for kind in kinds[:layers])
-        return (full, windowed) if window_of(text) else (full + windowed, 0)
+        return (full, windowed) if window else (full + windowed, 0)
     if every:
         return layers // every, 0
     if isinstance(text.get("hybrid_override_pattern"), str):
         return text["hybrid_override_pattern"].count("*"), 0
-    if not window_of(text):
+    if not window:
         return layers, 0
     if _number(text, "sliding_window_pattern"):
         full = layers // _number(text, "sliding_window_pattern")
@@ -4676,11 +4672,7 @@ def longest_context(text: Mapping[str, Any]) -> int:
 
 
 def quantization_of(config: Mapping[str, Any]) -> Optional[Quantization]:
-    """The quantisation that config.json declares: fp8, awq, gptq, compressed-tensors, modelopt, mxfp4, ...
-
-    >>> quantization_of({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}})
-    Quantization(method='awq', bits=4, group=128, block=(), fp8_kv_cache=False)
-    """
+    """The quantisation that config.json declares: fp8, awq, gptq, compressed-tensors, modelopt, mxfp4, ..."""
     raw = _table(config, "quantization_config", "compression_config")
     raw = raw or _table(text_config(config), "quantization_config")
     raw = {**raw, **_table(raw, "quantization")}  # ModelOpt nests once more
@@ -4873,6 +4865,8 @@ UNEVEN_SPLIT = 1.03  # norms, latent projections and the like are replicated on 
 CPU_RUNTIME_BYTES = 3 * GIB  # measured: a container with a tiny model takes 2.4 GiB
 CPU_IN_FLIGHT = 2048  # tokens per batch, vLLM's default on CPUs
 
+FLOAT32 = ("float32", "float")  # as vLLM's --dtype spells it
+
 Version = Tuple[int, int, int]
 Capability = Tuple[int, int]  # NVIDIA's compute capability
 HYBRID_KV: Version = (0, 10, 0)  # from here on windowed layers keep their window only
@@ -5029,9 +5023,6 @@ def parse_nvidia_smi(text: str) -> Tuple[Gpu, ...]:
     """The GPUs in `nvidia-smi --query-gpu=NVIDIA_SMI_FIELDS --format=csv,noheader,nounits`.
 
     Unknown values come as [N/A] and the like; a line that is not a GPU (a lost one, say) is passed over.
-
-    >>> parse_nvidia_smi("0, GPU-1, NVIDIA H200, 143771, 0, 9.0, 580.159.04, Disabled")[0].label
-    'GPU 0 (NVIDIA H200, 150.8 GB)'
     """
     gpus = []
     for line in text.splitlines():
@@ -5086,7 +5077,7 @@ def parse_images(text: str) -> Tuple[Image, ...]:
     (Image(reference='vllm/vllm-openai:v0.8.3', id='sha256:1', version=(0, 8, 3), cpu=False, cuda=''),)
     """
     images = []
-    for row in map(json.loads, text.splitlines()):
+    for row in (json.loads(line) for line in text.splitlines() if line.startswith("{")):
         repository, tag = row.get("Repository", ""), row.get("Tag", "")
         last = f"{repository.rpartition('/')[2]}:{tag}"
         if "vllm" in last.partition(":")[0] and not re.search("<none>|rocm|tpu|xpu|hpu|gaudi|neuron", last):
@@ -5160,7 +5151,7 @@ def as_loaded(facts: ModelFacts, version: Version, options: ServeOptions) -> Mod
     that is to run in float32 takes twice the bytes."""
     if version < HYBRID_KV:
         facts = replace(facts, full_layers=facts.full_layers + facts.window_layers, window_layers=0)
-    if kv_width(facts, replace(options, kv_cache_dtype="auto")) == 4 and facts.dtype.endswith("float16"):
+    if options.dtype in FLOAT32 and facts.dtype in ("bfloat16", "float16") and not facts.quantization:
         facts = replace(facts, weight_bytes=2 * facts.weight_bytes)
     return facts
 
@@ -5208,7 +5199,7 @@ def kv_width(facts: ModelFacts, options: ServeOptions) -> float:
     if wanted.startswith("fp8") or (wanted == "auto" and facts.quantization and facts.quantization.fp8_kv_cache):
         return 1.0
     # vLLM casts 32-bit models to 16 bits unless told otherwise.
-    return 4.0 if options.dtype in ("float32", "float") else 2.0
+    return 4.0 if options.dtype in FLOAT32 else 2.0
 
 
 def batch_limits(gpu_total: int) -> Tuple[int, int]:
@@ -5419,25 +5410,23 @@ def make_plan(
     in_flight = batch_limits(min((g.total for g in pool), default=0))[0]
     request = kv_bytes(facts, found.tp, length or USEFUL_LENGTH, kv_width(facts, options), in_flight)
     no_bfloat16 = facts.dtype == "bfloat16" and any((0, 0) < g.capability < (8, 0) for g in gpus)
-    choices = {
-        "served_names": options.served_names or (name,),
-        "image": image.reference,
-        "gpus": tuple(g.uuid for g in gpus),
-        "tensor_parallel_size": found.tp,
-        "max_model_len": length,
-        "dtype": "float16" if options.dtype == "auto" and no_bfloat16 else options.dtype,
-        "port": choose_port(options.port, previous.port if previous else None, host.taken_ports),
-        "shm_size": options.shm_size or ("16gb" if found.tp > 1 else "4gb"),
-        "env": environment(name, facts, options, found.kv),
-    }
-    return Plan(
-        **{**vars(options), **choices},
+    return replace(
+        Plan(**vars(options)),
         name=name,
         model_dir=model_dir,
+        served_names=options.served_names or (name,),
+        image=image.reference,
         image_id=image.id,
         version=version,
         embeds=facts.embeds,
+        gpus=tuple(g.uuid for g in gpus),
         gpu_names=tuple(g.label for g in gpus),
+        tensor_parallel_size=found.tp,
+        max_model_len=length,
+        dtype="float16" if options.dtype == "auto" and no_bfloat16 else options.dtype,
+        port=choose_port(options.port, previous.port if previous else None, host.taken_ports),
+        shm_size=options.shm_size or ("16gb" if found.tp > 1 else "4gb"),
+        env=environment(name, facts, options, found.kv),
         weight_bytes=facts.weight_bytes,
         kv_bytes=found.kv,
         concurrency=round(found.kv / request, 0 if found.kv > 10 * request else 1) if request else 0.0,
@@ -5458,15 +5447,10 @@ def choose_port(wanted: Optional[int], previous: Optional[int], taken: AbstractS
 
 def environment(name: str, facts: ModelFacts, options: ServeOptions, kv: int) -> Mapping[str, str]:
     """Variables of the container: nothing may look for a network, nothing phones home. The operator's come last."""
-    values = {
-        "DO_NOT_TRACK": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        # vLLM's own patience is 600 s, which slow disks outlast.
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(options.ready_timeout_s),
-    }
+    offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK")
+    values = dict.fromkeys(offline, "1")
+    # vLLM's own patience is 600 s, which slow disks outlast.
+    values["VLLM_ENGINE_READY_TIMEOUT_S"] = str(options.ready_timeout_s)
     if options.device == "cpu":
         # Binding threads to cores needs rights that the container does not have.
         values.update(VLLM_CPU_KVCACHE_SPACE=str(kv // GIB), VLLM_CPU_OMP_THREADS_BIND="nobind")
@@ -5778,13 +5762,10 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
     (r"Cannot connect to the Docker daemon|Is the docker daemon running|failed to connect to the docker API",
      "the docker daemon is not running, or DOCKER_HOST points to the wrong place", "systemctl start docker"),
     (r"is not a docker command|unknown command: docker compose|unknown (?:shorthand )?flag: .*-?-s",
-     "docker has no compose plugin",
-     "install docker-compose-plugin (docker's own packages) or docker-compose-v2 (Debian, Ubuntu)"),
-    (r"client version (\S+) is too (old|new)",
-     "docker's client {0} is too {1} for its daemon", "install client and engine of one release"),
+     "docker has no compose plugin", "install docker-compose-plugin, or docker-compose-v2 (Debian, Ubuntu)"),
+    (r"client version (\S+) is too (old|new)", "docker's client {0} is too {1}", "install client and engine of one release"),
     (r"could not select device driver|unknown or invalid runtime name: nvidia|[Uu]nknown runtime specified nvidia",
-     "docker has no NVIDIA runtime",
-     "install nvidia-container-toolkit, run nvidia-ctk runtime configure, restart docker"),
+     "docker has no NVIDIA runtime", "install nvidia-container-toolkit, nvidia-ctk runtime configure, restart docker"),
     (r"docker-init", "docker has no docker-init", "install tini, and link it as docker-init beside dockerd"),
     (r"port is already allocated|[Aa]ddress already in use", "the port is taken", "hfship serve {name} --port ANOTHER"),
     (r'container name \"?/?(\S+?)\"? is already in use',
@@ -5804,16 +5785,11 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
      "the KV cache does not hold one request of full length",
      "hfship serve {name} with a smaller --max-model-len, or a larger --tensor-parallel-size"),
     (r"CUDA out of memory|torch\.OutOfMemoryError|CUDA error: out of memory",
-     "the GPU ran out of memory",
-     "hfship serve {name} with a larger --tensor-parallel-size, or smaller --max-model-len and --max-num-seqs"),
-    (r"unrecognized arguments: (.+)",
-     "this version of vLLM does not know {0}", "leave it out, or choose another --image"),
+     "the GPU ran out of memory", "hfship serve {name} with a larger --tensor-parallel-size or less --max-num-seqs"),
+    (r"unrecognized arguments: (.+)", "this version of vLLM does not know {0}", "leave it out, or choose another --image"),
     (r"`trust_remote_code=True`", "the model runs its own code", "hfship serve {name} --trust-remote-code"),
     (r"does not recognize this architecture|Model architectures .* are not supported|has no vLLM implementation",
      "this vLLM is older than the model", "bring a newer vLLM image: docker load -i FILE, then hfship serve {name}"),
-    (r"Bfloat16 is only supported on GPUs", "this GPU has no bfloat16", "hfship serve {name} --dtype float16"),
-    (r"User-specified max_model_len .* is greater than the derived",
-     "the context is longer than the model's own", "hfship serve {name} with a smaller --max-model-len"),
     (r"LocalEntryNotFoundError|outgoing traffic has been disabled|couldn't connect to 'https://huggingface\.co",
      "vLLM looked for a file that the model folder does not have",
      "compare the folder with the repository, fetch what is missing, carry it over"),
@@ -6041,10 +6017,9 @@ def log_tail(deployment: Deployment, lines: int) -> str:
 def stream_logs(deployment: Deployment, follow: bool, tail: str, reporter: Reporter) -> Exit:
     """Copy the container's log to stdout, redacted, until it ends or the operator has seen enough."""
     argv = ["docker", *log_arguments(deployment, tail), *["--follow"] * follow]
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    with subprocess.Popen(argv, **pipes) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
-            for line in process.stdout:
+            for line in process.stdout or ():
                 reporter.result(line.decode("utf-8", "replace").rstrip("\n"))
         except KeyboardInterrupt:
             return Exit.OK  # the way out of --follow
@@ -6151,10 +6126,6 @@ def ask_model(deployment: Deployment, timeout_s: float) -> Answer:
 def start(deployment: Deployment) -> int:
     """`docker compose up -d`; the number of restarts that the container had before. Raises HostError, DiskError."""
     plan, doing = deployment.plan, f"start {deployment.plan.name}"
-    now = json.loads(docker(["image", "inspect", plan.image], f"find the image {plan.image}"))[0]["Id"]
-    if now != plan.image_id:
-        why = f"{plan.image} is {now} now, the plan was made for {plan.image_id}"
-        raise HostError(f"cannot start {plan.name}: its image changed", why, f"hfship serve {plan.name}")
     root = Path(docker(["info", "--format", "{{.DockerRootDir}}"], "ask docker for its folder").strip())
     if root.is_dir():  # else the engine is on another machine
         require_room(root, DOCKER_ROOM, 0, doing, "free space there; docker system df says what takes it")
@@ -6624,7 +6595,6 @@ class Command:
     summary: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Context], Exit]
-    examples: str
 
 
 # ---- fetch ---------------------------------------------------------------------------
@@ -7005,7 +6975,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU that it takes")
     add("--assume-gpus", metavar="2xH100|2x80GB", help="with --plan: plan for a machine with these")
     add("--image", default="", help="docker image (default: the newest vLLM image that is loaded)")
-    add("--host", dest="bind", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--host", dest="bind", type=_address, default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=_port, default=0, help="port to listen on (default: the first free one from 8000)")
     add("--shm-size", default="", metavar="SIZE", help="shared memory of the container, like 16gb")
     wait = "to wait until it answers (default: %(default)s)"
@@ -7032,7 +7002,6 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
         require_env(name, value)
     if args.shm_size:
         parse_size(args.shm_size)
-    require_address(args.bind)
     if args.assume_gpus and not args.plan:
         raise UsageError("--assume-gpus is for planning", "it describes a machine that is not here", "add --plan")
     if len(args.names) > 1 and (args.port or args.name or args.served_names):
@@ -7042,13 +7011,12 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
     return ServeOptions(**known_fields(ServeOptions, {**vars(args), "env": env, "gpus": gpus, "extra_args": extra}))
 
 
-def require_address(text: str) -> None:
-    """Raise UsageError unless `text` is an IP address: docker publishes ports on addresses, not on names."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):
-            socket.inet_pton(family, text)
-            return
-    raise UsageError(f"--host {text} is not an IP address", "", "0.0.0.0 listens on all addresses")
+def _address(text: str) -> str:
+    """docker publishes ports on addresses, not on names."""
+    with contextlib.suppress(OSError):
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not an IP address (0.0.0.0 listens on all)")
 
 
 def cmd_serve(context: Context) -> Exit:
@@ -7132,7 +7100,8 @@ def planned_row(context: Context, name: str, folder: Path, facts: ModelFacts, op
         images = list_images()
     except HostError as exc:
         reporter.warn(f"{exc.what} ({exc.why})")
-    host = Host(assumed_gpus(assumed), images) if assumed else read_host(images)
+    host = read_host(images)
+    host = replace(host, gpus=assumed_gpus(assumed)) if assumed else host
     row = {"name": name, "facts": asdict(facts)}
     try:
         device = choose_device(options, host)
@@ -7206,13 +7175,12 @@ def served_row(deployment: Deployment, facts: ModelFacts, answer: Answer) -> Dic
 
 def curl_example(plan: Plan, env_file: Path, chat: bool) -> str:
     """A request by curl that reads the key from .env through a pipe: command lines can be read by everybody."""
-    path, wish = "completions", {"prompt": "Hello", "max_tokens": 16}  # type: str, Mapping[str, object]
-    if plan.embeds:
-        path, wish = "embeddings", {"input": "Hello"}
-    elif chat:
-        path, wish = "chat/completions", {"messages": [{"role": "user", "content": "Hello"}]}
+    hello: Mapping[str, Any] = {"prompt": "Hello", "max_tokens": 16}
+    path = "embeddings" if plan.embeds else "chat/completions" if chat else "completions"
+    if path != "completions":
+        hello = {"input": "Hello"} if plan.embeds else {"messages": [{"role": "user", "content": "Hello"}]}
     header = f"awk -F= '/^{KEY_VARIABLE}=/{{print \"Authorization: Bearer\",$2}}' {shlex.quote(str(env_file))}"
-    body = shlex.quote(json.dumps({"model": plan.served_names[0], **wish}))
+    body = shlex.quote(json.dumps({"model": plan.served_names[0], **hello}))
     return f"{header} | curl -s -H @- -H 'Content-Type: application/json' {plan.url}/{path} -d {body}"
 
 
@@ -7448,74 +7416,54 @@ def cmd_version(context: Context) -> Exit:
 # ---- the table and main --------------------------------------------------------------
 
 COMMANDS: Tuple[Command, ...] = (
-    Command(
-        "fetch",
-        "download models from the Hub, resumable and verified",
-        fetch_arguments,
-        cmd_fetch,
-        "  hfship fetch Qwen/Qwen3-8B\n  hfship fetch org/name@v1.0 --exclude 'onnx/' -o /mnt/disk",
-    ),
-    Command(
-        "pack",
-        "pack models into NAME.tar.zst, whole or in parts",
-        pack_arguments,
-        cmd_pack,
-        "  hfship pack Qwen3-14B\n  hfship pack --split fat32 -o /media/usb Qwen3-14B",
-    ),
+    Command("fetch", "download models from the Hub, resumable and verified", fetch_arguments, cmd_fetch),
+    Command("pack", "pack models into NAME.tar.zst, whole or in parts", pack_arguments, cmd_pack),
     Command(
         "verify",
         "prove archives or model folders offline; names what is damaged and the shortest repair",
         verify_arguments,
         cmd_verify,
-        "  hfship verify /media/usb/Qwen3-14B.tar.zst.0001\n  hfship verify /data/models/huggingface/Qwen3-14B",
     ),
+    Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack),
     Command(
-        "unpack",
-        "restore models from archives, verified",
-        unpack_arguments,
-        cmd_unpack,
-        "  hfship unpack /data/transfer/Qwen3-14B.tar.zst\n  hfship unpack Qwen3-14B -o /data/models/huggingface",
-    ),
-    Command(
-        "serve",
-        "put models into service with vLLM in docker, and wait until they answer",
-        serve_arguments,
-        cmd_serve,
-        "  hfship serve Qwen3-8B\n"
-        "  hfship serve Qwen3-8B --plan --assume-gpus 2x80GB\n"
-        "  hfship serve Llama-3.1-70B --gpus 0,1 --max-model-len 32768 -- --enable-auto-tool-choice",
+        "serve", "put models into service with vLLM in docker, and wait until they answer", serve_arguments, cmd_serve
     ),
     Command(
         "status",
-        "show whether deployments answer; exit code 0 healthy, 3 loading or degraded, 9 down",
+        "show whether deployments answer; exit code 0 healthy, 3 loading or degraded, 9 down or unknown",
         names_arguments,
         cmd_status,
-        "  hfship status\n  hfship status Qwen3-8B --json",
     ),
-    Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop, "  hfship stop Qwen3-8B"),
+    Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop),
+    Command("logs", "show the log of a deployment", logs_arguments, cmd_logs),
+    Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
     Command(
-        "logs",
-        "show the log of a deployment",
-        logs_arguments,
-        cmd_logs,
-        "  hfship logs Qwen3-8B --tail 100\n  hfship logs Qwen3-8B -f",
-    ),
-    Command(
-        "mirror",
-        "serve a folder of models as a private, read-only Hub",
-        mirror_arguments,
-        cmd_mirror,
-        "  hfship mirror /data/models/huggingface --host 0.0.0.0\n"
-        "  HF_ENDPOINT=http://HOST:8090 hf download Qwen/Qwen3-8B",
-    ),
-    Command(
-        "version",
-        "print version, Python and zstd backend; --verify checks this file",
-        version_arguments,
-        cmd_version,
-        "  hfship version\n  hfship version --verify",
+        "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
     ),
 )
+
+# Each command shows its own lines.
+EXAMPLES = """\
+hfship fetch Qwen/Qwen3-8B
+hfship fetch org/name@v1.0 --exclude 'onnx/' -o /mnt/disk
+hfship pack Qwen3-14B
+hfship pack --split fat32 -o /media/usb Qwen3-14B
+hfship verify /media/usb/Qwen3-14B.tar.zst.0001
+hfship verify /data/models/huggingface/Qwen3-14B
+hfship unpack /data/transfer/Qwen3-14B.tar.zst
+hfship unpack Qwen3-14B -o /data/models/huggingface
+hfship serve Qwen3-8B
+hfship serve Qwen3-8B --plan --assume-gpus 2xH100
+hfship serve Llama-3.1-70B --gpus 0,1 --max-model-len 32768 -- --enable-auto-tool-choice
+hfship status
+hfship status Qwen3-8B --json
+hfship stop Qwen3-8B
+hfship logs Qwen3-8B --tail 100
+hfship logs Qwen3-8B -f
+hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
+hfship version
+hfship version --verify
+"""
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -7541,11 +7489,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hfship {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
+        examples = [line for line in EXAMPLES.splitlines() if line.split()[1] == command.name]
         sub = subparsers.add_parser(
             command.name,
             help=command.summary,
             description=command.summary[0].upper() + command.summary[1:] + ".",
-            epilog=f"examples:\n{command.examples}",
+            epilog="\n  ".join(["examples:", *examples]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.arguments(sub)
