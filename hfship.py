@@ -5605,7 +5605,7 @@ def env_quote(value: str) -> str:
     >>> env_quote("1"), env_quote("a $b"), env_quote("it's $5")
     ('1', "'a $b'", '"it\\'s \\\\$5"')
     """
-    if re.match(r"[A-Za-z0-9_./:,@%+-]+$", value):
+    if re.match(r"[A-Za-z0-9_./:,@%+-]+\Z", value):
         return value
     if "'" not in value and "\\" not in value:
         return f"'{value}'"
@@ -5628,7 +5628,7 @@ def key_in_env(text: str) -> str:
 
 def require_env(name: str, value: str) -> None:
     """Raise UsageError for a variable that .env cannot carry."""
-    if not re.match(r"[A-Za-z_][A-Za-z0-9_]*$", name) or re.search(r"[\x00-\x1f\x7f]", value):
+    if not re.match(r"[A-Za-z_][A-Za-z0-9_]*\Z", name) or re.search(r"[\x00-\x1f\x7f]", value):
         raise UsageError(f"--env {name}: not a variable", "names have letters, digits and _, values one line", "")
     if name == KEY_VARIABLE:
         why = "command lines can be read by everybody"
@@ -5763,7 +5763,7 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
      "the docker daemon is not running, or DOCKER_HOST points to the wrong place", "systemctl start docker"),
     (r"is not a docker command|unknown command: docker compose|unknown (?:shorthand )?flag: .*-?-s",
      "docker has no compose plugin", "install docker-compose-plugin, or docker-compose-v2 (Debian, Ubuntu)"),
-    (r"client version (\S+) is too (old|new)", "docker's client {0} is too {1}", "install client and engine of one release"),
+    (r"client version (\S+) is too (old|new)", "docker's client is too {1}", "install client and engine of one release"),
     (r"could not select device driver|unknown or invalid runtime name: nvidia|[Uu]nknown runtime specified nvidia",
      "docker has no NVIDIA runtime", "install nvidia-container-toolkit, nvidia-ctk runtime configure, restart docker"),
     (r"docker-init", "docker has no docker-init", "install tini, and link it as docker-init beside dockerd"),
@@ -5786,7 +5786,7 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
      "hfship serve {name} with a smaller --max-model-len, or a larger --tensor-parallel-size"),
     (r"CUDA out of memory|torch\.OutOfMemoryError|CUDA error: out of memory",
      "the GPU ran out of memory", "hfship serve {name} with a larger --tensor-parallel-size or less --max-num-seqs"),
-    (r"unrecognized arguments: (.+)", "this version of vLLM does not know {0}", "leave it out, or choose another --image"),
+    (r"unrecognized arguments: (.+)", "this version of vLLM does not know {0}", "leave it out, or take another --image"),
     (r"`trust_remote_code=True`", "the model runs its own code", "hfship serve {name} --trust-remote-code"),
     (r"does not recognize this architecture|Model architectures .* are not supported|has no vLLM implementation",
      "this vLLM is older than the model", "bring a newer vLLM image: docker load -i FILE, then hfship serve {name}"),

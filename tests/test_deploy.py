@@ -165,7 +165,7 @@ def test_variables_that_env_files_cannot_carry_are_refused(name: str, value: str
     assert name.isidentifier() and not set("\n\r\0") & set(value)
 
 
-@pytest.mark.parametrize("name", ["", "A B", "1A", "A=B", "VLLM_API_KEY", "Ä"])
+@pytest.mark.parametrize("name", ["", "A B", "1A", "A=B", "VLLM_API_KEY", "Ä", "A\n"])
 def test_bad_variable_names(name: str) -> None:
     with pytest.raises(hfship.UsageError):
         hfship.require_env(name, "x")
