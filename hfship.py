@@ -5121,13 +5121,17 @@ def choose_image(images: Sequence[Image], wanted: Optional[str], device: str) ->
     return max(found, key=lambda i: (i.version or (0, 0, 0), "vllm/vllm-openai" in i.reference, -len(i.reference)))
 
 
+def least_capability(facts: ModelFacts, image: Image) -> Tuple[Capability, str]:
+    """(compute capability that a GPU must have, what demands it)."""
+    method, version = facts.quantization.method if facts.quantization else "", image.version or NEWEST
+    needs = [((7, 0), "vLLM")] + [((7, 5), "CUDA 13")] * (cuda_of(image) >= (13, 0))
+    needs += [(least, method) for wanted, before, least in _LEAST_CAPABILITY if wanted == method and version < before]
+    return max(needs)
+
+
 def require_capability(name: str, facts: ModelFacts, gpus: Sequence[Gpu], image: Image) -> None:
     """Refuse GPUs for which the image, or vLLM's kernels for the quantisation, were not built."""
-    method, cuda = facts.quantization.method if facts.quantization else "", cuda_of(image)
-    version = image.version or NEWEST
-    needs = [((7, 0), "vLLM")] + [((7, 5), "CUDA 13")] * (cuda >= (13, 0))
-    needs += [(least, method) for wanted, before, least in _LEAST_CAPABILITY if wanted == method and version < before]
-    least, who = max(needs)
+    (least, who), cuda = least_capability(facts, image), cuda_of(image)
     for gpu in gpus:
         what = f"cannot serve {name} on {gpu.label}: compute capability {gpu.capability[0]}.{gpu.capability[1]}"
         if (0, 0) < gpu.capability < least:
@@ -5291,8 +5295,10 @@ def refusal(name: str, facts: ModelFacts, pool: Sequence[Gpu], fits: Sequence[Fi
 
 
 def smallest_gpu(facts: ModelFacts, tp: int, length: int, options: ServeOptions) -> str:
-    """The smallest of the known GPUs, `tp` of which hold `length` tokens; "-" when none does."""
-    return next((name for name, mib, _ in _KNOWN_GPUS if fit(facts, tp, mib << 20, options).length >= length), "-")
+    """The smallest of the known GPUs that run the model and `tp` of which hold `length` tokens; "-" when none does."""
+    least = least_capability(facts, Image(""))[0]
+    cards = ((name, mib << 20) for name, mib, capability in _KNOWN_GPUS if capability >= least)
+    return next((name for name, total in cards if fit(facts, tp, total, options).length >= length), "-")
 
 
 def sizing(facts: ModelFacts, options: ServeOptions) -> List[List[str]]:
@@ -5763,7 +5769,7 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
      "the docker daemon is not running, or DOCKER_HOST points to the wrong place", "systemctl start docker"),
     (r"is not a docker command|unknown command: docker compose|unknown (?:shorthand )?flag: .*-?-s",
      "docker has no compose plugin", "install docker-compose-plugin, or docker-compose-v2 (Debian, Ubuntu)"),
-    (r"client version (\S+) is too (old|new)", "docker's client is too {1}", "install client and engine of one release"),
+    (r"client version (\S+) is too (old|new)", "docker's client is too {1}", "use client and engine of one release"),
     (r"could not select device driver|unknown or invalid runtime name: nvidia|[Uu]nknown runtime specified nvidia",
      "docker has no NVIDIA runtime", "install nvidia-container-toolkit, nvidia-ctk runtime configure, restart docker"),
     (r"docker-init", "docker has no docker-init", "install tini, and link it as docker-init beside dockerd"),
@@ -5786,7 +5792,7 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
      "hfship serve {name} with a smaller --max-model-len, or a larger --tensor-parallel-size"),
     (r"CUDA out of memory|torch\.OutOfMemoryError|CUDA error: out of memory",
      "the GPU ran out of memory", "hfship serve {name} with a larger --tensor-parallel-size or less --max-num-seqs"),
-    (r"unrecognized arguments: (.+)", "this version of vLLM does not know {0}", "leave it out, or take another --image"),
+    (r"unrecognized arguments: (.+)", "this version of vLLM does not know {0}", "leave it out, or change the --image"),
     (r"`trust_remote_code=True`", "the model runs its own code", "hfship serve {name} --trust-remote-code"),
     (r"does not recognize this architecture|Model architectures .* are not supported|has no vLLM implementation",
      "this vLLM is older than the model", "bring a newer vLLM image: docker load -i FILE, then hfship serve {name}"),
@@ -6975,7 +6981,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU that it takes")
     add("--assume-gpus", metavar="2xH100|2x80GB", help="with --plan: plan for a machine with these")
     add("--image", default="", help="docker image (default: the newest vLLM image that is loaded)")
-    add("--host", dest="bind", type=_address, default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--host", dest="bind", type=_address, default="127.0.0.1", metavar="IP", help="to listen on (%(default)s)")
     add("--port", type=_port, default=0, help="port to listen on (default: the first free one from 8000)")
     add("--shm-size", default="", metavar="SIZE", help="shared memory of the container, like 16gb")
     wait = "to wait until it answers (default: %(default)s)"

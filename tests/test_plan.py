@@ -433,3 +433,9 @@ def test_sizing_tells_what_to_buy() -> None:
     rows = hfship.sizing(facts_of("Llama-3.1-70B"), hfship.ServeOptions())
     assert [row[0] for row in rows] == ["TP=1", "TP=2", "TP=4", "TP=8"]
     assert "H100 80 GB" in rows[2][3]
+
+
+def test_sizing_names_no_gpu_that_cannot_run_the_model() -> None:
+    """Eight T4 would hold it, but MXFP4 needs compute capability 8.0."""
+    rows = hfship.sizing(facts_of("gpt-oss-120b"), hfship.ServeOptions())
+    assert rows[3][2] == "L4 24 GB"
