@@ -4919,11 +4919,8 @@ FLAGS: Mapping[str, Tuple[Version, Version, str]] = {
     "--max-num-queued-reqs": ((0, 30, 0), _NEVER, ""),
     "--sse-keep-alive-interval": ((0, 30, 0), _NEVER, ""),
 }
-
-
-_RESERVED_FLAGS = frozenset(
-    {"--api-key", "--host", "--port", "--served-model-name", "--tensor-parallel-size", "-tp", "--model"}
-)
+# Flags of vLLM that hfship alone sets.
+RESERVED_FLAGS = ("--api-key", "--host", "--port", "--model", "--served-model-name", "--tensor-parallel-size", "-tp")
 KEY_VARIABLE = "VLLM_API_KEY"
 
 
@@ -5502,6 +5499,15 @@ def require_known_model(name: str, facts: ModelFacts, options: ServeOptions) -> 
         )
 
 
+def flags_in(arguments: Sequence[str]) -> List[str]:
+    """The flags among arguments of vLLM, which takes --max_model_len for --max-model-len.
+
+    >>> flags_in(["--max_model_len=5", "--dtype", "half", "-tp", "2"])
+    ['--max-model-len', '--dtype', '-tp']
+    """
+    return [a.partition("=")[0].replace("_", "-") for a in arguments if re.match("--?[a-z]", a)]
+
+
 def knows_flag(version: Version, flag: str) -> bool:
     """Whether this vLLM has the flag."""
     since, until, _ = FLAGS.get(flag, (_ALWAYS, _NEVER, ""))
@@ -5511,8 +5517,8 @@ def knows_flag(version: Version, flag: str) -> bool:
 def require_known_flags(arguments: Sequence[str], version: Version) -> None:
     """Refuse extra arguments that this vLLM does not know (it would die with "unrecognized arguments"), and those that
     are hfship's to set: a key in a command line can be read by everybody, another name or port would not be found."""
-    for flag in (argument.partition("=")[0] for argument in arguments):
-        if flag in _RESERVED_FLAGS:
+    for flag in flags_in(arguments):
+        if any(own.startswith(flag) for own in RESERVED_FLAGS):  # argparse takes abbreviations too
             next_step = f"give it to hfship serve before the --; the key is {KEY_VARIABLE} in the deployment's .env"
             raise UsageError(f"{flag} cannot be passed on to vLLM", "hfship sets it", next_step)
         if not knows_flag(version, flag):
@@ -5546,7 +5552,7 @@ _HEALTH_CHECK = (
 
 def vllm_arguments(plan: Plan) -> List[str]:
     """The arguments of `vllm serve` for the plan's version of vLLM. The key is not among them: argv is public."""
-    gpu, given = plan.device == "gpu", {argument.partition("=")[0] for argument in plan.extra_args}
+    gpu, given = plan.device == "gpu", flags_in(plan.extra_args)
     settings: Mapping[str, object] = {  # True: a flag without a value
         "--tensor-parallel-size": gpu and plan.tensor_parallel_size,
         "--gpu-memory-utilization": gpu and f"{plan.gpu_memory_utilization:.2f}",

@@ -76,8 +76,10 @@ def test_arguments_are_those_that_the_version_knows(version: tuple, flags: list,
 
 
 def test_operators_arguments_win() -> None:
-    arguments = hfship.vllm_arguments(replace(PLAN, extra_args=("--max-model-len=512", "--shutdown-timeout", "5")))
+    arguments = hfship.vllm_arguments(replace(PLAN, extra_args=("--max_model_len=512", "--shutdown-timeout", "5")))
     assert arguments.count("--shutdown-timeout") == 1 and "--max-model-len" not in arguments
+    dashes = hfship.vllm_arguments(replace(PLAN, extra_args=("--max-model-len=512",)))
+    assert "--max-model-len" not in dashes and dashes[-1] == "--max-model-len=512"
 
 
 def test_key_is_in_env_file_alone() -> None:

@@ -410,6 +410,8 @@ def test_old_gpu_computes_in_float16() -> None:
         ("--runner", (0, 8, 3), "versions from 0.10.0 do"),
         ("--task", (0, 8, 3), None),
         ("--anything-else", (0, 8, 3), None),
+        ("--max_num_queued_reqs=5", (0, 8, 3), "versions from 0.30.0 do"),
+        ("--model-loader-extra-config", (0, 8, 3), None),
     ],
 )
 def test_flag_that_the_image_does_not_know_is_refused(argument: str, version: tuple, said: str) -> None:
@@ -421,7 +423,9 @@ def test_flag_that_the_image_does_not_know_is_refused(argument: str, version: tu
         assert said in caught.value.text()
 
 
-@pytest.mark.parametrize("argument", ["--api-key=sk-1", "--port", "--host", "--served-model-name", "-tp=2"])
+@pytest.mark.parametrize(
+    "argument", ["--api-key=sk-1", "--api_key=sk-1", "--api-k=sk-1", "--port", "--host", "--served-model-name", "-tp=2"]
+)
 def test_flags_that_are_hfships_own_are_refused(argument: str) -> None:
     """A key would lie in docker-compose.yml and in the process list; a name or port of one's own breaks the proof."""
     with pytest.raises(hfship.UsageError) as caught:
