@@ -5109,9 +5109,10 @@ def publish_folder(work: Path, target: Path) -> None:
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit (MAX_HEADER_SIZE in safetensors)
 WEIGHTS_INDEX = "model.safetensors.index.json"
+BRING_AGAIN = "fetch or unpack the model again"
 
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
+_SHARD = re.compile(r"-\d{5}-of-0(\d{4})\.safetensors$")
 
 # Folders that hold something else than a model that vLLM can serve: file -> what it is.
 _NOT_SERVABLE = {
@@ -5123,26 +5124,19 @@ _NOT_SERVABLE = {
 _TYPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "gemma2": {"head_dim": 256, "sliding_window_pattern": 2},
     "gemma3_text": {
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 262208,
-        "max_position_embeddings": 131072,
-        "sliding_window_pattern": 6,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
+        "max_position_embeddings": 131072, "sliding_window_pattern": 6,
     },
-}
+}  # fmt: skip
 
 # The keys under which vLLM looks for the context length (vllm/config: _get_and_verify_max_len), smallest wins.
 _LENGTH_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "max_sequence_length",
-    "max_seq_length",
-    "seq_len",
-    "model_max_length",
-)
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length",
+    "max_sequence_length", "max_seq_length", "seq_len", "model_max_length",
+)  # fmt: skip
+_KV_HEAD_KEYS = (
+    "n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups"
+)  # fmt: skip
 # Rope types whose max_position_embeddings is already the stretched length.
 _ROPE_ALREADY_SCALED = frozenset({"su", "longrope", "llama3", "yarn", "deepseek_yarn"})
 
@@ -5181,7 +5175,6 @@ class ModelFacts:
     dtype: str
     max_length: int
     weight_bytes: int
-    tensor_dtypes: Tuple[Tuple[str, int], ...] = ()  # (dtype in the files, bytes), most bytes first
     quantization: Optional[Quantization] = None
     remote_code: Tuple[str, ...] = ()  # classes of auto_map
     chat_template: bool = True
@@ -5193,22 +5186,6 @@ class ModelFacts:
 # ---- safetensors headers -------------------------------------------------------------
 
 
-def header_size(prefix: bytes, file_size: int) -> int:
-    """Bytes of a safetensors file's JSON header, from its first eight bytes. Raises ValueError.
-
-    >>> header_size((2).to_bytes(8, "little"), 10)
-    2
-    """
-    if len(prefix) < 8:
-        raise ValueError(f"the file has {file_size} bytes, less than a safetensors header")
-    size = int.from_bytes(prefix[:8], "little")
-    if size > SAFETENSORS_HEADER_LIMIT:
-        raise ValueError(f"the header claims {size} bytes: not a safetensors file")
-    if size > file_size - 8:
-        raise ValueError(f"the file is cut: its header has {size} bytes, the whole file {file_size}")
-    return size
-
-
 def tensor_bytes(header: bytes, data_size: int) -> Mapping[str, int]:
     """Bytes per dtype that a safetensors header describes, for a file with `data_size` bytes after the header.
 
@@ -5218,8 +5195,7 @@ def tensor_bytes(header: bytes, data_size: int) -> Mapping[str, int]:
     {'BF16': 4}
     """
     try:
-        value = json.loads(header)
-        tensors = [t for name, t in value.items() if name != "__metadata__"]
+        tensors = [tensor for name, tensor in json.loads(header).items() if name != "__metadata__"]
         spans = sorted((t["data_offsets"][0], t["data_offsets"][1], str(t["dtype"])) for t in tensors)
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as exc:
         raise ValueError(f"the header is not a safetensors header ({type(exc).__name__})") from exc
@@ -5238,16 +5214,25 @@ def tensor_bytes(header: bytes, data_size: int) -> Mapping[str, int]:
 
 
 def read_tensor_bytes(path: Path) -> Mapping[str, int]:
-    """Bytes per dtype of one safetensors file. Raises IntegrityError that names the file."""
+    """Bytes per dtype of one safetensors file: 8 bytes with the header's length, the header as JSON, the tensors.
+
+    Raises IntegrityError that names the file.
+    """
     try:
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
-            length = header_size(stream.read(8), size)
+            if size < 8:
+                raise ValueError(f"the file has {size} bytes, less than a safetensors header")
+            length = int.from_bytes(stream.read(8), "little")
+            if length > SAFETENSORS_HEADER_LIMIT:
+                raise ValueError(f"the header claims {length} bytes: not a safetensors file")
+            if length > size - 8:
+                raise ValueError(f"the file is cut: its header has {length} bytes, the whole file {size}")
             return tensor_bytes(stream.read(length), size - 8 - length)
     except OSError as exc:
         raise disk_error(exc, "read", path) from exc
     except ValueError as exc:
-        raise IntegrityError(f"{path} is damaged", str(exc), "fetch or unpack the model again") from exc
+        raise IntegrityError(f"{path} is damaged", str(exc), BRING_AGAIN) from exc
 
 
 # ---- config.json ---------------------------------------------------------------------
@@ -5260,8 +5245,8 @@ def _number(config: Mapping[str, Any], *keys: str) -> int:
     8
     """
     for key in keys:
-        value = config.get(key)
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e18 and value == int(value):
+        value: Any = config.get(key)
+        if type(value) in (int, float) and 0 < value < 1e18 and value == int(value):
             return int(value)
     return 0
 
@@ -5287,18 +5272,17 @@ def attention_layers(text: Mapping[str, Any], layers: int) -> Tuple[int, int]:
     >>> attention_layers({"full_attention_interval": 4}, 48)
     (12, 0)
     """
-    kinds = text.get("layer_types")
+    kinds, window = text.get("layer_types"), window_of(text)
+    every = _number(text, "full_attention_interval", "attn_layer_period")
     if isinstance(kinds, list) and kinds:
         windowed = sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds[:layers])
         full = sum(kind in ("full_attention", "attention") for kind in kinds[:layers])
-        return (full, windowed) if window_of(text) else (full + windowed, 0)
-    if _number(text, "full_attention_interval"):
-        return layers // _number(text, "full_attention_interval"), 0
+        return (full, windowed) if window else (full + windowed, 0)
+    if every:
+        return layers // every, 0
     if isinstance(text.get("hybrid_override_pattern"), str):
         return text["hybrid_override_pattern"].count("*"), 0
-    if _number(text, "attn_layer_period"):
-        return layers // _number(text, "attn_layer_period"), 0
-    if not window_of(text):
+    if not window:
         return layers, 0
     if _number(text, "sliding_window_pattern"):
         full = layers // _number(text, "sliding_window_pattern")
@@ -5310,9 +5294,7 @@ def attention_layers(text: Mapping[str, Any], layers: int) -> Tuple[int, int]:
 
 def window_of(text: Mapping[str, Any]) -> int:
     """Tokens that windowed layers look back; 0 when there is no window (Qwen2 ships one that is switched off)."""
-    if text.get("use_sliding_window") is False:
-        return 0
-    return _number(text, "sliding_window", "attention_chunk_size")
+    return 0 if text.get("use_sliding_window") is False else _number(text, "sliding_window", "attention_chunk_size")
 
 
 def longest_context(text: Mapping[str, Any]) -> int:
@@ -5334,26 +5316,22 @@ def longest_context(text: Mapping[str, Any]) -> int:
 
 
 def quantization_of(config: Mapping[str, Any]) -> Optional[Quantization]:
-    """The quantisation that config.json declares: fp8, awq, gptq, compressed-tensors, modelopt, mxfp4, ...
-
-    >>> quantization_of({"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128}})
-    Quantization(method='awq', bits=4, group=128, block=(), fp8_kv_cache=False)
-    """
-    text = text_config(config)
-    raw = _table(config, "quantization_config", "compression_config") or _table(text, "quantization_config")
+    """The quantisation that config.json declares: fp8, awq, gptq, compressed-tensors, modelopt, mxfp4, ..."""
+    raw = _table(config, "quantization_config", "compression_config")
+    raw = raw or _table(text_config(config), "quantization_config")
     raw = {**raw, **_table(raw, "quantization")}  # ModelOpt nests once more
     if not raw:
         return None
     groups = [group for group in _table(raw, "config_groups").values() if isinstance(group, dict)]
     weights = _table(groups[0], "weights") if groups else {}
     block = raw.get("weight_block_size") or weights.get("block_structure")
-    cache = _number(_table(raw, "kv_cache_scheme"), "num_bits") == 8 or raw.get("kv_cache_quant_algo") == "FP8"
     return Quantization(
         method=str(raw.get("quant_method") or raw.get("quant_algo") or "unknown").lower(),
         bits=_number(raw, "bits", "w_bit", "num_bits") or _number(weights, "num_bits"),
         group=_number(raw, "group_size", "q_group_size") or _number(weights, "group_size"),
         block=tuple(n for n in block if type(n) is int and n > 0) if isinstance(block, list) else (),
-        fp8_kv_cache=cache,
+        fp8_kv_cache=_number(_table(raw, "kv_cache_scheme"), "num_bits") == 8
+        or raw.get("kv_cache_quant_algo") == "FP8",
     )
 
 
@@ -5366,9 +5344,9 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, int], **f
     hidden = _number(text, "hidden_size", "n_embd", "d_model")
     full, windowed = attention_layers(text, layers)
     latent = _number(text, "kv_lora_rank")
-    by_size = tuple(sorted(tensors.items(), key=lambda item: (-item[1], item[0])))
-    dtype = config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or text.get("torch_dtype")
-    stored = next((_DTYPE_NAMES[name] for name, _ in by_size if name in _DTYPE_NAMES), "")
+    dtypes = [part.get(key) for part in (config, text) for key in ("dtype", "torch_dtype")]
+    stored = max((name for name in tensors if name in _DTYPE_NAMES), key=lambda name: tensors[name], default="")
+    dtypes.append(_DTYPE_NAMES.get(stored, ""))
     return ModelFacts(
         architecture=str(names[0]) if isinstance(names, list) and names else "",
         model_type=str(config.get("model_type") or ""),
@@ -5377,22 +5355,19 @@ def facts_from_config(config: Mapping[str, Any], tensors: Mapping[str, int], **f
         window_layers=windowed,
         window=window_of(text) if windowed else 0,
         heads=heads,
-        kv_heads=_number(
-            text, "n_head_kv", "num_kv_heads", "num_key_value_heads", "multi_query_group_num", "num_attention_groups"
-        )
-        or heads,
+        kv_heads=_number(text, *_KV_HEAD_KEYS) or heads,
         head_dim=_number(text, "head_dim") or (hidden // heads if heads else 0),
-        mla_dim=latent + _number(text, "qk_rope_head_dim") if latent else 0,
+        # index_head_dim: DeepSeek V3.2 keeps the keys of its indexer beside the latent
+        mla_dim=latent + _number(text, "qk_rope_head_dim") + _number(text, "index_head_dim") if latent else 0,
         hidden=hidden,
         intermediate=_number(text, "intermediate_size", "n_inner", "ffn_hidden_size") or 4 * hidden,
         moe_intermediate=_number(text, "moe_intermediate_size"),
         experts=_number(text, "num_local_experts", "num_experts", "n_routed_experts"),
         experts_per_token=_number(text, "num_experts_per_tok", "experts_per_token"),
         vocab=_number(text, "vocab_size"),
-        dtype=str(dtype).replace("torch.", "") if isinstance(dtype, str) else stored,
+        dtype=next(d for d in dtypes if isinstance(d, str)).replace("torch.", ""),
         max_length=longest_context(text),
         weight_bytes=sum(tensors.values()),
-        tensor_dtypes=by_size,
         quantization=quantization_of(config),
         remote_code=tuple(sorted(v for v in _table(config, "auto_map").values() if isinstance(v, str))),
         **found,
@@ -5411,9 +5386,9 @@ def read_json(path: Path) -> Mapping[str, Any]:
     except OSError as exc:
         raise disk_error(exc, "read", path) from exc
     except (ValueError, RecursionError) as exc:
-        raise IntegrityError(f"{path} is not JSON", str(exc), "fetch or unpack the model again") from exc
+        raise IntegrityError(f"{path} is not JSON", str(exc), BRING_AGAIN) from exc
     if not isinstance(value, dict):
-        raise IntegrityError(f"{path} is not a JSON table", "", "fetch or unpack the model again")
+        raise IntegrityError(f"{path} is not a JSON table", "", BRING_AGAIN)
     return value
 
 
@@ -5422,34 +5397,33 @@ def read_facts(folder: Path) -> ModelFacts:
 
     Raises NotFoundError (no model), IntegrityError (a file is missing or damaged), HostError (nothing vLLM serves).
     """
-    again = f"hfship fetch the model again, or unpack it to {folder}"
+    if not folder.is_dir():
+        raise NotFoundError(f"there is no model folder {folder}", "", BRING_AGAIN)
     for name, reason in _NOT_SERVABLE.items():
         if (folder / name).exists() and not (folder / "config.json").exists():
             raise HostError(f"{folder} cannot be served", f"it {reason}", "serve the base model it belongs to")
-    if not folder.is_dir():
-        raise NotFoundError(f"there is no model folder {folder}", "", again)
     require_complete(folder)
-    weights, pickled = weight_files(folder)
+    weights = weight_files(folder)
     config = read_json(folder / "config.json")
     if not config:
-        raise NotFoundError(f"{folder} is not a model", "it has no config.json", again)
-    extra = read_json(folder / "hf_quant_config.json")
-    if extra and not config.get("quantization_config"):
-        config = {**config, "quantization_config": extra}
+        raise NotFoundError(f"{folder} is not a model", "it has no config.json", BRING_AGAIN)
+    modelopt = read_json(folder / "hf_quant_config.json")
+    if modelopt and not config.get("quantization_config"):
+        config = {**config, "quantization_config": modelopt}
+    pickled = weights[0].suffix != ".safetensors"
     tensors: Dict[str, int] = {}
     for path in weights:
         for dtype, size in ({"pickle": path.stat().st_size} if pickled else read_tensor_bytes(path)).items():
             tensors[dtype] = tensors.get(dtype, 0) + size
-    tokenizer = read_json(folder / "tokenizer_config.json")
-    templates = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
-    pooling = any("Pooling" in path.name for path in folder.iterdir() if path.is_dir())
+    names = {path.name for path in folder.iterdir()}
+    templates = {"chat_template.jinja", "chat_template.json", "additional_chat_templates"} & names
     return facts_from_config(
         config,
         tensors,
-        chat_template="chat_template" in tokenizer or any((folder / name).exists() for name in templates),
-        embeds=pooling and (folder / "modules.json").exists(),
+        chat_template=bool(templates) or "chat_template" in read_json(folder / "tokenizer_config.json"),
+        embeds="modules.json" in names and any("Pooling" in name for name in names),
         pickled=pickled,
-        tiktoken=(folder / "o200k_base.tiktoken").exists(),
+        tiktoken="o200k_base.tiktoken" in names,
     )
 
 
@@ -5466,56 +5440,49 @@ def require_complete(folder: Path) -> None:
             why = f"it has {size} bytes instead of {entry.size}" if size >= 0 else "the manifest lists it"
             what = f"{path} is {'damaged' if size >= 0 else 'missing'}"
             raise IntegrityError(what, why, f"hfship verify {folder}")
-    root = folder.resolve()
     for path in folder.iterdir():
-        if path.is_symlink() and root not in path.resolve().parents:
+        if path.is_symlink() and folder.resolve() not in path.resolve().parents:
             why = f"{path.name} is a link to {os.readlink(path)}, which the container cannot see"
             raise HostError(f"{folder} cannot be served", why, f"cp -rL {folder} NEW-FOLDER, then serve that")
 
 
-def weight_files(folder: Path) -> Tuple[Sequence[Path], bool]:
-    """(the weight files that vLLM loads, whether they are pickles).
+def weight_files(folder: Path) -> Sequence[Path]:
+    """The weight files that vLLM loads: safetensors, or pickles where there are none.
 
     With an index, only what it names: repositories also carry copies in other layouts (consolidated*.safetensors).
     """
-    named = _table(read_json(folder / WEIGHTS_INDEX), "weight_map")
-    names = sorted({str(name) for name in named.values()})
-    if not names:
-        names = sorted(p.name for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated"))
-        names = names and _whole_series(names)
+    index = _table(read_json(folder / WEIGHTS_INDEX), "weight_map")
+    here = [p.name for p in folder.glob("*.safetensors") if not p.name.startswith("consolidated")]
+    names = sorted(set(map(str, index.values())) or whole_series(here))
     for name in names:
         try:
             check_relative_path(name)
         except ValueError as exc:
-            raise IntegrityError(f"{folder / WEIGHTS_INDEX} is not valid", str(exc), "fetch the model again") from exc
+            raise IntegrityError(f"{folder / WEIGHTS_INDEX} is not valid", str(exc), BRING_AGAIN) from exc
         if not (folder / name).is_file():
-            why = "the index names it" if named else "the other shards of the series are there"
-            raise IntegrityError(f"{folder / name} is missing", why, "fetch or unpack the model again")
-    if names:
-        return [folder / name for name in names], False
+            why = "the index names it" if index else "the other shards of the series are there"
+            raise IntegrityError(f"{folder / name} is missing", why, BRING_AGAIN)
     pickles = sorted(folder.glob("pytorch_model*.bin")) or sorted(folder.glob("*.pt"))
-    if pickles:
-        return pickles, True
-    if any(folder.glob("*.gguf")):
-        raise HostError(
-            f"{folder} cannot be served", "it has GGUF weights only", "fetch the repository that has safetensors"
-        )
-    raise NotFoundError(f"{folder} is not a model", "it has no *.safetensors", "fetch or unpack the model again")
+    if not names and not pickles and any(folder.glob("*.gguf")):
+        next_step = "fetch the repository that has safetensors"
+        raise HostError(f"{folder} cannot be served", "it has GGUF weights only", next_step)
+    if not names and not pickles:
+        raise NotFoundError(f"{folder} is not a model", "it has no *.safetensors", BRING_AGAIN)
+    return [folder / name for name in names] or pickles
 
 
-def _whole_series(names: Sequence[str]) -> List[str]:
+def whole_series(names: Iterable[str]) -> Set[str]:
     """All shards of the series that `names` belong to, whether they are there or not.
 
-    >>> _whole_series(["model-00002-of-00002.safetensors"])
+    >>> sorted(whole_series(["model-00002-of-00002.safetensors"]))
     ['model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors']
     """
     whole = set(names)
-    for name in names:
+    for name in list(whole):
         match = _SHARD.search(name)
-        if match and int(match.group(2)) < 10_000:
-            stem, total = name[: match.start()], match.group(2)
-            whole.update(f"{stem}-{i:05d}-of-{total}.safetensors" for i in range(1, int(total) + 1))
-    return sorted(whole)
+        total = int(match[1]) if match else 0
+        whole.update(_SHARD.sub(f"-{i:05d}-of-{total:05d}.safetensors", name) for i in range(1, total + 1))
+    return whole
 
 
 # ======================================================================================
@@ -5529,11 +5496,10 @@ def _whole_series(names: Sequence[str]) -> List[str]:
 # ======================================================================================
 
 GIB = 1 << 30
-DEFAULT_GPU_UTILIZATION = 0.90
 USEFUL_LENGTH = 32768  # tokens; a smaller split is preferred once it holds this much context
 LEAST_LENGTH = 2048  # tokens; below, a deployment is of no use
 LENGTH_STEP = 1024
-FIRST_PORT, LAST_PORT = 8000, 8999
+PORTS = range(8000, 9000)
 
 CUDA_SEES = 0.995  # of nvidia-smi's memory.total; measured 0.9957 on an H200 (the driver reserves the rest)
 CONTEXT_BYTES = int(0.7 * GIB)  # CUDA context per process
@@ -5541,56 +5507,65 @@ NCCL_BYTES = int(0.7 * GIB)  # buffers between GPUs, only with tensor parallelis
 GRAPH_BYTES = GIB  # CUDA graphs: 0.5 to 2 GiB
 UNEVEN_SPLIT = 1.03  # norms, latent projections and the like are replicated on every GPU
 CPU_RUNTIME_BYTES = 3 * GIB  # measured: a container with a tiny model takes 2.4 GiB
+CPU_IN_FLIGHT = 2048  # tokens per batch, vLLM's default on CPUs
 
-# Least compute capability per quantisation method (vLLM's get_min_capability; FP8 below 8.9 runs through Marlin).
-_LEAST_CAPABILITY = {"fp8": (8, 0), "mxfp4": (8, 0), "modelopt": (8, 0), "awq": (7, 5), "gptq": (6, 0)}
-# Least driver (major) per CUDA (major) of the image: NVIDIA's CUDA compatibility table.
-_LEAST_DRIVER = {12: 525, 13: 580}
-
-# GPUs for advice: memory.total of nvidia-smi in MiB, name.
-_KNOWN_GPUS = (
-    (23034, "L4 24 GB"),
-    (46068, "L40S 48 GB"),
-    (81559, "H100 80 GB"),
-    (143771, "H200 141 GB"),
-    (183359, "B200 180 GB"),
-)
+FLOAT32 = ("float32", "float")  # as vLLM's --dtype spells it
 
 Version = Tuple[int, int, int]
+Capability = Tuple[int, int]  # NVIDIA's compute capability
 HYBRID_KV: Version = (0, 10, 0)  # from here on windowed layers keep their window only
 NEWEST: Version = (99, 0, 0)  # stands for "unknown, taken for the newest"
 
+# (quantisation method, vLLM before this version, least capability): get_min_capability in vLLM 0.12, 0.17, 0.27 and
+# 0.32. A method that is not here runs wherever vLLM does.
+_LEAST_CAPABILITY: Sequence[Tuple[str, Version, Capability]] = (
+    ("fp8", (0, 17, 0), (8, 0)),
+    ("fp8", (100, 0, 0), (7, 5)),
+    ("modelopt", (100, 0, 0), (7, 5)),
+    ("mxfp4", (100, 0, 0), (8, 0)),
+    ("awq", (100, 0, 0), (7, 5)),
+)
+# Least driver (major) per CUDA (major) of the image: NVIDIA's CUDA compatibility table.
+_LEAST_DRIVER = {12: 525, 13: 580}
 
-@dataclass(frozen=True)
-class FlagSpan:
-    """The vLLM versions that know a flag: [since, until), and what to write instead outside of it."""
+# GPUs for advice and --assume-gpus: name, memory.total of nvidia-smi in MiB, compute capability; smallest first.
+_KNOWN_GPUS: Sequence[Tuple[str, int, Capability]] = (
+    ("T4 16 GB", 15360, (7, 5)),
+    ("L4 24 GB", 23034, (8, 9)),
+    ("L40S 48 GB", 46068, (8, 9)),
+    ("H100 80 GB", 81559, (9, 0)),
+    ("A100 80 GB", 81920, (8, 0)),
+    ("H20 96 GB", 97871, (9, 0)),
+    ("H200 141 GB", 143771, (9, 0)),
+    ("B200 180 GB", 183359, (10, 0)),
+)
 
-    since: Version = (0, 0, 0)
-    until: Version = (100, 0, 0)
-    instead: str = ""
-
-
-# Found by bisecting vLLM's releases 0.8.3 to 0.33. A flag that is not here exists in all of them.
-FLAGS: Mapping[str, FlagSpan] = {
-    "--disable-log-requests": FlagSpan(until=(0, 17, 0), instead="nothing: requests are not logged by default"),
-    "--enable-log-requests": FlagSpan(since=(0, 10, 2)),
-    "--enable-reasoning": FlagSpan(until=(0, 10, 0), instead="--reasoning-parser NAME alone"),
-    "--guided-decoding-backend": FlagSpan(until=(0, 12, 0), instead="--structured-outputs-config"),
-    "--task": FlagSpan(until=(0, 13, 0), instead="--runner and --convert"),
-    "--swap-space": FlagSpan(until=(0, 18, 0), instead="--cpu-offload-gb"),
-    "--device": FlagSpan(until=(0, 10, 0), instead="nothing: the image decides"),
-    "--num-scheduler-steps": FlagSpan(until=(0, 10, 2), instead="nothing: scheduling became asynchronous"),
-    "--max-seq-len-to-capture": FlagSpan(until=(0, 11, 1), instead="--compilation-config"),
-    "--rope-scaling": FlagSpan(until=(0, 11, 1), instead="--hf-overrides"),
-    "--kv-cache-memory-bytes": FlagSpan(since=(0, 10, 2), instead="--gpu-memory-utilization"),
-    "--runner": FlagSpan(since=(0, 10, 0), instead="--task"),
-    "--nnodes": FlagSpan(since=(0, 11, 1), instead="an image from 0.11.1 on"),
-    "--enable-offline-docs": FlagSpan(since=(0, 14, 0)),
-    "--disable-access-log-for-endpoints": FlagSpan(since=(0, 16, 0)),
-    "--shutdown-timeout": FlagSpan(since=(0, 18, 0)),
-    "--max-num-queued-reqs": FlagSpan(since=(0, 30, 0)),
-    "--sse-keep-alive-interval": FlagSpan(since=(0, 30, 0)),
+# flag -> vLLM versions [since, until) that know it, and what to write instead outside of them. Found by bisecting
+# vLLM's releases 0.8.3 to 0.33; a flag that is not here exists in all of them.
+_ALWAYS, _NEVER = (0, 0, 0), (100, 0, 0)
+FLAGS: Mapping[str, Tuple[Version, Version, str]] = {
+    "--disable-log-requests": (_ALWAYS, (0, 17, 0), "nothing: requests are not logged by default"),
+    "--enable-log-requests": ((0, 10, 2), _NEVER, ""),
+    "--enable-reasoning": (_ALWAYS, (0, 10, 0), "--reasoning-parser NAME alone"),
+    "--guided-decoding-backend": (_ALWAYS, (0, 12, 0), "--structured-outputs-config"),
+    "--task": (_ALWAYS, (0, 13, 0), "--runner and --convert"),
+    "--swap-space": (_ALWAYS, (0, 18, 0), "--cpu-offload-gb"),
+    "--device": (_ALWAYS, (0, 10, 0), "nothing: the image decides"),
+    "--num-scheduler-steps": (_ALWAYS, (0, 10, 2), "nothing: scheduling became asynchronous"),
+    "--max-seq-len-to-capture": (_ALWAYS, (0, 11, 1), "--compilation-config"),
+    "--rope-scaling": (_ALWAYS, (0, 11, 1), "--hf-overrides"),
+    "--kv-cache-memory-bytes": ((0, 10, 2), _NEVER, "--gpu-memory-utilization"),
+    "--runner": ((0, 10, 0), _NEVER, "--task"),
+    "--nnodes": ((0, 11, 1), _NEVER, "an image from 0.11.1 on"),
+    "--enable-offline-docs": ((0, 14, 0), _NEVER, ""),
+    "--disable-access-log-for-endpoints": ((0, 16, 0), _NEVER, ""),
+    "--shutdown-timeout": ((0, 18, 0), _NEVER, ""),
+    "--max-num-queued-reqs": ((0, 30, 0), _NEVER, ""),
+    "--sse-keep-alive-interval": ((0, 30, 0), _NEVER, ""),
 }
+# Flags of vLLM that hfship alone sets.
+RESERVED_FLAGS = ("--api-key", "--host", "--port", "--model", "--served-model-name", "--tensor-parallel-size", "-tp")
+KEY_VARIABLE = "VLLM_API_KEY"
 
 
 @dataclass(frozen=True)
@@ -5602,7 +5577,7 @@ class Gpu:
     name: str
     total: int
     used: int = 0
-    capability: Tuple[int, int] = (0, 0)
+    capability: Capability = (0, 0)  # (0, 0): unknown
     driver: str = ""
     mig: bool = False
 
@@ -5635,60 +5610,42 @@ class Host:
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """What the operator asked for; None and empty mean: decide for me."""
+    """What the operator asked for. Empty, 0 and "auto" mean: decide for me."""
 
     served_names: Tuple[str, ...] = ()
-    image: Optional[str] = None
+    image: str = ""
     device: str = "auto"
     gpus: Tuple[str, ...] = ()  # indexes or UUIDs
-    tensor_parallel_size: Optional[int] = None
-    gpu_memory_utilization: Optional[float] = None
-    max_model_len: Optional[int] = None
-    max_num_seqs: Optional[int] = None
-    dtype: Optional[str] = None
-    kv_cache_dtype: Optional[str] = None
+    tensor_parallel_size: int = 0
+    gpu_memory_utilization: float = 0.90
+    max_model_len: int = 0
+    max_num_seqs: int = 0
+    dtype: str = "auto"
+    kv_cache_dtype: str = "auto"
     trust_remote_code: bool = False
     bind: str = "127.0.0.1"
-    port: Optional[int] = None
-    shm_size: Optional[str] = None
+    port: int = 0
+    shm_size: str = ""
     ready_timeout_s: int = 3600
-    env: Tuple[Tuple[str, str], ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
     extra_args: Tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How one model is served: everything the deployment files are made from, and nothing secret."""
+class Plan(ServeOptions):
+    """How one model is served: the options with the choices made, and what they rest on. It holds nothing secret.
 
-    name: str
-    model_dir: str
-    served_names: Tuple[str, ...]
-    image: str
-    image_id: str
-    version: Version
-    device: str
-    gpus: Tuple[str, ...]
-    tensor_parallel_size: int
-    gpu_memory_utilization: float
-    max_model_len: int  # 0: vLLM decides
-    bind: str
-    port: int
-    shm_size: str
-    env: Mapping[str, str]
-    ready_timeout_s: int = 3600
-    pipeline_parallel_size: int = 1
-    dtype: str = "auto"
-    kv_cache_dtype: str = "auto"
-    max_num_seqs: int = 0  # 0: vLLM decides
-    trust_remote_code: bool = False
+    A max_model_len or max_num_seqs of 0 is left to vLLM."""
+
+    name: str = ""
+    model_dir: str = ""
+    image_id: str = ""
+    version: Version = NEWEST
     embeds: bool = False
-    extra_args: Tuple[str, ...] = ()
     gpu_names: Tuple[str, ...] = ()
     weight_bytes: int = 0
-    weight_bytes_per_gpu: int = 0
-    kv_bytes_per_token: int = 0
-    kv_bytes: int = 0
-    concurrency: float = 0.0
+    kv_bytes: int = 0  # per GPU
+    concurrency: float = 0.0  # requests of full length that the KV cache holds
     warnings: Tuple[str, ...] = ()
 
     @property
@@ -5707,34 +5664,33 @@ def parse_nvidia_smi(text: str) -> Tuple[Gpu, ...]:
     """The GPUs in `nvidia-smi --query-gpu=NVIDIA_SMI_FIELDS --format=csv,noheader,nounits`.
 
     Unknown values come as [N/A] and the like; a line that is not a GPU (a lost one, say) is passed over.
-
-    >>> parse_nvidia_smi("0, GPU-1, NVIDIA H200, 143771, 0, 9.0, 580.159.04, Disabled")[0].label
-    'GPU 0 (NVIDIA H200, 150.8 GB)'
     """
     gpus = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
         if len(cells) != 8 or not cells[0].isdecimal() or not cells[1].startswith("GPU-"):
             continue
-        total, used = (int(c) << 20 if re.match(r"\d{1,9}$", c, re.ASCII) else 0 for c in cells[3:5])
-        match = re.match(r"(\d{1,3})\.(\d{1,3})$", cells[5], re.ASCII)
-        capability = (int(match.group(1)), int(match.group(2))) if match else (0, 0)
-        driver = cells[6] if cells[6][:1].isdigit() else ""
-        gpus.append(Gpu(int(cells[0]), cells[1], cells[2], total, used, capability, driver, cells[7] == "Enabled"))
+        index, uuid, name, *memory, capability, driver, mig = cells
+        total, used = (int(c) << 20 if re.match(r"\d{1,9}$", c, re.ASCII) else 0 for c in memory)
+        known = re.match(r"(\d{1,3})\.(\d{1,3})$", capability, re.ASCII)
+        numbers = (int(known[1]), int(known[2])) if known else (0, 0)
+        driver = driver if driver[:1].isdigit() else ""
+        gpus.append(Gpu(int(index), uuid, name, total, used, numbers, driver, mig == "Enabled"))
     return tuple(gpus)
 
 
 def assumed_gpus(text: str) -> Tuple[Gpu, ...]:
-    """GPUs of a machine that is planned for from afar, like 2x80GB.
+    """GPUs of a machine that is planned for from afar, like 2x80GB or 2xH100.
 
-    >>> [gpu.label for gpu in assumed_gpus("2x80GB")]
-    ['GPU 0 (assumed, 80.0 GB)', 'GPU 1 (assumed, 80.0 GB)']
+    >>> [gpu.label for gpu in assumed_gpus("2x80GB") + assumed_gpus("1xh100")]
+    ['GPU 0 (assumed, 80.0 GB)', 'GPU 1 (assumed, 80.0 GB)', 'GPU 0 (H100 80 GB, 85.5 GB)']
     """
-    match = re.match(r"(\d{1,2})x(.+)$", text)
-    if not match or not int(match.group(1)):
-        raise UsageError(f"{text!r} is not a set of GPUs", "", "write it like 2x80GB")
-    total = parse_size(match.group(2))
-    return tuple(Gpu(i, f"GPU-assumed-{i}", "assumed", total) for i in range(int(match.group(1))))
+    match = re.match(r"([1-9]\d?)x(.+)$", text, re.ASCII)
+    if not match:
+        raise UsageError(f"{text!r} is not a set of GPUs", "", "write it like 2x80GB or 2xH100")
+    known = {name.split()[0]: Gpu(0, "", name, mib << 20, 0, can) for name, mib, can in _KNOWN_GPUS}
+    card = known.get(match[2].upper()) or Gpu(0, "", "assumed", parse_size(match[2]))
+    return tuple(replace(card, index=i, uuid=f"GPU-assumed-{i}") for i in range(int(match[1])))
 
 
 # ---- images --------------------------------------------------------------------------
@@ -5747,37 +5703,27 @@ def parse_version(text: str) -> Optional[Version]:
     ((0, 8, 3), (0, 32, 0), (0, 11, 0), None)
     """
     match = re.search(r"(?:^|[^\d.])v?(\d{1,4})\.(\d{1,4})\.(\d{1,4})(?!\d)", text, re.ASCII)
-    return (int(match.group(1)), int(match.group(2)), int(match.group(3))) if match else None
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 def version_text(version: Version) -> str:
-    """The version for people.
-
-    >>> version_text((0, 8, 3)), version_text(NEWEST)
-    ('0.8.3', 'unknown')
-    """
+    """The version for people."""
     return "unknown" if version == NEWEST else ".".join(map(str, version))
 
 
 def parse_images(text: str) -> Tuple[Image, ...]:
     """The vLLM images in the lines of `docker image ls --no-trunc --format '{{json .}}'`; other devices are left out.
 
-    >>> line = '{"Repository": "vllm/vllm-openai", "Tag": "v0.8.3", "ID": "sha256:1"}'
-    >>> parse_images(line)
+    >>> parse_images('{"Repository": "vllm/vllm-openai", "Tag": "v0.8.3", "ID": "sha256:1"}')
     (Image(reference='vllm/vllm-openai:v0.8.3', id='sha256:1', version=(0, 8, 3), cpu=False, cuda=''),)
     """
     images = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-            repository, tag, image_id = str(row["Repository"]), str(row["Tag"]), str(row["ID"])
-        except (ValueError, KeyError, TypeError):
-            continue
-        last = repository.rpartition("/")[2]
-        if "vllm" not in last or tag == "<none>" or re.search("rocm|tpu|xpu|hpu|gaudi|neuron", f"{last}:{tag}"):
-            continue
-        cpu = bool(re.search(r"(^|[-_:.])cpu([-_:.]|$)", f"{last}:{tag}"))
-        images.append(Image(f"{repository}:{tag}", image_id, parse_version(tag), cpu))
+    for row in (json.loads(line) for line in text.splitlines() if line.startswith("{")):
+        repository, tag = row.get("Repository", ""), row.get("Tag", "")
+        last = f"{repository.rpartition('/')[2]}:{tag}"
+        if "vllm" in last.partition(":")[0] and not re.search("<none>|rocm|tpu|xpu|hpu|gaudi|neuron", last):
+            cpu = bool(re.search(r"(^|[-_:.])cpu([-_:.]|$)", last))
+            images.append(Image(f"{repository}:{tag}", row.get("ID", ""), parse_version(tag), cpu))
     return tuple(images)
 
 
@@ -5786,11 +5732,11 @@ def choose_device(options: ServeOptions, host: Host) -> str:
 
     Raises HostError where a GPU is wanted and none is there.
     """
-    if options.device != "auto":
-        device = options.device
-    elif options.image:
-        device = "cpu" if any(i.cpu for i in host.images if i.reference == options.image) else "gpu"
-    else:
+    named = [image.cpu for image in host.images if image.reference == options.image]
+    device = options.device
+    if device == "auto" and options.image:
+        device = "cpu" if any(named) else "gpu"
+    elif device == "auto":
         device = "cpu" if not host.gpus and host.images and all(i.cpu for i in host.images) else "gpu"
     if device == "gpu" and not host.gpus:
         next_step = "install the NVIDIA driver and try nvidia-smi, or serve on the CPU with --device cpu"
@@ -5806,36 +5752,67 @@ def choose_image(images: Sequence[Image], wanted: Optional[str], device: str) ->
     here = "here are: " + ", ".join(i.reference for i in images) if images else "docker has no vLLM image"
     if wanted:
         found = [i for i in images if wanted in (i.reference, i.id) or f"{wanted}:latest" == i.reference]
-        if not found:
-            raise HostError(f"docker has no image {wanted}", here, f"docker load -i {wanted.rpartition('/')[2]}.tar")
-        return found[0]
-    fit = [i for i in images if i.cpu == (device == "cpu")]
-    if not fit:
-        kind = "vllm/vllm-openai-cpu:vX.Y.Z" if device == "cpu" else "vllm/vllm-openai:vX.Y.Z"
-        raise HostError(
-            f"docker has no vLLM image for the {device.upper()}",
-            here,
-            f"bring {kind} (docker save), run docker load -i FILE, then the same command again",
-        )
-    return max(fit, key=lambda i: (i.version or (0, 0, 0), "vllm/vllm-openai" in i.reference, -len(i.reference)))
+        what, bring = f"docker has no image {wanted}", wanted
+    else:
+        found = [i for i in images if i.cpu == (device == "cpu")]
+        what = f"docker has no vLLM image for the {device.upper()}"
+        bring = "vllm/vllm-openai-cpu:vX.Y.Z" if device == "cpu" else "vllm/vllm-openai:vX.Y.Z"
+    if not found:
+        raise HostError(what, here, f"bring {bring} (docker save), docker load -i FILE, then the same command again")
+    return max(found, key=lambda i: (i.version or (0, 0, 0), "vllm/vllm-openai" in i.reference, -len(i.reference)))
+
+
+def least_capability(facts: ModelFacts, image: Image) -> Tuple[Capability, str]:
+    """(compute capability that a GPU must have, what demands it)."""
+    method, version = facts.quantization.method if facts.quantization else "", image.version or NEWEST
+    needs = [((7, 0), "vLLM")] + [((7, 5), "CUDA 13")] * (cuda_of(image) >= (13, 0))
+    needs += [(least, method) for wanted, before, least in _LEAST_CAPABILITY if wanted == method and version < before]
+    return max(needs)
+
+
+def require_capability(name: str, facts: ModelFacts, gpus: Sequence[Gpu], image: Image) -> None:
+    """Refuse GPUs for which the image, or vLLM's kernels for the quantisation, were not built."""
+    (least, who), cuda = least_capability(facts, image), cuda_of(image)
+    for gpu in gpus:
+        what = f"cannot serve {name} on {gpu.label}: compute capability {gpu.capability[0]}.{gpu.capability[1]}"
+        if (0, 0) < gpu.capability < least:
+            next_step = "name newer GPUs with --gpus, or take a model with another quantisation"
+            raise HostError(what, f"{who} needs compute capability {least[0]}.{least[1]}", next_step)
+        if gpu.capability >= (10, 0) and (0, 0) < cuda < (12, 8):  # CUDA 12.8 is the first that knows Blackwell
+            raise HostError(what, f"it needs CUDA 12.8, {image.reference} has {image.cuda}", "choose a newer --image")
+
+
+def cuda_of(image: Image) -> Tuple[int, int]:
+    """(major, minor) of the CUDA in an image, (0, 0) when unknown."""
+    match = re.match(r"(\d+)\.(\d+)", image.cuda)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 # ---- will it split, will it fit ------------------------------------------------------
+
+
+def as_loaded(facts: ModelFacts, version: Version, options: ServeOptions) -> ModelFacts:
+    """The facts as this vLLM holds the model: before 0.10 windowed layers keep the whole context, and a 16-bit model
+    that is to run in float32 takes twice the bytes."""
+    if version < HYBRID_KV:
+        facts = replace(facts, full_layers=facts.full_layers + facts.window_layers, window_layers=0)
+    if options.dtype in FLOAT32 and facts.dtype in ("bfloat16", "float16") and not facts.quantization:
+        facts = replace(facts, weight_bytes=2 * facts.weight_bytes)
+    return facts
 
 
 def split_problem(facts: ModelFacts, tp: int) -> str:
     """Why the model cannot be split over `tp` GPUs, "" when it can: vLLM's own divisibility rules."""
     if tp == 1:
         return ""
-    quant = facts.quantization or Quantization("none")
-    rows = [n for n in (facts.intermediate, facts.moe_intermediate) if n]
     if facts.heads % tp:
         return f"{facts.heads} attention heads are not divisible by {tp}"
     if not facts.mla_dim and facts.kv_heads and facts.kv_heads % tp and tp % facts.kv_heads:
         return f"{facts.kv_heads} KV heads cannot be spread over {tp} GPUs"
     if -(-facts.vocab // 64) * 64 % tp:  # vLLM pads the vocabulary to a multiple of 64
         return f"a vocabulary of {facts.vocab} does not divide by {tp}"
-    for size in rows:
+    quant = facts.quantization or Quantization("none")
+    for size in filter(None, (facts.intermediate, facts.moe_intermediate)):
         if size % tp:
             return f"the MLP's {size} channels are not divisible by {tp}"
         if any(size // tp % block for block in quant.block):
@@ -5843,19 +5820,31 @@ def split_problem(facts: ModelFacts, tp: int) -> str:
         # MXFP4 is left out: its kernels pad
         if quant.group and quant.method != "mxfp4" and size // tp % quant.group:
             return f"the MLP's {size} channels over {tp} GPUs cut through {quant.method}'s groups of {quant.group}"
+    rows = 0 if facts.mla_dim else max(1, facts.kv_heads // tp) * facts.head_dim  # of the K and V projections
+    if any(rows % block for block in quant.block[:1]):
+        return f"{rows} rows of KV heads per GPU cut through the {quant.block[0]}-wide FP8 blocks"
     return ""
 
 
-def kv_bytes(facts: ModelFacts, tp: int, tokens: int, width: float, in_flight: int = 0, windows: bool = True) -> int:
+def kv_bytes(facts: ModelFacts, tp: int, tokens: int, width: float, in_flight: int = 0) -> int:
     """Bytes of KV cache of one request with `tokens` tokens, on each of `tp` GPUs; `width` bytes per value.
 
-    Windowed layers hold their window and the batch in flight, not the whole context; `windows=False` is vLLM before
-    0.10, which holds it all. MLA keeps one latent per token, the same on every GPU. KV heads beyond the number of
-    GPUs are divided, fewer are replicated.
+    Windowed layers hold their window and the batch in flight, not the whole context. MLA keeps one latent per token,
+    the same on every GPU. KV heads beyond the number of GPUs are divided, fewer are replicated.
+    (vllm/v1/kv_cache_interface.py: FullAttentionSpec, SlidingWindowSpec, MLAAttentionSpec.)
     """
     per_layer = facts.mla_dim or 2 * max(1, facts.kv_heads // tp) * facts.head_dim
-    held = min(facts.window + in_flight, tokens) if windows else tokens
+    held = min(facts.window + in_flight, tokens)
     return int(per_layer * width * (facts.full_layers * tokens + facts.window_layers * held))
+
+
+def kv_width(facts: ModelFacts, options: ServeOptions) -> float:
+    """Bytes per value of the KV cache: 1 for FP8, 2 for 16-bit, 4 for 32-bit models."""
+    wanted = options.kv_cache_dtype
+    if wanted.startswith("fp8") or (wanted == "auto" and facts.quantization and facts.quantization.fp8_kv_cache):
+        return 1.0
+    # vLLM casts 32-bit models to 16 bits unless told otherwise.
+    return 4.0 if options.dtype in FLOAT32 else 2.0
 
 
 def batch_limits(gpu_total: int) -> Tuple[int, int]:
@@ -5870,74 +5859,113 @@ class Fit:
     """What one split gives: `length` tokens of context fit (0: none) into `kv` bytes of cache per GPU."""
 
     tp: int
-    problem: str
-    weights: int = 0
-    overhead: int = 0
+    problem: str = ""
     kv: int = 0
     length: int = 0
 
+    def __str__(self) -> str:
+        return f"TP={self.tp}: " + (self.problem or f"holds {self.length} tokens")
 
-def fit(facts: ModelFacts, tp: int, gpu_total: int, options: ServeOptions, windows: bool = True) -> Fit:
-    """How the model fits on `tp` GPUs of `gpu_total` bytes each."""
+
+def weights_per_gpu(facts: ModelFacts, tp: int) -> int:
+    return int(facts.weight_bytes * (UNEVEN_SPLIT / tp if tp > 1 else 1))
+
+
+def fit(facts: ModelFacts, tp: int, gpu_total: int, options: ServeOptions) -> Fit:
+    """How the model fits on `tp` GPUs of `gpu_total` bytes each.
+
+    Beside weights and cache a GPU holds: CUDA context, activations of the largest batch, the sampler's warm-up, CUDA
+    graphs (what vLLM's profiling run measures: gpu_worker.determine_available_memory)."""
     problem = split_problem(facts, tp)
     if problem:
         return Fit(tp, problem)
-    utilization = options.gpu_memory_utilization or DEFAULT_GPU_UTILIZATION
     in_flight, sequences = batch_limits(gpu_total)
-    weights = int(facts.weight_bytes * (UNEVEN_SPLIT / tp if tp > 1 else 1))
-    overhead = _runtime_bytes(facts, tp, in_flight, options.max_num_seqs or sequences)
-    kv = int(gpu_total * CUDA_SEES * utilization) - weights - overhead
-    length = _longest_fit(facts, tp, kv, kv_width(facts, options), in_flight, windows)
-    if not length:
-        usable = human_bytes(gpu_total * CUDA_SEES * utilization)
-        needed = f"{human_bytes(weights)} of weights and {human_bytes(overhead)} of working memory"
-        problem = f"{needed} per GPU leave too little of {usable} for a KV cache"
-    return Fit(tp, problem, weights, overhead, max(0, kv), length)
-
-
-def _runtime_bytes(facts: ModelFacts, tp: int, in_flight: int, sequences: int) -> int:
-    """Working memory per GPU: context, activations of the largest batch, the sampler's warm-up, CUDA graphs."""
     width = max(facts.intermediate, facts.moe_intermediate * facts.experts_per_token)
     activations = in_flight * (4 * facts.hidden + 3 * width // tp) * 2
-    return CONTEXT_BYTES + NCCL_BYTES * (tp > 1) + activations + sequences * facts.vocab * 8 + GRAPH_BYTES
+    sampler = (options.max_num_seqs or sequences) * facts.vocab * 8
+    working = CONTEXT_BYTES + NCCL_BYTES * (tp > 1) + activations + sampler + GRAPH_BYTES
+    usable, weights = int(gpu_total * CUDA_SEES * options.gpu_memory_utilization), weights_per_gpu(facts, tp)
+    kv = usable - weights - working
+    length = longest_fit(facts, tp, kv, options, in_flight)
+    if not length:
+        needed = f"{human_bytes(weights)} of weights and {human_bytes(working)} of working memory"
+        problem = f"{needed} per GPU leave too little of {human_bytes(usable)} for a KV cache"
+    return Fit(tp, problem, max(0, kv), length)
 
 
-def kv_width(facts: ModelFacts, options: ServeOptions) -> float:
-    """Bytes per value of the KV cache: 1 for FP8, 2 for 16-bit, 4 for 32-bit models."""
-    wanted = options.kv_cache_dtype or "auto"
-    if wanted.startswith("fp8") or (wanted == "auto" and facts.quantization and facts.quantization.fp8_kv_cache):
-        return 1.0
-    # vLLM casts 32-bit models to 16 bits unless told otherwise.
-    return 4.0 if options.dtype in ("float32", "float") else 2.0
-
-
-def _longest_fit(facts: ModelFacts, tp: int, budget: int, width: float, in_flight: int, windows: bool) -> int:
+def longest_fit(facts: ModelFacts, tp: int, budget: int, options: ServeOptions, in_flight: int) -> int:
     """The longest request whose KV cache fits: vLLM demands that one of full length does. 0: not even a short one."""
-    longest = facts.max_length or USEFUL_LENGTH
-    if budget <= 0:
-        return 0
-    if kv_bytes(facts, tp, longest, width, in_flight, windows) <= budget:
-        return longest
-    low, high = 0, longest
-    while high - low > 1:
-        middle = (low + high) // 2
-        enough = kv_bytes(facts, tp, middle, width, in_flight, windows) <= budget
-        low, high = (middle, high) if enough else (low, middle)
-    rounded = low // LENGTH_STEP * LENGTH_STEP
-    return rounded if rounded >= LEAST_LENGTH else 0
+    longest = max(facts.max_length or USEFUL_LENGTH, options.max_model_len)
+    lengths = (longest, *range(longest // LENGTH_STEP * LENGTH_STEP, LEAST_LENGTH - 1, -LENGTH_STEP))
+    width = kv_width(facts, options)
+    return next((n for n in lengths if budget > 0 and kv_bytes(facts, tp, n, width, in_flight) <= budget), 0)
 
 
-def choose_fit(fits: Sequence[Fit], facts: ModelFacts, options: ServeOptions) -> Optional[Fit]:
-    """The smallest split that holds what was asked for; without a wish a useful context, or else the longest."""
-    works = [f for f in fits if f.length and options.tensor_parallel_size in (None, f.tp)]
-    if not facts.max_length or options.max_model_len and options.max_model_len > facts.max_length:
-        wanted = 1  # nothing to compare with; the operator overrode the model's limit
-    else:
-        wanted = options.max_model_len or min(facts.max_length, USEFUL_LENGTH)
-    for found in works:
-        if found.length >= wanted:
-            return found
-    return None if options.max_model_len else max(works, key=lambda f: (f.length, -f.tp), default=None)
+def fit_gpus(name: str, facts: ModelFacts, pool: Sequence[Gpu], options: ServeOptions) -> Fit:
+    """The smallest split that holds what was asked for; without a wish a useful context, or else the longest.
+
+    Raises HostError that names what would work.
+    """
+    fits = [fit(facts, tp, min(g.total for g in pool), options) for tp in range(1, len(pool) + 1)]
+    works = [f for f in fits if f.length and options.tensor_parallel_size in (0, f.tp)]
+    wanted = options.max_model_len or min(facts.max_length, USEFUL_LENGTH)
+    enough = [f for f in works if f.length >= wanted]
+    if not enough and (not works or options.max_model_len):
+        raise refusal(name, facts, pool, fits, options)
+    return enough[0] if enough else max(works, key=lambda f: (f.length, -f.tp))
+
+
+def refusal(name: str, facts: ModelFacts, pool: Sequence[Gpu], fits: Sequence[Fit], options: ServeOptions) -> HostError:
+    """The error for a model that does not fit as asked, with the nearest plans that do."""
+    asked, total = options.tensor_parallel_size, min(g.total for g in pool)
+    what = f"cannot serve {name} on {len(pool)} GPU{'s' * (len(pool) > 1)} of {human_bytes(total)}"
+    what += f" with --tensor-parallel-size {asked}" if asked else ""
+    what += f" with --max-model-len {options.max_model_len}" if options.max_model_len else ""
+    shown = [f for f in fits if asked in (0, f.tp)]
+    if not shown:
+        shown = [Fit(asked, split_problem(facts, asked) or f"there are only {len(pool)} free GPUs")]
+    works = [f"--tensor-parallel-size {f.tp} --max-model-len {f.length}" for f in fits if f.length]
+    # Beyond this machine: the smallest number of such GPUs that would do, or else other GPUs.
+    wanted = options.max_model_len or min(facts.max_length, LEAST_LENGTH) or 1
+    larger = (fit(facts, tp, total, options) for tp in range(len(pool) + 1, 17))
+    more = next((f for f in larger if f.length >= wanted), None)
+    others = (f"{tp} x {smallest_gpu(facts, tp, wanted, options)}" for tp in (1, 2, 4, 8))
+    other = next((text for text in others if not text.endswith("-")), "no number of the GPUs that hfship knows")
+    works.append(f"{more.tp} such GPUs (--tensor-parallel-size {more.tp}, {more.length} tokens)" if more else other)
+    return HostError(what, "\n".join(map(str, shown)), "what works: " + "\n  or ".join(works))
+
+
+def smallest_gpu(facts: ModelFacts, tp: int, length: int, options: ServeOptions) -> str:
+    """The smallest of the known GPUs that run the model and `tp` of which hold `length` tokens; "-" when none does."""
+    least = least_capability(facts, Image(""))[0]
+    cards = ((name, mib << 20) for name, mib, capability in _KNOWN_GPUS if capability >= least)
+    return next((name for name, total in cards if fit(facts, tp, total, options).length >= length), "-")
+
+
+def sizing(facts: ModelFacts, options: ServeOptions) -> List[List[str]]:
+    """Rows (split, weights per GPU, GPU for a short context, for the full one) for a machine still to be chosen."""
+    full = options.max_model_len or facts.max_length or USEFUL_LENGTH
+    rows = []
+    for tp in (1, 2, 4, 8):
+        weights = split_problem(facts, tp) or human_bytes(weights_per_gpu(facts, tp))
+        rows.append([f"TP={tp}", weights, *(smallest_gpu(facts, tp, n, options) for n in (min(full, 8192), full))])
+    return rows
+
+
+def fit_cpu(name: str, facts: ModelFacts, memory: int, options: ServeOptions) -> Fit:
+    """The fit in RAM: one process; a KV cache in whole GiB (so VLLM_CPU_KVCACHE_SPACE wants it) for a few requests of
+    full length, as far as `memory` bytes go. Raises HostError."""
+    full = options.max_model_len or facts.max_length or USEFUL_LENGTH
+    wanted = kv_bytes(facts, 1, full, kv_width(facts, options), CPU_IN_FLIGHT)
+    room = (memory - facts.weight_bytes - CPU_RUNTIME_BYTES) // GIB
+    gib = min(max(1, -(-4 * wanted // GIB)), room)
+    length = longest_fit(facts, 1, gib * GIB, options, CPU_IN_FLIGHT)
+    if length < max(1, options.max_model_len):
+        needed = human_bytes(facts.weight_bytes + CPU_RUNTIME_BYTES + GIB)
+        why = f"it needs {needed} and more with its context; {length} tokens of context would fit"
+        next_step = "free memory, or ask for less context with --max-model-len"
+        raise HostError(f"cannot serve {name} on the CPU: {human_bytes(memory)} of RAM can be used", why, next_step)
+    return Fit(1, "", gib * GIB, length)
 
 
 # ---- GPUs ----------------------------------------------------------------------------
@@ -5947,32 +5975,34 @@ def gpu_pool(host: Host, options: ServeOptions, own: Sequence[str] = ()) -> Tupl
     """(the GPUs that may be used, warnings): those named, or all free ones of the most common kind.
 
     `own` are the UUIDs that this deployment already holds: their memory in use is its own, and they come first.
-    Raises HostError when none is left.
+    Raises HostError when none is left. On the CPU there are none.
     """
-    utilization = options.gpu_memory_utilization or DEFAULT_GPU_UTILIZATION
+    if options.device == "cpu":
+        return (), ()
     gpus = [replace(g, total=g.total or host.memory, used=0 if g.uuid in own else g.used) for g in host.gpus]
-    named = [_named_gpu(gpus, name) for name in options.gpus]
-    usable = [g for g in named or gpus if not g.mig]
-    # vLLM refuses to start when less than its share is free.
-    free = [g for g in usable if g.total * CUDA_SEES - g.used >= g.total * CUDA_SEES * utilization]
-    if not free or (named and len(free) < len(named)):
-        raise _no_free_gpu(named or gpus, free)
-    kinds = [(g.name, g.total) for g in free]
-    kind = max(kinds, key=lambda k: (kinds.count(k), k[1]))
-    pool = free if named else [g for g in free if (g.name, g.total) == kind]
-    warnings = [f"{g.label} has MIG enabled and is left out" for g in gpus if g.mig and not named]
-    warnings += [f"{g.label} is in use ({human_bytes(g.used)}) and is left out" for g in usable if g not in free]
-    warnings += [f"{g.label} differs from the others and is left out" for g in free if g not in pool]
+    named = list(dict.fromkeys(_named_gpu(gpus, name) for name in options.gpus))
+    problems = {gpu: _gpu_problem(gpu, options.gpu_memory_utilization) for gpu in named or gpus}
+    pool = [gpu for gpu, problem in problems.items() if not problem]
+    if not pool or (named and len(pool) < len(named)):
+        raise _no_free_gpu(problems)
+    if not named:
+        kinds = [(g.name, g.total) for g in pool]
+        kind = max(kinds, key=lambda k: (kinds.count(k), k[1]))
+        problems.update({g: "differs from the others" for g in pool if (g.name, g.total) != kind})
+        pool = [g for g in pool if not problems[g]]
+    warnings = [f"{gpu.label} {problem} and is left out" for gpu, problem in problems.items() if problem]
     warnings += [f"{g.label} already has {human_bytes(g.used)} in use" for g in pool if g.used > GIB]
     if len({g.name for g in pool}) > 1:
         warnings.append("the GPUs differ; the smallest decides: " + ", ".join(g.label for g in pool))
     return tuple(sorted(pool, key=lambda g: (g.uuid not in own, g.index))), tuple(warnings)
 
 
-def with_claims(gpus: Sequence[Gpu], running: Sequence[Plan]) -> Tuple[Gpu, ...]:
-    """The GPUs with what running deployments will take of them: one that still loads shows little memory in use."""
-    claimed = {g.uuid: sum(p.gpu_memory_utilization for p in running if g.uuid in p.gpus) for g in gpus}
-    return tuple(replace(g, used=max(g.used, int(g.total * CUDA_SEES * claimed[g.uuid]))) for g in gpus)
+def _gpu_problem(gpu: Gpu, utilization: float) -> str:
+    """Why a GPU cannot be used now; "" when it can. vLLM refuses to start when less than its share is free."""
+    if gpu.mig:
+        return "has MIG enabled"
+    busy = gpu.total * CUDA_SEES - gpu.used < gpu.total * CUDA_SEES * utilization
+    return f"is in use ({human_bytes(gpu.used)})" if busy else ""
 
 
 def _named_gpu(gpus: Sequence[Gpu], name: str) -> Gpu:
@@ -5983,43 +6013,25 @@ def _named_gpu(gpus: Sequence[Gpu], name: str) -> Gpu:
     return found[0]
 
 
-def _no_free_gpu(gpus: Sequence[Gpu], free: Sequence[Gpu]) -> HostError:
-    lines = [f"{g.label}: " + ("MIG is enabled" if g.mig else f"{human_bytes(g.used)} in use") for g in gpus]
-    room = max((1 - g.used / g.total for g in gpus if g.total and not g.mig and g not in free), default=0)
+def _no_free_gpu(problems: Mapping[Gpu, str]) -> HostError:
+    what = "a GPU is not free" if "" in problems.values() else "no GPU is free"
     next_step = "stop what holds them (nvidia-smi names the processes; hfship status, the deployments)"
+    busy = [g for g, problem in problems.items() if problem and g.total and not g.mig]
+    room = max((1 - g.used / g.total for g in busy), default=0)
     if room > 0.15:
         next_step += f", or share: --gpu-memory-utilization {int(room * 100 - 3) / 100:.2f}"
-    if all(g.mig for g in gpus):
+    if all(g.mig for g in problems):
         next_step = "switch MIG off: nvidia-smi -mig 0 (as root, with the GPU idle)"
-    return HostError("no GPU is free" if not free else "a GPU is not free", "\n".join(lines), next_step)
+    return HostError(what, "\n".join(f"{g.label} {problem or 'is free'}" for g, problem in problems.items()), next_step)
+
+
+def with_claims(gpus: Sequence[Gpu], running: Sequence[Plan]) -> Tuple[Gpu, ...]:
+    """The GPUs with what running deployments will take of them: one that still loads shows little memory in use."""
+    claimed = {g.uuid: sum(p.gpu_memory_utilization for p in running if g.uuid in p.gpus) for g in gpus}
+    return tuple(replace(g, used=max(g.used, int(g.total * CUDA_SEES * claimed[g.uuid]))) for g in gpus)
 
 
 # ---- the plan ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Placement:
-    """Where a model goes: the split, the GPUs (none: CPU), and what to say about them."""
-
-    fit: Fit
-    gpus: Tuple[Gpu, ...] = ()
-    warnings: Tuple[str, ...] = ()
-
-
-def place(
-    name: str, facts: ModelFacts, host: Host, version: Version, options: ServeOptions, own: Sequence[str]
-) -> Placement:
-    """The smallest split that does, on the GPUs that are free. Raises HostError that names what would work."""
-    if options.device == "cpu":
-        return Placement(_fit_cpu(name, facts, host, options))
-    pool, warnings = gpu_pool(host, options, own)
-    total = min(g.total for g in pool)
-    windows = version >= HYBRID_KV
-    fits = [fit(facts, tp, total, options, windows) for tp in range(1, len(pool) + 1)]
-    chosen = choose_fit(fits, facts, options)
-    if chosen is None:
-        raise refusal(name, facts, pool, fits, options, windows)
-    return Placement(chosen, pool[: chosen.tp], warnings)
 
 
 def make_plan(
@@ -6033,153 +6045,97 @@ def make_plan(
 ) -> Plan:
     """The plan for a device and image that choose_device and choose_image settled. `previous` is the deployment's
     plan so far: its port and GPUs are kept where they can be. Raises HostError that names what would work."""
-    if not facts.architecture:
-        raise HostError(f"cannot serve {name}", "config.json names no architecture", "fetch the model again")
     version = image.version or NEWEST
-    require_known_length(name, facts, options)
+    require_known_model(name, facts, options)
     require_known_flags(options.extra_args, version)
-    placed = place(name, facts, host, version, options, previous.gpus if previous else ())
-    tp, gpus = placed.fit.tp, placed.gpus
-    length = options.max_model_len or (placed.fit.length if facts.max_length else 0)
-    width = kv_width(facts, options)
-    in_flight = batch_limits(min(g.total for g in gpus) if gpus else 0)[0]
-    whole = kv_bytes(facts, tp, length or USEFUL_LENGTH, width, in_flight, version >= HYBRID_KV)
-    return Plan(
+    facts = as_loaded(facts, version, options)
+    pool, warnings = gpu_pool(host, options, previous.gpus if previous else ())
+    require_capability(name, facts, pool, image)
+    found = fit_gpus(name, facts, pool, options) if pool else fit_cpu(name, facts, host.memory, options)
+    gpus = pool[: found.tp]
+    length = options.max_model_len or (found.length if facts.max_length else 0)
+    in_flight = batch_limits(min((g.total for g in pool), default=0))[0]
+    request = kv_bytes(facts, found.tp, length or USEFUL_LENGTH, kv_width(facts, options), in_flight)
+    no_bfloat16 = facts.dtype == "bfloat16" and any((0, 0) < g.capability < (8, 0) for g in gpus)
+    return replace(
+        Plan(**vars(options)),
         name=name,
         model_dir=model_dir,
         served_names=options.served_names or (name,),
         image=image.reference,
         image_id=image.id,
         version=version,
-        device=options.device,
-        gpus=tuple(g.uuid for g in gpus),
-        tensor_parallel_size=tp,
-        gpu_memory_utilization=options.gpu_memory_utilization or DEFAULT_GPU_UTILIZATION,
-        max_model_len=length,
-        bind=options.bind,
-        port=choose_port(options.port, previous.port if previous else None, host.taken_ports),
-        shm_size=options.shm_size or ("16gb" if tp > 1 else "4gb"),
-        env=environment(name, facts, options, placed.fit.kv),
-        ready_timeout_s=options.ready_timeout_s,
-        dtype=options.dtype or default_dtype(facts, gpus),
-        kv_cache_dtype=options.kv_cache_dtype or "auto",
-        max_num_seqs=options.max_num_seqs or 0,
-        trust_remote_code=options.trust_remote_code,
         embeds=facts.embeds,
-        extra_args=options.extra_args,
+        gpus=tuple(g.uuid for g in gpus),
         gpu_names=tuple(g.label for g in gpus),
+        tensor_parallel_size=found.tp,
+        max_model_len=length,
+        dtype="float16" if options.dtype == "auto" and no_bfloat16 else options.dtype,
+        port=choose_port(options.port, previous.port if previous else None, host.taken_ports),
+        shm_size=options.shm_size or ("16gb" if found.tp > 1 else "4gb"),
+        env=environment(name, facts, options, found.kv),
         weight_bytes=facts.weight_bytes,
-        weight_bytes_per_gpu=placed.fit.weights,
-        kv_bytes_per_token=kv_bytes(replace(facts, window_layers=0), tp, 1, width),
-        kv_bytes=placed.fit.kv,
-        concurrency=round(placed.fit.kv / whole, 0 if placed.fit.kv > 10 * whole else 1) if whole else 0.0,
-        warnings=(*placed.warnings, *plan_warnings(facts, gpus, image, options, length)),
+        kv_bytes=found.kv,
+        concurrency=round(found.kv / request, 0 if found.kv > 10 * request else 1) if request else 0.0,
+        warnings=(*warnings, *plan_warnings(facts, gpus, image, options, length)),
     )
 
 
-def default_dtype(facts: ModelFacts, gpus: Sequence[Gpu]) -> str:
-    """ "auto", but float16 where the GPU has no bfloat16 (compute capability below 8.0)."""
-    old = any((0, 0) < g.capability < (8, 0) for g in gpus)
-    return "float16" if old and facts.dtype == "bfloat16" else "auto"
-
-
-def _fit_cpu(name: str, facts: ModelFacts, host: Host, options: ServeOptions) -> Fit:
-    """The split for a CPU: one process; a KV cache in whole GiB (so VLLM_CPU_KVCACHE_SPACE wants it) for a few
-    requests of full length, as far as the RAM goes."""
-    width = kv_width(facts, options)
-    room = (host.memory - facts.weight_bytes - CPU_RUNTIME_BYTES) // GIB
-    wanted = kv_bytes(facts, 1, options.max_model_len or facts.max_length or USEFUL_LENGTH, width, 2048)
-    gib = min(max(1, -(-4 * wanted // GIB)), room)
-    length = _longest_fit(facts, 1, gib * GIB, width, 2048, True)
-    # The model's own limit may be below the least useful length of a GPU deployment: tiny models are served too.
-    if gib < 1 or length < min(options.max_model_len or 1, facts.max_length or 1) or not length:
-        needed = facts.weight_bytes + CPU_RUNTIME_BYTES + GIB
-        raise HostError(
-            f"cannot serve {name} on the CPU: {human_bytes(host.memory)} of RAM can be used",
-            f"it needs {human_bytes(needed)}; its context is limited to {max(0, length)} tokens then",
-            "free memory, or ask for less context with --max-model-len",
-        )
-    return Fit(1, "", facts.weight_bytes, CPU_RUNTIME_BYTES, gib * GIB, length)
-
-
 def choose_port(wanted: Optional[int], previous: Optional[int], taken: AbstractSet[int]) -> int:
-    """The port asked for, the one the deployment has, or the first free one from 8000. Raises HostError.
-
-    >>> choose_port(None, None, {8000, 8001}), choose_port(None, 8005, {8000})
-    (8002, 8005)
-    """
-    if wanted is not None and wanted in taken:
-        free = choose_port(None, None, taken)
+    """The port asked for, the one the deployment has, or the first free one from 8000. Raises HostError."""
+    first = wanted or previous or PORTS[0]
+    free = next((port for port in (first, *PORTS) if port not in taken), 0)
+    if not free:
+        raise HostError(f"no port from {PORTS[0]} to {PORTS[-1]} is free", "", "give one with --port")
+    if wanted and free != wanted:
         raise HostError(f"port {wanted} is taken", "another program or deployment has it", f"--port {free}")
-    if wanted is not None:
-        return wanted
-    candidates = ([previous] if previous else []) + list(range(FIRST_PORT, LAST_PORT + 1))
-    found = next((port for port in candidates if port not in taken), None)
-    if found is None:
-        raise HostError(f"no port from {FIRST_PORT} to {LAST_PORT} is free", "", "give one with --port")
-    return found
+    return free
 
 
 def environment(name: str, facts: ModelFacts, options: ServeOptions, kv: int) -> Mapping[str, str]:
     """Variables of the container: nothing may look for a network, nothing phones home. The operator's come last."""
-    values = {
-        "DO_NOT_TRACK": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        # vLLM's own patience is 600 s, which slow disks outlast.
-        "VLLM_ENGINE_READY_TIMEOUT_S": str(options.ready_timeout_s),
-    }
+    offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK")
+    values = dict.fromkeys(offline, "1")
+    # vLLM's own patience is 600 s, which slow disks outlast.
+    values["VLLM_ENGINE_READY_TIMEOUT_S"] = str(options.ready_timeout_s)
     if options.device == "cpu":
         # Binding threads to cores needs rights that the container does not have.
         values.update(VLLM_CPU_KVCACHE_SPACE=str(kv // GIB), VLLM_CPU_OMP_THREADS_BIND="nobind")
     if facts.tiktoken:
         values["TIKTOKEN_ENCODINGS_BASE"] = f"/models/{name}"
-    values.update(options.env)
-    return dict(sorted(values.items()))
+    return dict(sorted({**values, **options.env}.items()))
 
 
 def plan_warnings(
     facts: ModelFacts, gpus: Sequence[Gpu], image: Image, options: ServeOptions, length: int
 ) -> List[str]:
     """What will work, but not as one may expect."""
-    least = _LEAST_CAPABILITY.get(facts.quantization.method, (0, 0)) if facts.quantization else (0, 0)
-    slow = [g for g in gpus if (0, 0) < g.capability < least]
-    cuda = int(image.cuda.partition(".")[0]) if image.cuda[:1].isdigit() else 0
-    old = [g for g in gpus if g.driver and int(g.driver.partition(".")[0]) < _LEAST_DRIVER.get(cuda, 0)]
-    foreign = [c for c in facts.remote_code if "--" in c]
+    drivers = {g.driver for g in gpus if g.driver}
+    old = [d for d in drivers if int(d.partition(".")[0]) < _LEAST_DRIVER.get(cuda_of(image)[0], 0)]
+    foreign = ", ".join(c for c in facts.remote_code if "--" in c)
+    trust, shortened = options.trust_remote_code, length < facts.max_length and not options.max_model_len
+    lacks_tiktoken = not facts.tiktoken and "TIKTOKEN_ENCODINGS_BASE" not in options.env
     rules = (
         (image.id and image.version is None, f"the vLLM version of {image.reference} is unknown; taken for the newest"),
         (not facts.embeds and not facts.chat_template, "no chat template: /v1/chat/completions will answer 400"),
         (facts.pickled, "the weights are pickles: loading them can run code; prefer a repository with safetensors"),
-        (
-            facts.remote_code and not options.trust_remote_code,
-            f"the model brings own code; if vLLM does not know {facts.architecture}, it needs --trust-remote-code",
-        ),
-        (
-            foreign and options.trust_remote_code,
-            f"code of another repository is not in the folder: {', '.join(foreign)}",
-        ),
-        (
-            facts.model_type == "gpt_oss" and not facts.tiktoken and "TIKTOKEN_ENCODINGS_BASE" not in dict(options.env),
-            "gpt-oss needs o200k_base.tiktoken and cl100k_base.tiktoken offline: put them into the model folder",
-        ),
+        (facts.remote_code and not trust,
+         f"the model brings own code; if vLLM does not know {facts.architecture}, it needs --trust-remote-code"),
+        (foreign and trust, f"code of another repository is not in the folder: {foreign}"),
+        (facts.model_type == "gpt_oss" and lacks_tiktoken,
+         "gpt-oss needs o200k_base.tiktoken and cl100k_base.tiktoken offline: put them into the model folder"),
         (not facts.heads or not facts.layers, "config.json does not tell the model's shape: the KV cache is a guess"),
-        (
-            length and not options.max_model_len and length < facts.max_length,
-            f"context shortened to {length} of {facts.max_length} tokens: that is what fits",
-        ),
-        (slow, f"{facts.quantization and facts.quantization.method} needs compute capability {least[0]}.{least[1]}"),
-        (old, f"the image has CUDA {image.cuda}, the driver {gpus[0].driver if gpus else ''} is older"),
-    )
+        (length and shortened, f"context shortened to {length} of {facts.max_length} tokens: that is what fits"),
+        (old, f"the image has CUDA {image.cuda}, the driver {', '.join(old)} is older"),
+    )  # fmt: skip
     return [text for applies, text in rules if applies]
 
 
-def require_known_length(name: str, facts: ModelFacts, options: ServeOptions) -> None:
-    """Refuse a context beyond the model's own, as vLLM would after minutes."""
-    allowed = dict(options.env).get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")
-    if options.max_model_len and facts.max_length and options.max_model_len > facts.max_length and not allowed:
+def require_known_model(name: str, facts: ModelFacts, options: ServeOptions) -> None:
+    """Refuse a model without an architecture, and a context beyond the model's own, as vLLM would after minutes."""
+    if not facts.architecture:
+        raise HostError(f"cannot serve {name}", "config.json names no architecture", BRING_AGAIN)
+    if 0 < facts.max_length < options.max_model_len and not options.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN"):
         raise HostError(
             f"cannot serve {name} with {options.max_model_len} tokens of context",
             f"the model was made for {facts.max_length}",
@@ -6187,84 +6143,33 @@ def require_known_length(name: str, facts: ModelFacts, options: ServeOptions) ->
         )
 
 
+def flags_in(arguments: Sequence[str]) -> List[str]:
+    """The flags among arguments of vLLM, which takes --max_model_len for --max-model-len.
+
+    >>> flags_in(["--max_model_len=5", "--dtype", "half", "-tp", "2"])
+    ['--max-model-len', '--dtype', '-tp']
+    """
+    return [a.partition("=")[0].replace("_", "-") for a in arguments if re.match("--?[a-z]", a)]
+
+
+def knows_flag(version: Version, flag: str) -> bool:
+    """Whether this vLLM has the flag."""
+    since, until, _ = FLAGS.get(flag, (_ALWAYS, _NEVER, ""))
+    return since <= version < until
+
+
 def require_known_flags(arguments: Sequence[str], version: Version) -> None:
-    """Refuse extra arguments that this vLLM does not know: it would die with "unrecognized arguments"."""
-    for argument in arguments:
-        flag = argument.partition("=")[0]
-        span = FLAGS.get(flag, FlagSpan())
-        if not span.since <= version < span.until:
-            known = f"until {version_text(span.until)}" if version >= span.until else f"from {version_text(span.since)}"
-            raise HostError(
-                f"vLLM {version_text(version)} does not know {flag}",
-                f"versions {known} do",
-                f"write {span.instead}" if span.instead else "leave it out, or choose another --image",
-            )
-
-
-def refusal(
-    name: str, facts: ModelFacts, pool: Sequence[Gpu], fits: Sequence[Fit], options: ServeOptions, windows: bool
-) -> HostError:
-    """The error for a model that does not fit as asked, with the nearest plans that do."""
-    asked = options.tensor_parallel_size
-    total = min(g.total for g in pool)
-    count = f"{len(pool)} GPU{'s' if len(pool) > 1 else ''} of {human_bytes(total)}"
-    what = f"cannot serve {name} on {count}" + (f" with --tensor-parallel-size {asked}" if asked else "")
-    if asked and asked > len(pool):
-        problem = split_problem(facts, asked) or f"there are only {len(pool)} free GPUs"
-        lines = [f"TP={asked}: {problem}"]
-    else:
-        lines = [_fit_line(f) for f in fits if asked in (None, f.tp)]
-    if options.max_model_len:
-        what += f" with --max-model-len {options.max_model_len}"
-    works = [f"--tensor-parallel-size {f.tp} --max-model-len {f.length}" for f in fits if f.length]
-    # Beyond this machine: the smallest number of such GPUs that would do.
-    for tp in range(len(pool) + 1, 17):
-        more = fit(facts, tp, total, options, windows)
-        if more.length >= (options.max_model_len or min(facts.max_length, LEAST_LENGTH)) and more.length:
-            works.append(f"{tp} such GPUs (--tensor-parallel-size {tp}, {more.length} tokens)")
-            break
-    else:
-        works.append(smallest_gpu(facts, options))
-    return HostError(what, "\n".join(lines), "what works: " + "\n  or ".join(works))
-
-
-def _fit_line(found: Fit) -> str:
-    return f"TP={found.tp}: " + (found.problem or f"holds {found.length} tokens")
-
-
-def gpu_bytes_needed(facts: ModelFacts, tp: int, length: int, options: ServeOptions) -> int:
-    """Bytes that each of `tp` GPUs must have for one request of `length` tokens."""
-    utilization = options.gpu_memory_utilization or DEFAULT_GPU_UTILIZATION
-    weights = int(facts.weight_bytes * (UNEVEN_SPLIT / tp if tp > 1 else 1))
-    needed = 0
-    for _ in range(2):  # the batch limits grow with the GPU: first as for a small one, then as for what it takes
-        in_flight, sequences = batch_limits(needed)
-        runtime = _runtime_bytes(facts, tp, in_flight, options.max_num_seqs or sequences)
-        kv = kv_bytes(facts, tp, length, kv_width(facts, options), in_flight)
-        needed = int((weights + runtime + kv) / utilization / CUDA_SEES)
-    return needed
-
-
-def smallest_gpu(facts: ModelFacts, options: ServeOptions, tp: int = 1, length: int = 0) -> str:
-    """Advice which GPU would do."""
-    needed = gpu_bytes_needed(facts, tp, length or options.max_model_len or LEAST_LENGTH, options)
-    known = next((text for mib, text in _KNOWN_GPUS if mib << 20 >= needed), "none that is known")
-    return f"{tp} x {human_bytes(needed)} or more ({known})"
-
-
-def sizing(facts: ModelFacts, options: ServeOptions) -> List[List[str]]:
-    """Rows (split, bytes per GPU for a short and for the full context, GPU) for a machine still to be chosen."""
-    full = options.max_model_len or facts.max_length or USEFUL_LENGTH
-    rows = []
-    for tp in (1, 2, 4, 8):
-        problem = split_problem(facts, tp)
-        if problem:
-            rows.append([f"TP={tp}", "-", "-", problem])
-            continue
-        short = gpu_bytes_needed(facts, tp, min(full, 8192), options)
-        rows.append([f"TP={tp}", human_bytes(short), human_bytes(gpu_bytes_needed(facts, tp, full, options)), ""])
-        rows[-1][3] = smallest_gpu(facts, options, tp, full)
-    return rows
+    """Refuse extra arguments that this vLLM does not know (it would die with "unrecognized arguments"), and those that
+    are hfship's to set: a key in a command line can be read by everybody, another name or port would not be found."""
+    for flag in flags_in(arguments):
+        if any(own.startswith(flag) for own in RESERVED_FLAGS):  # argparse takes abbreviations too
+            next_step = f"give it to hfship serve before the --; the key is {KEY_VARIABLE} in the deployment's .env"
+            raise UsageError(f"{flag} cannot be passed on to vLLM", "hfship sets it", next_step)
+        if not knows_flag(version, flag):
+            since, until, instead = FLAGS[flag]
+            known = f"until {version_text(until)}" if version >= until else f"from {version_text(since)}"
+            next_step = f"write {instead}" if instead else "leave it out, or choose another --image"
+            raise HostError(f"vLLM {version_text(version)} does not know {flag}", f"versions {known} do", next_step)
 
 
 # ======================================================================================
@@ -6281,44 +6186,37 @@ def sizing(facts: ModelFacts, options: ServeOptions) -> List[List[str]]:
 
 PLAN_FORMAT = "hfship-plan/1"
 PLAN_FILE, ENV_FILE, COMPOSE_FILE = "plan.json", ".env", "docker-compose.yml"
-KEY_VARIABLE = "VLLM_API_KEY"
 CONTAINER_PORT = 8000
 
 _HEALTH_CHECK = (
-    "import urllib.request as u; u.build_opener(u.ProxyHandler({{}})).open('http://127.0.0.1:{port}/health', timeout=8)"
+    "import urllib.request as u; u.build_opener(u.ProxyHandler({})).open"
+    f"('http://127.0.0.1:{CONTAINER_PORT}/health', timeout=8)"
 )
 
 
 def vllm_arguments(plan: Plan) -> List[str]:
     """The arguments of `vllm serve` for the plan's version of vLLM. The key is not among them: argv is public."""
+    gpu, given = plan.device == "gpu", flags_in(plan.extra_args)
+    settings: Mapping[str, object] = {  # True: a flag without a value
+        "--tensor-parallel-size": gpu and plan.tensor_parallel_size,
+        "--gpu-memory-utilization": gpu and f"{plan.gpu_memory_utilization:.2f}",
+        "--max-model-len": plan.max_model_len,
+        "--max-num-seqs": plan.max_num_seqs,
+        "--dtype": plan.dtype != "auto" and plan.dtype,
+        "--kv-cache-dtype": plan.kv_cache_dtype != "auto" and plan.kv_cache_dtype,
+        "--trust-remote-code": plan.trust_remote_code,
+        # Prompts do not belong into logs; later versions keep them out unless asked.
+        "--disable-log-requests": plan.version < (0, 10, 2),
+        # Without these a health check every 15 s fills the log, and a stop cuts answers in mid-sentence.
+        "--disable-access-log-for-endpoints": "/health,/metrics,/ping",
+        "--shutdown-timeout": 30,
+    }
     arguments = [f"/models/{plan.name}", "--served-model-name", *plan.served_names]
     arguments += ["--host", "0.0.0.0", "--port", str(CONTAINER_PORT)]
-    settings: Sequence[Tuple[str, object]] = (
-        ("--tensor-parallel-size", plan.tensor_parallel_size if plan.device == "gpu" else None),
-        ("--pipeline-parallel-size", plan.pipeline_parallel_size if plan.pipeline_parallel_size > 1 else None),
-        ("--gpu-memory-utilization", f"{plan.gpu_memory_utilization:.2f}" if plan.device == "gpu" else None),
-        ("--max-model-len", plan.max_model_len or None),
-        ("--max-num-seqs", plan.max_num_seqs or None),
-        ("--dtype", plan.dtype if plan.dtype != "auto" else None),
-        ("--kv-cache-dtype", plan.kv_cache_dtype if plan.kv_cache_dtype != "auto" else None),
-        # Without these a health check every 15 s fills the log, and a stop cuts answers in mid-sentence.
-        ("--disable-access-log-for-endpoints", "/health,/metrics,/ping"),
-        ("--shutdown-timeout", 30),
-    )
-    for flag, value in settings:
-        span = FLAGS.get(flag, FlagSpan())
-        if value is not None and span.since <= plan.version < span.until and not _given(plan, flag):
-            arguments += [flag, str(value)]
-    if plan.version < (0, 10, 2) and not _given(plan, "--disable-log-requests"):
-        arguments.append("--disable-log-requests")  # prompts do not belong into logs; later versions keep them out
-    if plan.trust_remote_code:
-        arguments.append("--trust-remote-code")
+    for flag, value in settings.items():
+        if value and flag not in given and knows_flag(plan.version, flag):
+            arguments += [flag] if value is True else [flag, str(value)]
     return arguments + list(plan.extra_args)
-
-
-def _given(plan: Plan, flag: str) -> bool:
-    """Whether the operator passed this flag on."""
-    return any(argument.partition("=")[0] == flag for argument in plan.extra_args)
 
 
 # ---- plan.json -----------------------------------------------------------------------
@@ -6333,14 +6231,19 @@ def parse_plan(text: str, where: str) -> Plan:
     """The plan in the text of a plan.json. Raises IntegrityError."""
     try:
         value = json.loads(text)
-        if value["format"] != PLAN_FORMAT:
+        if value["format"] != PLAN_FORMAT or not value["name"]:
             raise ValueError(f"format is {value['format']!r}, this hfship reads {PLAN_FORMAT}")
-        known = {f.name for f in fields(Plan)}
-        values: Dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k in known}
-        return Plan(**values)
+        return Plan(**known_fields(Plan, value))
     except (ValueError, KeyError, TypeError) as exc:
-        why = f"{type(exc).__name__}: {exc}"
-        raise IntegrityError(f"{where} is not a valid plan", why, "run hfship serve again") from exc
+        raise IntegrityError(
+            f"{where} is not a valid plan", f"{type(exc).__name__}: {exc}", "run hfship serve again"
+        ) from exc
+
+
+def known_fields(kind: Type[Any], values: Mapping[str, Any]) -> Dict[str, Any]:
+    """The values that the dataclass has fields for, with tuples for lists."""
+    names = {f.name for f in fields(kind)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
 
 
 # ---- .env ----------------------------------------------------------------------------
@@ -6349,17 +6252,16 @@ def parse_plan(text: str, where: str) -> Plan:
 def env_text(plan: Plan, key: str) -> str:
     """The text of .env: the API key first and unquoted, so that scripts can read it."""
     lines = [f"# Variables of {container_name(plan.name)}, and its API key: keep this file at mode 0600."]
-    lines += [f"{KEY_VARIABLE}={key}"]
-    return "\n".join(lines + [f"{k}={env_quote(v)}" for k, v in plan.env.items()]) + "\n"
+    return "\n".join([*lines, f"{KEY_VARIABLE}={key}", *(f"{k}={env_quote(v)}" for k, v in plan.env.items())]) + "\n"
 
 
 def env_quote(value: str) -> str:
-    """A value as docker compose reads it back unchanged: bare where nothing can be misread, else in single quotes.
+    """A value as docker compose reads it back unchanged: bare where nothing can be misread, else in quotes.
 
     >>> env_quote("1"), env_quote("a $b"), env_quote("it's $5")
     ('1', "'a $b'", '"it\\'s \\\\$5"')
     """
-    if re.match(r"[A-Za-z0-9_./:,@%+-]+$", value):
+    if re.match(r"[A-Za-z0-9_./:,@%+-]+\Z", value):
         return value
     if "'" not in value and "\\" not in value:
         return f"'{value}'"
@@ -6367,23 +6269,26 @@ def env_quote(value: str) -> str:
 
 
 def key_in_env(text: str) -> str:
-    """The API key in the text of a .env, "" when there is none.
+    """The API key in the text of a .env, "" when there is none. Raises ValueError for one that compose, curl or an
+    HTTP header would not carry unchanged.
 
     >>> key_in_env("# x\\nVLLM_API_KEY=sk-1\\nA=b\\n")
     'sk-1'
     """
     match = re.search(rf"^{KEY_VARIABLE}=(.*)$", text, re.MULTILINE)
-    return match.group(1).strip().strip("'\"") if match else ""
+    key = match[1].strip().strip("'\"") if match else ""
+    if not re.match(r"[A-Za-z0-9_.~/:@%+-]*\Z", key):
+        raise ValueError(f"{KEY_VARIABLE} may have letters, digits and _.~/:@%+- only")
+    return key
 
 
 def require_env(name: str, value: str) -> None:
     """Raise UsageError for a variable that .env cannot carry."""
-    if not re.match(r"[A-Za-z_][A-Za-z0-9_]*$", name) or re.search(r"[\x00-\x1f\x7f]", value):
+    if not re.match(r"[A-Za-z_][A-Za-z0-9_]*\Z", name) or re.search(r"[\x00-\x1f\x7f]", value):
         raise UsageError(f"--env {name}: not a variable", "names have letters, digits and _, values one line", "")
     if name == KEY_VARIABLE:
-        raise UsageError(
-            f"--env {KEY_VARIABLE} is refused", "command lines can be read by everybody", "edit the deployment's .env"
-        )
+        why = "command lines can be read by everybody"
+        raise UsageError(f"--env {KEY_VARIABLE} is refused", why, "edit the deployment's .env")
 
 
 # ---- docker-compose.yml --------------------------------------------------------------
@@ -6406,7 +6311,6 @@ def project_name(name: str) -> str:
 def compose_value(plan: Plan) -> Mapping[str, Any]:
     """What docker-compose.yml says."""
     bind = f"[{plan.bind}]" if ":" in plan.bind else plan.bind
-    check = _HEALTH_CHECK.format(port=CONTAINER_PORT)
     model = {
         "type": "bind",
         "source": plan.model_dir,
@@ -6414,7 +6318,6 @@ def compose_value(plan: Plan) -> Mapping[str, Any]:
         "read_only": True,
         "bind": {"create_host_path": False},
     }
-    gpus = {"driver": "nvidia", "device_ids": list(plan.gpus), "capabilities": ["gpu"]}
     service: Dict[str, Any] = {
         "container_name": container_name(plan.name),
         "image": plan.image,
@@ -6433,7 +6336,7 @@ def compose_value(plan: Plan) -> Mapping[str, Any]:
         "security_opt": ["no-new-privileges:true"],
         "logging": {"driver": "json-file", "options": {"max-size": "50m", "max-file": "5"}},
         "healthcheck": {
-            "test": ["CMD", "python3", "-c", check],
+            "test": ["CMD", "python3", "-c", _HEALTH_CHECK],
             "interval": "15s",
             "timeout": "10s",
             "retries": 4,
@@ -6442,6 +6345,7 @@ def compose_value(plan: Plan) -> Mapping[str, Any]:
         "labels": {"hfship.name": plan.name, "hfship.image-id": plan.image_id},
     }
     if plan.device == "gpu":
+        gpus = {"driver": "nvidia", "device_ids": list(plan.gpus), "capabilities": ["gpu"]}
         service["deploy"] = {"resources": {"reservations": {"devices": [gpus]}}}
     return {"name": project_name(plan.name), "services": {"vllm": service}, "volumes": {"vllm-cache": {}}}
 
@@ -6463,17 +6367,18 @@ def yaml_lines(value: Any) -> List[str]:
       c: true
     d: {}
     """
+    lines = []
     if isinstance(value, dict) and value:
-        lines = []
         for key, item in value.items():
             nested = yaml_lines(item)
-            scalar = not (isinstance(item, (dict, list)) and item)
-            lines += [f"{key}: {nested[0]}"] if scalar else [f"{key}:", *("  " + line for line in nested)]
-        return lines
-    if isinstance(value, list) and value:
-        nested_items = [yaml_lines(item) for item in value]
-        return [("  " if i else "- ") + line for item in nested_items for i, line in enumerate(item)]
-    return [yaml_string(value) if isinstance(value, str) else json.dumps(value)]
+            many = isinstance(item, (dict, list)) and item
+            lines += [f"{key}:", *("  " + line for line in nested)] if many else [f"{key}: {nested[0]}"]
+    elif isinstance(value, list) and value:
+        for item in value:
+            lines += [("  " if i else "- ") + line for i, line in enumerate(yaml_lines(item))]
+    else:
+        lines = [yaml_string(value) if isinstance(value, str) else json.dumps(value)]
+    return lines
 
 
 def yaml_string(text: str) -> str:
@@ -6484,7 +6389,7 @@ def yaml_string(text: str) -> str:
     """
     quoted = json.dumps(text.replace("$", "$$"), ensure_ascii=False)
     # JSON leaves some characters bare that YAML must have escaped.
-    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda m: f"\\u{ord(m.group()):04x}", quoted)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda m: f"\\u{ord(m[0]):04x}", quoted)
 
 
 # ======================================================================================
@@ -6504,6 +6409,7 @@ REQUEST_TIMEOUT_S = 120.0  # the first request may compile kernels
 STATUS_TIMEOUT_S = 10.0  # a deployment that takes longer for one token is not healthy
 TAIL_LINES = 30
 PROGRESS_LINES = 400  # of the log, looked at for the phase
+DOCKER_ROOM = 2 * GIB  # where docker keeps its data: vLLM's compile cache, logs, the container's own layer
 
 # Messages of docker and vLLM -> (cause, next step). The first row that matches wins; {name} and groups are filled in.
 KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
@@ -6512,14 +6418,10 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
     (r"Cannot connect to the Docker daemon|Is the docker daemon running|failed to connect to the docker API",
      "the docker daemon is not running, or DOCKER_HOST points to the wrong place", "systemctl start docker"),
     (r"is not a docker command|unknown command: docker compose|unknown (?:shorthand )?flag: .*-?-s",
-     "docker has no compose plugin",
-     "install docker-compose-plugin (docker's own packages) or docker-compose-v2 (Debian, Ubuntu)"),
-    (r"client version (\S+) is too (old|new)",
-     "client and daemon of docker do not understand each other: client {0} is too {1}",
-     "install client and engine of one release"),
+     "docker has no compose plugin", "install docker-compose-plugin, or docker-compose-v2 (Debian, Ubuntu)"),
+    (r"client version (\S+) is too (old|new)", "docker's client is too {1}", "use client and engine of one release"),
     (r"could not select device driver|unknown or invalid runtime name: nvidia|[Uu]nknown runtime specified nvidia",
-     "docker has no NVIDIA runtime",
-     "install nvidia-container-toolkit, run nvidia-ctk runtime configure, restart docker"),
+     "docker has no NVIDIA runtime", "install nvidia-container-toolkit, nvidia-ctk runtime configure, restart docker"),
     (r"docker-init", "docker has no docker-init", "install tini, and link it as docker-init beside dockerd"),
     (r"port is already allocated|[Aa]ddress already in use", "the port is taken", "hfship serve {name} --port ANOTHER"),
     (r'container name \"?/?(\S+?)\"? is already in use',
@@ -6539,17 +6441,11 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
      "the KV cache does not hold one request of full length",
      "hfship serve {name} with a smaller --max-model-len, or a larger --tensor-parallel-size"),
     (r"CUDA out of memory|torch\.OutOfMemoryError|CUDA error: out of memory",
-     "the GPU ran out of memory",
-     "hfship serve {name} with a larger --tensor-parallel-size, or smaller --max-model-len and --max-num-seqs"),
-    (r"unrecognized arguments: (.+)",
-     "this version of vLLM does not know {0}", "leave it out, or choose another --image"),
+     "the GPU ran out of memory", "hfship serve {name} with a larger --tensor-parallel-size or less --max-num-seqs"),
+    (r"unrecognized arguments: (.+)", "this version of vLLM does not know {0}", "leave it out, or change the --image"),
     (r"`trust_remote_code=True`", "the model runs its own code", "hfship serve {name} --trust-remote-code"),
     (r"does not recognize this architecture|Model architectures .* are not supported|has no vLLM implementation",
-     "this vLLM is older than the model",
-     "bring a newer image of vLLM: docker load -i FILE, then hfship serve {name}"),
-    (r"Bfloat16 is only supported on GPUs", "this GPU has no bfloat16", "hfship serve {name} --dtype float16"),
-    (r"User-specified max_model_len .* is greater than the derived",
-     "the context is longer than the model's own", "hfship serve {name} with a smaller --max-model-len"),
+     "this vLLM is older than the model", "bring a newer vLLM image: docker load -i FILE, then hfship serve {name}"),
     (r"LocalEntryNotFoundError|outgoing traffic has been disabled|couldn't connect to 'https://huggingface\.co",
      "vLLM looked for a file that the model folder does not have",
      "compare the folder with the repository, fetch what is missing, carry it over"),
@@ -6558,8 +6454,7 @@ KNOWN_FAILURES: Sequence[Tuple[str, str, str]] = (
      "put o200k_base.tiktoken and cl100k_base.tiktoken into the model folder, then hfship serve {name}"),
     (r"No space left on device.*shm|unable to allocate shared memory|Bus error.*shared memory",
      "shared memory ran out", "hfship serve {name} --shm-size 32gb"),
-    (r"Permission denied: '/models",
-     "the container may not read the model folder",
+    (r"Permission denied: '/models", "the container may not read the model folder",
      "chmod -R a+rX the folder; with SELinux: chcon -Rt container_file_t FOLDER"),
     (r"SIGILL|Illegal instruction|exit code -4\b",
      "the CPU lacks an instruction that this dtype uses", "hfship serve {name} --dtype float32 (or float16)"),
@@ -6575,7 +6470,6 @@ _PHASES = (
     (re.compile(r"Starting vLLM API server|Application startup complete|Uvicorn running"), "opening the API"),
 )
 _COMPOSE_PROGRESS = re.compile(r"^ *(?:Network|Volume|Container) \S+ +\w+\n?", re.MULTILINE)
-_KV_TOKENS = re.compile(r"KV cache size: ([\d,]+) tokens")
 
 
 @dataclass(frozen=True)
@@ -6597,7 +6491,6 @@ class Container:
     oom_killed: bool = False
     restarts: int = 0
     started_at: float = 0.0  # seconds since the epoch
-    health: str = ""
     image_id: str = ""
 
 
@@ -6620,6 +6513,9 @@ class Answer:
             value = json.loads(self.text)
             return self.status == 200 and bool(value.get("choices") or value.get("data"))
         return False
+
+    def __str__(self) -> str:
+        return f"HTTP {self.status}: {self.text[:200]}" if self.status else self.text
 
 
 # ---- reading what docker and vLLM print ----------------------------------------------
@@ -6658,37 +6554,8 @@ def measured_kv_tokens(log: str) -> int:
     >>> measured_kv_tokens("GPU KV cache size: 1,234,567 tokens")
     1234567
     """
-    match = _KV_TOKENS.search(log)
-    return int(match.group(1).replace(",", "")) if match else 0
-
-
-def parse_container(text: str) -> Container:
-    """The container in the output of `docker container inspect`. Raises ValueError."""
-    try:
-        value = json.loads(text)[0]
-        state = value["State"]
-        return Container(
-            id=str(value["Id"]),
-            status=str(state["Status"]),
-            exit_code=int(state.get("ExitCode") or 0),
-            oom_killed=bool(state.get("OOMKilled")),
-            restarts=int(value.get("RestartCount") or 0),
-            started_at=parse_time(str(state.get("StartedAt") or "")),
-            health=str((state.get("Health") or {}).get("Status") or ""),
-            image_id=str(value.get("Image") or ""),
-        )
-    except (KeyError, TypeError, IndexError, AttributeError) as exc:
-        raise ValueError(f"docker's answer has no {exc}") from exc
-
-
-def parse_time(text: str) -> float:
-    """Seconds since the epoch of docker's UTC timestamps, 0.0 for none.
-
-    >>> parse_time("1970-01-02T00:00:00.5Z"), parse_time("0001-01-01T00:00:00Z")
-    (86400.0, 0.0)
-    """
-    match = re.match(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)", text)
-    return max(0.0, float(calendar.timegm(tuple(map(int, match.groups()))))) if match else 0.0
+    match = re.search(r"KV cache size: ([\d,]+) tokens", log)
+    return int(match[1].replace(",", "")) if match else 0
 
 
 def container_trouble(container: Optional[Container], restarts_before: int) -> str:
@@ -6706,10 +6573,9 @@ def container_trouble(container: Optional[Container], restarts_before: int) -> s
         how += ": killed, by hand or because the machine ran out of memory"
     if container.status in ("exited", "dead"):
         return f"it ended ({how})"
-    restarted = container.restarts > restarts_before or container.status == "restarting"
-    if not restarted:
-        return ""
-    return "it restarted" + (f" ({how})" if container.status == "restarting" else "")
+    if container.status == "restarting":
+        return f"it restarted ({how})"
+    return "it restarted" if container.restarts > restarts_before else ""
 
 
 def deployment_state(container: Optional[Container], answer: Answer) -> str:
@@ -6726,12 +6592,7 @@ def deployment_state(container: Optional[Container], answer: Answer) -> str:
 
 def docker(arguments: Sequence[str], doing: str, timeout_s: float = DOCKER_TIMEOUT_S, name: str = "MODEL") -> str:
     """The output of a docker command. Raises HostError with the cause where the message is known."""
-    try:
-        done = run_program(["docker", *arguments], timeout_s=timeout_s)
-    except HostError as exc:
-        if "PATH" not in exc.why:
-            raise
-        raise HostError(f"cannot {doing}: docker is not installed", exc.why, "install docker engine") from exc
+    done = run_program(["docker", *arguments], timeout_s=timeout_s)
     if done.code:
         message = _COMPOSE_PROGRESS.sub("", done.err.strip() or done.out.strip()).strip()[-1000:]
         cause, next_step = explain(done.err + done.out, name)
@@ -6747,27 +6608,21 @@ def require_docker() -> None:
     docker(["compose", "version", "--short"], "use docker compose")
 
 
-def read_host() -> Host:
-    """What this machine offers; needs docker."""
-    gpus, problem = read_gpus()
-    images = parse_images(docker(["image", "ls", "--no-trunc", "--format", "{{json .}}"], "list images"))
-    return Host(gpus, images, read_memory(), gpu_problem=problem)
+def list_images() -> Tuple[Image, ...]:
+    """The vLLM images that docker has."""
+    return parse_images(docker(["image", "ls", "--no-trunc", "--format", "{{json .}}"], "list images"))
 
 
-def read_gpus() -> Tuple[Tuple[Gpu, ...], str]:
-    """(GPUs, why there are none)."""
+def read_host(images: Tuple[Image, ...]) -> Host:
+    """What this machine offers. Of RAM, a share of all there is: what is free now would change a plan that runs."""
+    memory = int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.85)
+    query = [f"--query-gpu={NVIDIA_SMI_FIELDS}", "--format=csv,noheader,nounits"]
     try:
-        query = [f"--query-gpu={NVIDIA_SMI_FIELDS}", "--format=csv,noheader,nounits"]
         done = run_program(["nvidia-smi", *query], timeout_s=DOCKER_TIMEOUT_S)
     except HostError as exc:
-        return (), exc.why
-    gpus = parse_nvidia_smi(done.out)
-    return gpus, "" if gpus else f"nvidia-smi says: {(done.out + done.err).strip()[:500] or 'nothing'}"
-
-
-def read_memory() -> int:
-    """Bytes of RAM that models may take: of all there is, because what is free now would change a plan that runs."""
-    return max(0, int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 0.85))
+        return Host((), images, memory, gpu_problem=exc.why)
+    problem = f"nvidia-smi says: {(done.out + done.err).strip()[:500] or 'nothing'}"
+    return Host(parse_nvidia_smi(done.out), images, memory, gpu_problem=problem)
 
 
 def read_image(image: Image) -> Image:
@@ -6789,8 +6644,6 @@ def port_is_free(bind: str, port: int) -> bool:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((bind, port))
-        except OverflowError as exc:
-            raise UsageError(f"{port} is not a port", "", "choose one from 1 to 65535") from exc
         except OSError as exc:
             if exc.errno in (errno.EADDRINUSE, errno.EACCES):
                 return False
@@ -6801,57 +6654,62 @@ def port_is_free(bind: str, port: int) -> bool:
 def compose(deployment: Deployment, *arguments: str) -> List[str]:
     """The docker arguments of a compose command. The project is named twice because COMPOSE_PROJECT_NAME in the
     operator's environment would win over the file."""
-    plan = deployment.plan
-    return ["compose", "-p", project_name(plan.name), "-f", str(deployment.folder / COMPOSE_FILE), *arguments]
+    project, path = project_name(deployment.plan.name), deployment.folder / COMPOSE_FILE
+    return ["compose", "-p", project, "-f", str(path), *arguments]
+
+
+def log_arguments(deployment: Deployment, tail: str) -> List[str]:
+    """The docker arguments for the last lines ("all" or a number) of a container's log."""
+    return compose(deployment, "logs", "--no-color", "--no-log-prefix", "--tail", tail)
+
+
+def log_tail(deployment: Deployment, lines: int) -> str:
+    """The last lines of the container's log; "" when docker has none."""
+    with contextlib.suppress(HostError):
+        return docker(log_arguments(deployment, str(lines)), "read the log")
+    return ""
+
+
+def stream_logs(deployment: Deployment, follow: bool, tail: str, reporter: Reporter) -> Exit:
+    """Copy the container's log to stdout, redacted, until it ends or the operator has seen enough."""
+    argv = ["docker", *log_arguments(deployment, tail), *["--follow"] * follow]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            for line in process.stdout or ():
+                reporter.result(line.decode("utf-8", "replace").rstrip("\n"))
+        except KeyboardInterrupt:
+            return Exit.OK  # the way out of --follow
+        finally:
+            process.terminate()
+    return Exit.HOST if process.returncode > 0 else Exit.OK
 
 
 def inspect_container(name: str) -> Optional[Container]:
     """The container of a deployment, None when there is none. Raises HostError."""
     try:
-        return parse_container(docker(["container", "inspect", container_name(name)], "inspect the container"))
+        value = json.loads(docker(["container", "inspect", container_name(name)], "inspect the container"))[0]
     except HostError as exc:
         if "no such container" in exc.why.lower():
             return None
         raise
-    except ValueError as exc:
-        raise HostError("docker's answer cannot be read", str(exc), "docker version") from exc
-
-
-def log_tail(deployment: Deployment, lines: int) -> str:
-    """The last lines of the container's log; "" when docker has none."""
-    arguments = compose(deployment, "logs", "--no-color", "--no-log-prefix", "--tail", str(lines))
-    try:
-        return docker(arguments, "read the log")
-    except HostError:
-        return ""
-
-
-def stream_logs(deployment: Deployment, follow: bool, tail: str, reporter: Reporter) -> Exit:
-    """Copy the container's log to stdout, redacted, until it ends or the operator has seen enough."""
-    arguments = compose(deployment, "logs", "--no-color", "--no-log-prefix", "--tail", tail)
-    process = subprocess.Popen(
-        ["docker", *arguments, *(["--follow"] if follow else [])],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+    state = value["State"]
+    started = time.strptime(state["StartedAt"][:19], "%Y-%m-%dT%H:%M:%S")  # UTC
+    return Container(
+        id=value["Id"],
+        status=state["Status"],
+        exit_code=state["ExitCode"],
+        oom_killed=bool(state.get("OOMKilled")),
+        restarts=value["RestartCount"],
+        started_at=calendar.timegm(started),
+        image_id=value["Image"],
     )
-    try:
-        assert process.stdout
-        for line in process.stdout:
-            reporter.result(line.decode("utf-8", "replace").rstrip("\n"))
-    except KeyboardInterrupt:
-        return Exit.OK  # the way out of --follow
-    finally:
-        process.terminate()
-        code = process.wait()
-    return Exit.HOST if code > 0 else Exit.OK
 
 
 # ---- deployments on disk -------------------------------------------------------------
 
 
-def read_deployment(folder: Path) -> Optional[Deployment]:
-    """The deployment in a folder; None when there is none."""
+def read_deployment(folder: Path, reporter: Reporter) -> Optional[Deployment]:
+    """The deployment in a folder, its key kept out of all that is said from now on; None when there is none."""
     try:
         plan = parse_plan((folder / PLAN_FILE).read_text(encoding="utf-8"), str(folder / PLAN_FILE))
     except FileNotFoundError:
@@ -6859,38 +6717,41 @@ def read_deployment(folder: Path) -> Optional[Deployment]:
     except (OSError, UnicodeDecodeError) as exc:
         why = "the folder belongs to the user who ran serve" if isinstance(exc, PermissionError) else ""
         raise HostError(f"cannot read {folder / PLAN_FILE}: {exc}", why, "run as that user, or as root") from exc
-    return Deployment(folder, plan, read_key(folder))
+    return Deployment(folder, plan, read_key(folder, reporter))
 
 
-def read_key(folder: Path) -> str:
+def read_key(folder: Path, reporter: Reporter) -> str:
     """The API key in a deployment's .env, "" when there is none yet."""
+    path = folder / ENV_FILE
     try:
-        return key_in_env((folder / ENV_FILE).read_text(encoding="utf-8"))
+        key = key_in_env(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return ""
     except OSError as exc:
-        raise disk_error(exc, "read", folder / ENV_FILE) from exc
+        raise disk_error(exc, "read", path) from exc
+    except ValueError as exc:  # not repeated as the cause: it may hold the key
+        raise UsageError(f"the key in {path} cannot be used", str(exc), f"edit {path}, then hfship serve") from None
+    reporter.hide(key)
+    return key
 
 
-def list_deployments(deploy_dir: Path) -> List[Deployment]:
+def list_deployments(deploy_dir: Path, reporter: Reporter) -> List[Deployment]:
     """All deployments, by name. Folders that start with _ are ours for other purposes."""
     folders = sorted(p for p in deploy_dir.glob("*") if p.is_dir() and not p.name.startswith(("_", ".")))
-    return [d for d in map(read_deployment, folders) if d]
+    return [d for d in (read_deployment(folder, reporter) for folder in folders) if d]
 
 
 def write_deployment(folder: Path, plan: Plan, reporter: Reporter) -> Deployment:
     """Write the deployment's files where they differ. The key is made once and kept from then on."""
-    make_dir(folder)
-    folder.chmod(0o700)
-    key = read_key(folder) or "sk-" + secrets.token_urlsafe(32)
+    make_dir(folder).chmod(0o700)
+    key = read_key(folder, reporter) or "sk-" + secrets.token_urlsafe(32)
     reporter.hide(key)
     texts = {PLAN_FILE: plan_text(plan), ENV_FILE: env_text(plan, key), COMPOSE_FILE: compose_text(plan)}
     for name, text in texts.items():
         path = folder / name
-        if path.is_file() and path.read_bytes() == text.encode("utf-8"):
-            continue
-        atomic_write(path, text, 0o600 if name == ENV_FILE else 0o644)
-        reporter.detail(f"wrote {path}")
+        if not path.is_file() or path.read_bytes() != text.encode("utf-8"):
+            atomic_write(path, text, 0o600 if name == ENV_FILE else 0o644)
+            reporter.detail(f"wrote {path}")
     return Deployment(folder, plan, key)
 
 
@@ -6901,14 +6762,14 @@ def ask_model(deployment: Deployment, timeout_s: float) -> Answer:
     """One real request for one token (or one embedding). Straight to the port: no proxy may come between."""
     plan = deployment.plan
     split = urlsplit(plan.url)
-    path = "/v1/embeddings" if plan.embeds else "/v1/completions"
-    body: Dict[str, Any] = {"model": plan.served_names[0]}
-    body.update({"input": "Hello"} if plan.embeds else {"prompt": "Hello", "max_tokens": 1, "temperature": 0})
+    path, wish = "/v1/completions", {"prompt": "Hello", "max_tokens": 1, "temperature": 0}
+    if plan.embeds:
+        path, wish = "/v1/embeddings", {"input": "Hello"}
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {deployment.key}"}
     started = time.monotonic()
     connection = HTTPConnection(split.hostname or "", split.port, timeout=timeout_s)
     try:
-        connection.request("POST", path, json.dumps(body), headers)
+        connection.request("POST", path, json.dumps({"model": plan.served_names[0], **wish}), headers)
         response = connection.getresponse()
         text = response.read(1 << 20).decode("utf-8", "replace")
         return Answer(response.status, text, time.monotonic() - started)
@@ -6919,14 +6780,13 @@ def ask_model(deployment: Deployment, timeout_s: float) -> Answer:
 
 
 def start(deployment: Deployment) -> int:
-    """`docker compose up -d`; the number of restarts that the container had before. Raises HostError."""
-    plan = deployment.plan
-    now = json.loads(docker(["image", "inspect", plan.image], f"find the image {plan.image}"))[0]["Id"]
-    if now != plan.image_id:
-        why = f"{plan.image} is {now} now, the plan was made for {plan.image_id}"
-        raise HostError(f"cannot start {plan.name}: its image changed", why, f"hfship serve {plan.name}")
+    """`docker compose up -d`; the number of restarts that the container had before. Raises HostError, DiskError."""
+    plan, doing = deployment.plan, f"start {deployment.plan.name}"
+    root = Path(docker(["info", "--format", "{{.DockerRootDir}}"], "ask docker for its folder").strip())
+    if root.is_dir():  # else the engine is on another machine
+        require_room(root, DOCKER_ROOM, 0, doing, "free space there; docker system df says what takes it")
     before = inspect_container(plan.name)
-    docker(compose(deployment, "up", "-d"), f"start {plan.name}", COMPOSE_TIMEOUT_S, plan.name)
+    docker(compose(deployment, "up", "-d"), doing, COMPOSE_TIMEOUT_S, plan.name)
     after = inspect_container(plan.name)
     return before.restarts if before and after and before.id == after.id else 0
 
@@ -6936,46 +6796,40 @@ def wait_until_it_answers(deployment: Deployment, restarts_before: int, reporter
 
     Raises HostError when the container dies or the API refuses; IncompleteError when time is up.
     """
-    plan = deployment.plan
-    deadline = time.monotonic() + plan.ready_timeout_s
+    name, timeout_s = deployment.plan.name, deployment.plan.ready_timeout_s
+    deadline = time.monotonic() + timeout_s
     said, said_at = "", -PLAIN_INTERVAL_S
     while True:
-        trouble = container_trouble(inspect_container(plan.name), restarts_before)
+        trouble = container_trouble(inspect_container(name), restarts_before)
         if trouble:
             raise startup_failure(deployment, trouble)
         answer = ask_model(deployment, REQUEST_TIMEOUT_S)
         if answer.works:
             return answer
         if 400 <= answer.status < 500:
-            raise HostError(f"{plan.name} refuses requests", answer.text[:500], f"hfship logs {plan.name}")
+            raise HostError(f"{name} refuses requests", answer.text[:500], f"hfship logs {name}")
         phase = phase_of(log_tail(deployment, PROGRESS_LINES))
         if phase != said and (phase[:8] != said[:8] or time.monotonic() - said_at > PLAIN_INTERVAL_S):
             said, said_at = phase, time.monotonic()
-            reporter.info(f"{plan.name}: {phase}")
-            reporter.event("phase", name=plan.name, phase=phase)
+            reporter.info(f"{name}: {phase}")
+            reporter.event("phase", name=name, phase=phase)
         if time.monotonic() > deadline:
-            raise _too_slow(deployment, phase, answer)
+            what = f"{name} does not answer after {human_seconds(timeout_s)} ({phase})"
+            why = f"last answer: {answer}; the end of its log:\n{log_tail(deployment, TAIL_LINES).rstrip()}"
+            next_step = f"it goes on loading: hfship serve {name} waits again; hfship logs -f {name}"
+            raise IncompleteError(what, why, next_step)
         time.sleep(POLL_S)
 
 
 def startup_failure(deployment: Deployment, trouble: str) -> HostError:
     """The error for a container that died; it is stopped, lest it restart for ever."""
-    plan = deployment.plan
-    log = log_tail(deployment, PROGRESS_LINES)
+    name, log = deployment.plan.name, log_tail(deployment, PROGRESS_LINES)
     with contextlib.suppress(HostError):  # what killed it is the news, not that stopping failed
-        docker(compose(deployment, "stop"), f"stop {plan.name}", COMPOSE_TIMEOUT_S)
-    cause, next_step = explain(log, plan.name)
+        docker(compose(deployment, "stop"), f"stop {name}", COMPOSE_TIMEOUT_S)
+    cause, next_step = explain(log, name)
     tail = "\n".join(log.splitlines()[-TAIL_LINES:])
-    what = f"{plan.name} did not start: {trouble}" + (f"; {cause}" if cause else "")
-    return HostError(what, f"the end of its log:\n{tail}", next_step or f"hfship logs {plan.name}")
-
-
-def _too_slow(deployment: Deployment, phase: str, answer: Answer) -> IncompleteError:
-    name = deployment.plan.name
-    what = f"{name} does not answer after {human_seconds(deployment.plan.ready_timeout_s)} ({phase})"
-    last = f"HTTP {answer.status}: {answer.text[:200]}" if answer.status else answer.text
-    why = f"last answer: {last}; the end of its log:\n{log_tail(deployment, TAIL_LINES).rstrip()}"
-    return IncompleteError(what, why, f"it goes on loading: hfship serve {name} waits again; hfship logs -f {name}")
+    what = f"{name} did not start: {trouble}" + (f"; {cause}" if cause else "")
+    return HostError(what, f"the end of its log:\n{tail}", next_step or f"hfship logs {name}")
 
 
 # ======================================================================================
@@ -7397,7 +7251,6 @@ class Command:
     summary: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Context], Exit]
-    examples: str
 
 
 # ---- fetch ---------------------------------------------------------------------------
@@ -7851,307 +7704,236 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
 
 
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME|DIR", help="a model of the models folders, or its folder")
-    parser.add_argument("--plan", action="store_true", help="say how it would be served, and do nothing")
-    parser.add_argument("--write-only", action="store_true", help="write the deployment's files without starting it")
-    parser.add_argument("--name", help="name of the deployment (default: the folder's name)")
-    add_model_options(parser.add_argument_group("model"))
-    add_placement_options(parser.add_argument_group("machine"))
+    """Options whose `dest` is a field of ServeOptions become that field."""
+    add = parser.add_argument
+    add("names", nargs="+", metavar="NAME|DIR", help="a model of the models folders, or its folder")
+    add("--plan", action="store_true", help="say how it would be served, and do nothing")
+    add("--write-only", action="store_true", help="write the deployment's files without starting it")
+    add("--name", help="name of the deployment (default: the folder's name)")
+    add = parser.add_argument_group("model").add_argument
+    add("--served-model-name", dest="served_names", action="append", default=[], metavar="NAME", help="name in the API")
+    add("--max-model-len", type=_positive, default=0, metavar="TOKENS", help="context (default: the most that fits)")
+    add("--max-num-seqs", type=_positive, default=0, metavar="N", help="requests at a time")
+    add("--dtype", default="auto", help="bfloat16, float16, float32 (default: the model's)")
+    add("--kv-cache-dtype", default="auto", metavar="DTYPE", help="fp8 halves the KV cache (default: the model's)")
+    add("--trust-remote-code", action="store_true", help="run the Python code that the model brings")
+    add("--env", action="append", default=[], metavar="K=V", help="variable of the container; repeatable")
+    passed_on = "passed on to vllm serve, as is everything after --"
+    add("--extra-arg", dest="extra_args", action="append", default=[], metavar="ARG", help=passed_on)
+    add = parser.add_argument_group("machine").add_argument
+    add("--device", choices=("auto", "gpu", "cpu"), default="auto", help="default: %(default)s")
+    add("--gpus", default="", metavar="0,1|UUID", help="GPUs that may be used (default: the free ones)")
+    add("--tensor-parallel-size", "-tp", type=_positive, default=0, metavar="N", help="GPUs to split it over")
+    add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU that it takes")
+    add("--assume-gpus", metavar="2xH100|2x80GB", help="with --plan: plan for a machine with these")
+    add("--image", default="", help="docker image (default: the newest vLLM image that is loaded)")
+    add("--host", dest="bind", type=_address, default="127.0.0.1", metavar="IP", help="to listen on (%(default)s)")
+    add("--port", type=_port, default=0, help="port to listen on (default: the first free one from 8000)")
+    add("--shm-size", default="", metavar="SIZE", help="shared memory of the container, like 16gb")
+    wait = "to wait until it answers (default: %(default)s)"
+    add("--timeout", dest="ready_timeout_s", type=_positive, default=3600, metavar="SECONDS", help=wait)
 
 
-def add_model_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--served-model-name", action="append", default=[], metavar="NAME", help="name in the API")
-    group.add_argument("--max-model-len", type=positive, metavar="TOKENS", help="context (default: the most that fits)")
-    group.add_argument("--max-num-seqs", type=positive, metavar="N", help="requests at a time")
-    group.add_argument("--dtype", help="bfloat16, float16, float32 (default: the model's)")
-    group.add_argument("--kv-cache-dtype", metavar="DTYPE", help="fp8 halves the KV cache (default: the model's)")
-    group.add_argument("--trust-remote-code", action="store_true", help="run the Python code that the model brings")
-    group.add_argument(
-        "--env", action="append", default=[], metavar="K=V", help="variable of the container; repeatable"
-    )
-    group.add_argument("--extra-arg", action="append", default=[], metavar="ARG", help="passed on to vllm serve, "
-                       "as is everything after --")  # fmt: skip
-
-
-def add_placement_options(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", choices=("auto", "gpu", "cpu"), default="auto", help="default: %(default)s")
-    group.add_argument("--gpus", default="", metavar="0,1|UUID", help="GPUs that may be used (default: the free ones)")
-    group.add_argument("--tensor-parallel-size", "-tp", type=positive, metavar="N", help="GPUs to split it over")
-    group.add_argument("--gpu-memory-utilization", type=share, metavar="0.9", help="share of each GPU that it takes")
-    group.add_argument("--assume-gpus", metavar="2x80GB", help="with --plan: plan for a machine with these")
-    group.add_argument("--image", help="docker image (default: the newest vLLM image that is loaded)")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    group.add_argument("--port", type=positive, help="port to listen on (default: the first free one from 8000)")
-    group.add_argument("--shm-size", metavar="SIZE", help="shared memory of the container, like 16gb")
-    group.add_argument("--timeout", type=positive, default=3600, metavar="SECONDS", help="to wait until it answers "
-                       "(default: %(default)s)")  # fmt: skip
-
-
-def positive(text: str) -> int:
-    """A whole number above zero; for argparse."""
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
-
-
-def share(text: str) -> float:
-    """A number in (0, 1]; for argparse."""
+def _share(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
-        raise ValueError(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
     return value
+
+
+def _port(text: str) -> int:
+    if _positive(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
+    return int(text)
 
 
 def serve_options(args: argparse.Namespace) -> ServeOptions:
-    """What the operator asked for."""
-    env = []
-    for item in args.env:
-        name, _, value = item.partition("=")
+    """What the operator asked for. Raises UsageError."""
+    env = dict(item.partition("=")[::2] for item in args.env)
+    for name, value in env.items():
         require_env(name, value)
-        env.append((name, value))
     if args.shm_size:
         parse_size(args.shm_size)
-    require_address(args.host)
     if args.assume_gpus and not args.plan:
         raise UsageError("--assume-gpus is for planning", "it describes a machine that is not here", "add --plan")
-    if len(args.names) > 1 and (args.port or args.name or args.served_model_name):
+    if len(args.names) > 1 and (args.port or args.name or args.served_names):
         raise UsageError("--port, --name and --served-model-name are for one model", "", "serve them one by one")
-    return ServeOptions(
-        served_names=tuple(args.served_model_name),
-        image=args.image,
-        device=args.device,
-        gpus=tuple(filter(None, args.gpus.split(","))) if args.gpus != "all" else (),
-        tensor_parallel_size=args.tensor_parallel_size,
-        gpu_memory_utilization=args.gpu_memory_utilization,
-        max_model_len=args.max_model_len,
-        max_num_seqs=args.max_num_seqs,
-        dtype=args.dtype,
-        kv_cache_dtype=args.kv_cache_dtype,
-        trust_remote_code=args.trust_remote_code,
-        bind=args.host,
-        port=args.port,
-        shm_size=args.shm_size,
-        ready_timeout_s=args.timeout,
-        env=tuple(env),
-        extra_args=(*args.extra_arg, *getattr(args, "passed_on", ())),
-    )
+    gpus = [] if args.gpus == "all" else list(filter(None, args.gpus.split(",")))
+    extra = [*args.extra_args, *getattr(args, "passed_on", ())]
+    return ServeOptions(**known_fields(ServeOptions, {**vars(args), "env": env, "gpus": gpus, "extra_args": extra}))
 
 
-def require_address(text: str) -> None:
-    """Raise UsageError unless `text` is an IP address: docker publishes ports on addresses, not on names."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        with contextlib.suppress(OSError):
-            socket.inet_pton(family, text)
-            return
-    raise UsageError(f"--host {text} is not an IP address", "", "0.0.0.0 listens on all addresses")
+def _address(text: str) -> str:
+    """docker publishes ports on addresses, not on names."""
+    with contextlib.suppress(OSError):
+        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+        return text
+    raise argparse.ArgumentTypeError(f"{text!r} is not an IP address (0.0.0.0 listens on all)")
 
 
 def cmd_serve(context: Context) -> Exit:
     """Serve models: plan, write the files, start, wait for a real answer."""
     options = serve_options(context.args)
-    results = [serve_model(context, word, options) for word in context.args.names]
-    if context.args.json:
-        context.reporter.result_json(results)
+    _tell_rows(context, (serve_model(context, word, options) for word in context.args.names))
     return Exit.OK
 
 
-def serve_model(context: Context, word: str, options: ServeOptions) -> Mapping[str, object]:
-    """Serve one model; what came of it, for --json."""
+def serve_model(context: Context, word: str, options: ServeOptions) -> Dict[str, Any]:
+    """Serve one model, NAME or DIR; the row that says what came of it."""
+    args, reporter = context.args, context.reporter
     folder = find_served_model(context, word)
-    name = deployment_name(context.args.name or folder.name)
+    name = make_manifest(args.name or folder.name, ()).name  # refuses what cannot be a name
     facts = read_facts(folder)
     manifest = read_manifest(folder)
-    if not options.served_names:  # clients know the model by its name here or by its name on the Hub
-        options = replace(
-            options, served_names=(name, *([manifest.source.repo] if manifest and manifest.source else []))
-        )
-    if context.args.plan:
-        return show_plan(context, name, folder, facts, options)
+    # Clients know the model by its name here or by its name on the Hub.
+    hub_names = (manifest.source.repo,) if manifest and manifest.source else ()
+    options = replace(options, served_names=options.served_names or (name, *hub_names))
+    if args.plan:
+        return planned_row(context, name, folder, facts, options)
     require_docker()
     with FolderLock(context.settings.deploy_dir):  # two at a time would choose the same port and GPUs
         plan = decide(context, name, folder, facts, options)
-        deployment = write_deployment(context.settings.deploy_dir / name, plan, context.reporter)
+        deployment = write_deployment(context.settings.deploy_dir / name, plan, reporter)
         for warning in plan.warnings:
-            context.reporter.warn(f"{name}: {warning}")
-        context.reporter.info(plan_summary(plan))
-        restarts = 0 if context.args.write_only else start(deployment)
-    if context.args.write_only:
-        return show_files(context, deployment)
-    answer = wait_until_it_answers(deployment, restarts, context.reporter)
-    return show_result(context, deployment, facts, answer)
+            reporter.warn(f"{name}: {warning}")
+        reporter.info(plan_summary(plan))
+        if args.write_only:
+            start_it = f"cd {shlex.quote(str(deployment.folder))} && docker compose up -d"
+            text = f"wrote {deployment.folder}\n  start    {start_it}"
+            return {"name": name, "state": "written", "folder": str(deployment.folder), "text": text}
+        restarts = start(deployment)
+    return served_row(deployment, facts, wait_until_it_answers(deployment, restarts, reporter))
 
 
-def find_served_model(context: Context, word: str) -> Path:
-    """The folder of the model NAME, or DIR itself; unpacked first when only the archive is there."""
+def find_served_model(context: Context, name: str) -> Path:
+    """The folder of the model NAME, or DIR itself. Unpacked first when only the archive is there; --plan says so."""
     settings = context.settings
-    found = find_folder(word, [settings.site_models_dir, settings.models_dir])
-    return found or unpack_to_serve(context, word)
-
-
-def unpack_to_serve(context: Context, name: str) -> Path:
-    """Unpack the archive of `name` into the models folder; --plan has no such effect and says what to do."""
-    settings, args = context.settings, context.args
-    found = find_archives(name, [settings.transfer_dir, settings.package_dir])
-    if not found:
+    folder = find_folder(name, [settings.site_models_dir, settings.models_dir])
+    if folder:
+        return folder
+    archives = find_archives(name, [settings.transfer_dir, settings.package_dir])
+    if not archives:
         looked = [settings.site_models_dir, settings.models_dir, settings.transfer_dir, settings.package_dir]
         why = f"looked for {name} and {name}.tar.zst in:\n" + "\n".join(map(str, looked))
         raise NotFoundError(f"no such model: {name}", why, f"put {name}.tar.zst into {settings.transfer_dir}")
-    if args.plan:
-        raise NotFoundError(
-            f"{name} is not unpacked yet", f"there is {found[0].path}", f"hfship unpack {found[0].path}"
-        )
-    archive = open_archive(found[0])
+    path = archives[0].path
+    if context.args.plan:
+        raise NotFoundError(f"{name} is not unpacked yet", f"there is {path}", f"hfship unpack {path}")
+    archive = open_archive(archives[0])
     return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
-
-
-def deployment_name(name: str) -> str:
-    """The name, if it can be one. Raises UsageError."""
-    return make_manifest(name, ()).name
 
 
 def decide(context: Context, name: str, folder: Path, facts: ModelFacts, options: ServeOptions) -> Plan:
     """The plan for this machine as it is now."""
-    others = list_deployments(context.settings.deploy_dir)
-    previous = next((d.plan for d in others if d.plan.name == name), None)
-    running = [d.plan for d in others if (inspect_container(d.plan.name) or Container("", "")).status == "running"]
-    host = read_host()
+    deployments = list_deployments(context.settings.deploy_dir, context.reporter)
+    plans = {d.plan.name: d.plan for d in deployments}
+    running = [n for n in plans if (inspect_container(n) or Container("", "")).status == "running"]
+    host = read_host(list_images())
     device = choose_device(options, host)
     if device == "cpu" and options.device == "auto":
         context.reporter.info("no GPU here, and the image is built for CPUs: serving on the CPU")
     image = read_image(choose_image(host.images, options.image, device))
-    taken = {d.plan.port for d in others if d.plan.name != name}
-    held = previous.port if previous and previous in running else None
-    ports = [options.port] if options.port else range(FIRST_PORT, LAST_PORT + 1)
-    taken.update(p for p in ports if p != held and not port_is_free(options.bind, p))
-    gpus = with_claims(host.gpus, [p for p in running if p.name != name])
+    previous = plans.pop(name, None)
+    held = previous.port if previous and name in running else None
+    if previous and name not in running:
+        previous = replace(previous, gpus=())
+    ports = [options.port] if options.port else PORTS
+    taken = {p for p in ports if p != held and not port_is_free(options.bind, p)} | {p.port for p in plans.values()}
+    gpus = with_claims(host.gpus, [plan for other, plan in plans.items() if other in running])
     host = replace(host, gpus=gpus, taken_ports=frozenset(taken))
-    own = previous if previous and previous in running else replace(previous, gpus=()) if previous else None
-    return make_plan(name, str(folder.resolve()), facts, host, image, replace(options, device=device), own)
+    return make_plan(name, str(folder.resolve()), facts, host, image, replace(options, device=device), previous)
 
 
-def show_plan(
-    context: Context, name: str, folder: Path, facts: ModelFacts, options: ServeOptions
-) -> Mapping[str, object]:
+def planned_row(context: Context, name: str, folder: Path, facts: ModelFacts, options: ServeOptions) -> Dict[str, Any]:
     """--plan: works without docker and GPU, and then says what would be needed."""
-    reporter = context.reporter
-    host = look_around(context)
+    reporter, assumed = context.reporter, context.args.assume_gpus
+    images: Tuple[Image, ...] = ()
+    try:
+        images = list_images()
+    except HostError as exc:
+        reporter.warn(f"{exc.what} ({exc.why})")
+    host = read_host(images)
+    host = replace(host, gpus=assumed_gpus(assumed)) if assumed else host
+    row = {"name": name, "facts": asdict(facts)}
     try:
         device = choose_device(options, host)
     except HostError as exc:
         if options.device == "gpu":
             raise
-        reporter.warn(f"{exc.what} ({exc.why}); --assume-gpus 2x80GB plans for another machine")
+        reporter.warn(f"{exc.what} ({exc.why}); --assume-gpus 2xH100 plans for another machine")
         rows = sizing(facts, options)
-        if not context.args.json:
-            header = ["split", "short context", "full context", "per GPU: what would do"]
-            reporter.result(f"{facts_summary(name, facts)}\n{table(rows, header)}")
-        return {"name": name, "facts": asdict(facts), "sizing": rows}
+        header = ["split", "weights per GPU", "for a short context", "for the full context"]
+        return {**row, "sizing": rows, "text": f"{facts_summary(name, facts)}\n{table(rows, header)}"}
     try:
-        image = choose_image(host.images, options.image, device)
+        image = read_image(choose_image(images, options.image, device))
     except HostError as exc:
-        if host.images:
+        if images:
             reporter.warn(f"{exc.what} ({exc.why})")
-        image = Image(options.image or "vllm/vllm-openai", "", parse_version(options.image or ""), device == "cpu")
+        image = Image(options.image or "vllm/vllm-openai", "", parse_version(options.image), device == "cpu")
     plan = make_plan(name, str(folder.resolve()), facts, host, image, replace(options, device=device))
     for warning in plan.warnings:
         reporter.warn(f"{name}: {warning}")
-    if not context.args.json:
-        reporter.result(f"{facts_summary(name, facts)}\n{plan_summary(plan)}")
-    return {"name": name, "facts": asdict(facts), "plan": asdict(plan), "arguments": vllm_arguments(plan)}
-
-
-def look_around(context: Context) -> Host:
-    """The host as far as it can be seen; what is missing is said, not an error."""
-    images: Tuple[Image, ...] = ()
-    try:
-        images = parse_images(docker(["image", "ls", "--no-trunc", "--format", "{{json .}}"], "list images"))
-    except HostError as exc:
-        context.reporter.warn(f"{exc.what} ({exc.why})")
-    if context.args.assume_gpus:
-        return Host(assumed_gpus(context.args.assume_gpus), images, read_memory())
-    gpus, problem = read_gpus()
-    return Host(gpus, images, read_memory(), gpu_problem=problem)
+    text = f"{facts_summary(name, facts)}\n{plan_summary(plan)}"
+    return {**row, "plan": asdict(plan), "arguments": vllm_arguments(plan), "text": text}
 
 
 def facts_summary(name: str, facts: ModelFacts) -> str:
     """One line about the model."""
     quant = f", {facts.quantization.method}" if facts.quantization else ""
     experts = f", {facts.experts} experts" if facts.experts else ""
-    return (
-        f"{name}: {facts.architecture}, {facts.layers} layers{experts}, {facts.dtype}{quant}, "
-        f"{human_bytes(facts.weight_bytes)} of weights, context up to {facts.max_length} tokens"
-    )
+    shape = f"{facts.architecture}, {facts.layers} layers{experts}, {facts.dtype}{quant}"
+    return f"{name}: {shape}, {human_bytes(facts.weight_bytes)} of weights, context up to {facts.max_length} tokens"
 
 
 def plan_summary(plan: Plan) -> str:
     """The plan for people."""
-    where = ", ".join(plan.gpu_names) or "CPU"
+    image = f"{plan.image} (vLLM {version_text(plan.version)})" if plan.image_id else f"{plan.image}, not loaded here"
+    split = f", split over {len(plan.gpus)}" if len(plan.gpus) > 1 else ""
     cache = f"{human_bytes(plan.kv_bytes)} of KV cache{' per GPU' if plan.gpus else ''}"
-    rows = [
-        [
-            "image",
-            f"{plan.image} (vLLM {version_text(plan.version)})" if plan.image_id else f"{plan.image}, not loaded here",
-        ],
-        ["runs on", where + (f", split over {len(plan.gpus)}" if len(plan.gpus) > 1 else "")],
-        ["context", f"{plan.max_model_len} tokens" if plan.max_model_len else "as vLLM decides"],
-        ["cache", f"{cache}, enough for about {plan.concurrency:g} requests of full length"],
-        ["names", ", ".join(plan.served_names)],
-        ["address", plan.url],
-    ]
-    return "\n".join(f"  {label:<8} {text}" for label, text in rows)
+    return labelled(
+        image=image,
+        runs_on=(", ".join(plan.gpu_names) or "CPU") + split,
+        context=f"{plan.max_model_len} tokens" if plan.max_model_len else "as vLLM decides",
+        cache=f"{cache}, enough for about {plan.concurrency:g} requests of full length",
+        names=", ".join(plan.served_names),
+        address=plan.url,
+    )
 
 
-def show_files(context: Context, deployment: Deployment) -> Mapping[str, object]:
-    """--write-only: where the files are and how to start them."""
-    if not context.args.json:
-        path = shlex.quote(str(deployment.folder))
-        context.reporter.result(f"wrote {deployment.folder}\n  start    cd {path} && docker compose up -d")
-    return {"name": deployment.plan.name, "state": "written", "folder": str(deployment.folder)}
+def labelled(**rows: str) -> str:
+    """Lines with a label each.
+
+    >>> print(labelled(runs_on="CPU"))
+      runs on  CPU
+    """
+    return "\n".join(f"  {label.replace('_', ' '):<8} {text}" for label, text in rows.items() if text)
 
 
-def show_result(context: Context, deployment: Deployment, facts: ModelFacts, answer: Answer) -> Mapping[str, object]:
+def served_row(deployment: Deployment, facts: ModelFacts, answer: Answer) -> Dict[str, Any]:
     """Where the model answers and how to ask it, with no key in any command."""
     plan, env_file = deployment.plan, deployment.folder / ENV_FILE
     tokens = measured_kv_tokens(log_tail(deployment, 5000))
-    lines = [
-        f"{plan.name} answers at {plan.url} (first token after {answer.seconds:.2f} s)",
-        f"  names    {', '.join(plan.served_names)}",
-        f"  key      {KEY_VARIABLE} in {env_file}",
-        *([f"  cache    {tokens} tokens, as vLLM measured"] if tokens else []),
-        f"  try      {curl_example(plan, env_file, facts.chat_template)}",
-    ]
-    if not context.args.json:
-        context.reporter.result("\n".join(lines))
-    return {
-        "name": plan.name,
-        "state": "healthy",
-        "url": plan.url,
-        "served_names": list(plan.served_names),
-        "env_file": str(env_file),
-        "folder": str(deployment.folder),
-        "image": plan.image,
-        "gpus": list(plan.gpus),
-        "max_model_len": plan.max_model_len,
-        "kv_cache_tokens": tokens or None,
-        "latency_s": round(answer.seconds, 3),
-    }
+    lines = labelled(
+        names=", ".join(plan.served_names),
+        key=f"{KEY_VARIABLE} in {env_file}",
+        cache=f"{tokens} tokens, as vLLM measured" if tokens else "",
+        **{"try": curl_example(plan, env_file, facts.chat_template)},
+    )
+    row = {"state": "healthy", "url": plan.url, "env_file": str(env_file), "folder": str(deployment.folder)}
+    measured = {"kv_cache_tokens": tokens or None, "latency_s": round(answer.seconds, 3)}
+    text = f"{plan.name} answers at {plan.url} (first token after {answer.seconds:.2f} s)\n{lines}"
+    return {**asdict(plan), **row, **measured, "text": text}
 
 
 def curl_example(plan: Plan, env_file: Path, chat: bool) -> str:
     """A request by curl that reads the key from .env through a pipe: command lines can be read by everybody."""
-    name = plan.served_names[0]
-    body: Mapping[str, object] = {"model": name, "prompt": "Hello", "max_tokens": 16}
-    path = "completions"
-    if plan.embeds:
-        path, body = "embeddings", {"model": name, "input": "Hello"}
-    elif chat:
-        path, body = "chat/completions", {"model": name, "messages": [{"role": "user", "content": "Hello"}]}
+    hello: Mapping[str, Any] = {"prompt": "Hello", "max_tokens": 16}
+    path = "embeddings" if plan.embeds else "chat/completions" if chat else "completions"
+    if path != "completions":
+        hello = {"input": "Hello"} if plan.embeds else {"messages": [{"role": "user", "content": "Hello"}]}
     header = f"awk -F= '/^{KEY_VARIABLE}=/{{print \"Authorization: Bearer\",$2}}' {shlex.quote(str(env_file))}"
-    return (
-        f"{header} | curl -s -H @- -H 'Content-Type: application/json' {plan.url}/{path} -d "
-        f"{shlex.quote(json.dumps(body))}"
-    )
+    body = shlex.quote(json.dumps({"model": plan.served_names[0], **hello}))
+    return f"{header} | curl -s -H @- -H 'Content-Type: application/json' {plan.url}/{path} -d {body}"
 
 
 def names_arguments(parser: argparse.ArgumentParser) -> None:
@@ -8170,47 +7952,50 @@ def logs_arguments(parser: argparse.ArgumentParser) -> None:
 
 def named_deployment(context: Context, name: str) -> Deployment:
     """The deployment called `name`. Raises NotFoundError."""
-    folder = context.settings.deploy_dir / deployment_name(name)
-    found = read_deployment(folder)
+    folder = context.settings.deploy_dir / make_manifest(name, ()).name
+    found = read_deployment(folder, context.reporter)
     if found is None:
-        here = ", ".join(d.plan.name for d in list_deployments(context.settings.deploy_dir)) or "none"
-        raise NotFoundError(
-            f"no such deployment: {name}", f"in {folder.parent} there are: {here}", f"hfship serve {name}"
-        )
-    context.reporter.hide(found.key)
+        here = [d.plan.name for d in list_deployments(context.settings.deploy_dir, context.reporter)]
+        why = f"in {folder.parent} there are: {', '.join(here) or 'none'}"
+        raise NotFoundError(f"no such deployment: {name}", why, f"hfship serve {name}")
     return found
 
 
-_STATE_EXIT = {"healthy": Exit.OK, "loading": Exit.INCOMPLETE, "degraded": Exit.INCOMPLETE, "down": Exit.HOST}
+_STATE_EXIT = {"healthy": Exit.OK, "loading": Exit.INCOMPLETE, "degraded": Exit.INCOMPLETE}  # down, unknown: HOST
 
 
 def cmd_status(context: Context) -> Exit:
-    """The state of deployments, each proven by a real request."""
-    names = context.args.names
-    found = [named_deployment(context, n) for n in names] if names else list_deployments(context.settings.deploy_dir)
-    if found:
-        require_docker()
-    rows = [deployment_status(d) for d in found]
+    """The state of deployments, each proven by a real request. Without docker it is unknown, and said so."""
+    names, deploy_dir = context.args.names, context.settings.deploy_dir
+    found = [named_deployment(context, n) for n in names] or list_deployments(deploy_dir, context.reporter)
+    problem = ""
+    try:
+        if found:
+            require_docker()
+    except HostError as exc:
+        problem = exc.what
+        context.reporter.error(exc)
+    rows = [deployment_status(d, problem) for d in found]
     if context.args.json:
         context.reporter.result_json(rows)
     elif rows:
         columns = ("name", "state", "image", "url", "gpus", "uptime", "answer", "note")
         context.reporter.result(table([[status_cell(row[c]) for c in columns] for row in rows], columns))
     else:
-        context.reporter.info(f"no deployments in {context.settings.deploy_dir}")
-    return max((_STATE_EXIT[str(row["state"])] for row in rows), default=Exit.OK)
+        context.reporter.info(f"no deployments in {deploy_dir}")
+    return max((_STATE_EXIT.get(str(row["state"]), Exit.HOST) for row in rows), default=Exit.OK)
 
 
-def deployment_status(deployment: Deployment) -> Mapping[str, object]:
-    """One row of `status`."""
+def deployment_status(deployment: Deployment, problem: str) -> Mapping[str, object]:
+    """One row of `status`; `problem` is why docker cannot be asked."""
     plan = deployment.plan
-    container = inspect_container(plan.name)
+    container = None if problem else inspect_container(plan.name)
     up = container is not None and container.status == "running"
     answer = ask_model(deployment, STATUS_TIMEOUT_S) if up else Answer(0, "")
-    state = deployment_state(container, answer)
-    notes = [container_trouble(container, 0) if container else "no container"]
+    state = "unknown" if problem else deployment_state(container, answer)
+    notes = [problem or (container_trouble(container, 0) if container else "no container")]
     if state == "degraded" and not notes[0]:
-        notes = [f"HTTP {answer.status}: {answer.text[:80]}" if answer.status else answer.text]
+        notes = [str(answer)]
     if container and plan.image_id and container.image_id != plan.image_id:
         notes.append("runs an image that is not the plan's")
     return {
@@ -8241,11 +8026,13 @@ def cmd_stop(context: Context) -> Exit:
     """Stop deployments; their files, key and compile cache stay."""
     found = [named_deployment(context, name) for name in context.args.names]
     require_docker()
-    for deployment in found:
-        docker(compose(deployment, "down"), f"stop {deployment.plan.name}", COMPOSE_TIMEOUT_S, deployment.plan.name)
-        context.reporter.info(f"stopped {deployment.plan.name}; {deployment.folder} stays")
-    if context.args.json:
-        context.reporter.result_json([{"name": d.plan.name, "state": "down"} for d in found])
+
+    def stop(deployment: Deployment) -> Dict[str, Any]:
+        name = deployment.plan.name
+        docker(compose(deployment, "down"), f"stop {name}", COMPOSE_TIMEOUT_S, name)
+        return {"name": name, "state": "down", "text": f"stopped {name}; {deployment.folder} stays"}
+
+    _tell_rows(context, map(stop, found))
     return Exit.OK
 
 
@@ -8381,74 +8168,54 @@ def cmd_version(context: Context) -> Exit:
 # ---- the table and main --------------------------------------------------------------
 
 COMMANDS: Tuple[Command, ...] = (
-    Command(
-        "fetch",
-        "download models from the Hub, resumable and verified",
-        fetch_arguments,
-        cmd_fetch,
-        "  hfship fetch Qwen/Qwen3-8B\n  hfship fetch org/name@v1.0 --exclude 'onnx/' -o /mnt/disk",
-    ),
-    Command(
-        "pack",
-        "pack models into NAME.tar.zst, whole or in parts",
-        pack_arguments,
-        cmd_pack,
-        "  hfship pack Qwen3-14B\n  hfship pack --split fat32 -o /media/usb Qwen3-14B",
-    ),
+    Command("fetch", "download models from the Hub, resumable and verified", fetch_arguments, cmd_fetch),
+    Command("pack", "pack models into NAME.tar.zst, whole or in parts", pack_arguments, cmd_pack),
     Command(
         "verify",
         "prove archives or model folders offline; names what is damaged and the shortest repair",
         verify_arguments,
         cmd_verify,
-        "  hfship verify /media/usb/Qwen3-14B.tar.zst.0001\n  hfship verify /data/models/huggingface/Qwen3-14B",
     ),
+    Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack),
     Command(
-        "unpack",
-        "restore models from archives, verified",
-        unpack_arguments,
-        cmd_unpack,
-        "  hfship unpack /data/transfer/Qwen3-14B.tar.zst\n  hfship unpack Qwen3-14B -o /data/models/huggingface",
-    ),
-    Command(
-        "serve",
-        "put models into service with vLLM in docker, and wait until they answer",
-        serve_arguments,
-        cmd_serve,
-        "  hfship serve Qwen3-8B\n"
-        "  hfship serve Qwen3-8B --plan --assume-gpus 2x80GB\n"
-        "  hfship serve Llama-3.1-70B --gpus 0,1 --max-model-len 32768 -- --enable-auto-tool-choice",
+        "serve", "put models into service with vLLM in docker, and wait until they answer", serve_arguments, cmd_serve
     ),
     Command(
         "status",
-        "show whether deployments answer; exit code 0 healthy, 3 loading or degraded, 9 down",
+        "show whether deployments answer; exit code 0 healthy, 3 loading or degraded, 9 down or unknown",
         names_arguments,
         cmd_status,
-        "  hfship status\n  hfship status Qwen3-8B --json",
     ),
-    Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop, "  hfship stop Qwen3-8B"),
+    Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop),
+    Command("logs", "show the log of a deployment", logs_arguments, cmd_logs),
+    Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
     Command(
-        "logs",
-        "show the log of a deployment",
-        logs_arguments,
-        cmd_logs,
-        "  hfship logs Qwen3-8B --tail 100\n  hfship logs Qwen3-8B -f",
-    ),
-    Command(
-        "mirror",
-        "serve a folder of models as a private, read-only Hub",
-        mirror_arguments,
-        cmd_mirror,
-        "  hfship mirror /data/models/huggingface --host 0.0.0.0\n"
-        "  HF_ENDPOINT=http://HOST:8090 hf download Qwen/Qwen3-8B",
-    ),
-    Command(
-        "version",
-        "print version, Python and zstd backend; --verify checks this file",
-        version_arguments,
-        cmd_version,
-        "  hfship version\n  hfship version --verify",
+        "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
     ),
 )
+
+# Each command shows its own lines.
+EXAMPLES = """\
+hfship fetch Qwen/Qwen3-8B
+hfship fetch org/name@v1.0 --exclude 'onnx/' -o /mnt/disk
+hfship pack Qwen3-14B
+hfship pack --split fat32 -o /media/usb Qwen3-14B
+hfship verify /media/usb/Qwen3-14B.tar.zst.0001
+hfship verify /data/models/huggingface/Qwen3-14B
+hfship unpack /data/transfer/Qwen3-14B.tar.zst
+hfship unpack Qwen3-14B -o /data/models/huggingface
+hfship serve Qwen3-8B
+hfship serve Qwen3-8B --plan --assume-gpus 2xH100
+hfship serve Llama-3.1-70B --gpus 0,1 --max-model-len 32768 -- --enable-auto-tool-choice
+hfship status
+hfship status Qwen3-8B --json
+hfship stop Qwen3-8B
+hfship logs Qwen3-8B --tail 100
+hfship logs Qwen3-8B -f
+hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
+hfship version
+hfship version --verify
+"""
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -8474,11 +8241,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hfship {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
+        examples = [line for line in EXAMPLES.splitlines() if line.split()[1] == command.name]
         sub = subparsers.add_parser(
             command.name,
             help=command.summary,
             description=command.summary[0].upper() + command.summary[1:] + ".",
-            epilog=f"examples:\n{command.examples}",
+            epilog="\n  ".join(["examples:", *examples]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.arguments(sub)

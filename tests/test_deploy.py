@@ -76,8 +76,10 @@ def test_arguments_are_those_that_the_version_knows(version: tuple, flags: list,
 
 
 def test_operators_arguments_win() -> None:
-    arguments = hfship.vllm_arguments(replace(PLAN, extra_args=("--max-model-len=512", "--shutdown-timeout", "5")))
+    arguments = hfship.vllm_arguments(replace(PLAN, extra_args=("--max_model_len=512", "--shutdown-timeout", "5")))
     assert arguments.count("--shutdown-timeout") == 1 and "--max-model-len" not in arguments
+    dashes = hfship.vllm_arguments(replace(PLAN, extra_args=("--max-model-len=512",)))
+    assert "--max-model-len" not in dashes and dashes[-1] == "--max-model-len=512"
 
 
 def test_key_is_in_env_file_alone() -> None:
@@ -85,6 +87,16 @@ def test_key_is_in_env_file_alone() -> None:
     assert key not in hfship.plan_text(PLAN) + hfship.compose_text(PLAN)
     assert hfship.key_in_env(hfship.env_text(PLAN, key)) == key
     assert "key" not in " ".join(hfship.vllm_arguments(PLAN))
+
+
+@pytest.mark.parametrize("key", ["a b", "a$b", "a=b", "é", "a\\b", "a#b", "a\tb"])
+def test_key_that_would_not_arrive_unchanged_is_refused(key: str, tmp_path: Path) -> None:
+    """Whoever edits .env hears it at once, without the key, and not as 401 from the API or as a traceback."""
+    (tmp_path / ".env").write_text(f"VLLM_API_KEY='{key}'\n")
+    with pytest.raises(hfship.UsageError) as caught:
+        hfship.read_key(tmp_path, hfship.Reporter("none"))
+    assert key not in caught.value.text() and str(tmp_path) in caught.value.what
+    assert caught.value.__cause__ is None
 
 
 def test_same_plan_same_bytes() -> None:
@@ -155,7 +167,7 @@ def test_variables_that_env_files_cannot_carry_are_refused(name: str, value: str
     assert name.isidentifier() and not set("\n\r\0") & set(value)
 
 
-@pytest.mark.parametrize("name", ["", "A B", "1A", "A=B", "VLLM_API_KEY", "Ä"])
+@pytest.mark.parametrize("name", ["", "A B", "1A", "A=B", "VLLM_API_KEY", "Ä", "A\n"])
 def test_bad_variable_names(name: str) -> None:
     with pytest.raises(hfship.UsageError):
         hfship.require_env(name, "x")

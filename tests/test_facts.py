@@ -119,7 +119,8 @@ def test_windowed_layers_stop_growing_at_their_window() -> None:
     assert (facts.full_layers, facts.window_layers, facts.window) == (18, 18, 128)
     growth = hfship.kv_bytes(facts, 1, 100_001, 2, 8192) - hfship.kv_bytes(facts, 1, 100_000, 2, 8192)
     assert growth == 18 * 2 * 8 * 64 * 2
-    assert hfship.kv_bytes(facts, 1, 1000, 2, windows=False) == 1000 * 36 * 2 * 8 * 64 * 2
+    before_0_10 = hfship.as_loaded(facts, (0, 9, 2), hfship.ServeOptions())
+    assert hfship.kv_bytes(before_0_10, 1, 1000, 2) == 1000 * 36 * 2 * 8 * 64 * 2
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,13 @@ def test_splits_obey_vllms_divisibility_rules(name: str, tp: int, problem: str) 
     assert problem in found and bool(problem) == bool(found)
 
 
+def test_fp8_blocks_bind_the_kv_heads_too() -> None:
+    fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    facts = facts_of("Qwen3-8B", head_dim=64, quantization_config=fp8)
+    assert hfship.split_problem(facts, 4) == ""
+    assert "64 rows of KV heads per GPU cut through the 128-wide FP8 blocks" in hfship.split_problem(facts, 8)
+
+
 @pytest.mark.parametrize(
     "name, spec, options, said",
     [
@@ -105,6 +112,35 @@ def test_refusal_names_the_nearest_plan_that_works(name: str, spec: str, options
     for text in said:
         assert text in error.text()
     assert name in error.what
+
+
+def test_advice_beyond_this_machine_names_gpus_that_do() -> None:
+    """No number of such small GPUs holds the model: the GPUs that the refusal names instead do."""
+    text = refusal("DeepSeek-V3", "1x24GB").next_step
+    count, name = text.replace("what works: ", "").split(" x ")
+    assert plan("DeepSeek-V3", f"{count}x{name.split()[0]}").max_model_len >= hfship.LEAST_LENGTH
+
+
+def test_float32_of_a_16_bit_model_takes_twice_the_room() -> None:
+    assert plan("Qwen3-8B", "1x80GB").weight_bytes * 2 == plan("Qwen3-8B", "1x80GB", dtype="float32").weight_bytes
+    assert "2 such GPUs" in refusal("Qwen3-8B", "1x32GB", dtype="float32").text()
+
+
+def test_context_beyond_the_models_own_must_fit_too() -> None:
+    insist = {"VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1"}
+    assert plan("Qwen3-8B", "1x80GB", max_model_len=131072, env=insist).max_model_len == 131072
+    assert "such GPUs" in refusal("Qwen3-8B", "1x32GB", max_model_len=131072, env=insist).text()
+
+
+@pytest.mark.parametrize("spec", ["", "x", "2x", "0x80GB", "2xH999", "80GB", "2 x 80GB"])
+def test_gpus_to_assume_that_make_no_sense(spec: str) -> None:
+    with pytest.raises(hfship.UsageError):
+        hfship.assumed_gpus(spec)
+
+
+def test_gpus_to_assume_by_their_name() -> None:
+    card = hfship.assumed_gpus("2xH200")[1]
+    assert (card.index, card.total, card.capability) == (1, 143771 << 20, (9, 0))
 
 
 def test_plan_named_in_a_refusal_works() -> None:
@@ -186,6 +222,7 @@ BUSY = {"used": 60 * 10**9}
         ([], {"gpus": ("2", "GPU-1")}, (), [1, 2], ""),
         ([{"used": 2 * hfship.GIB}], {"gpus": ("0",)}, (), [0], "already has 2.1 GB"),
         ([BUSY], {"gpus": ("0",), "gpu_memory_utilization": 0.2}, (), [0], "already has 60.0 GB"),
+        ([], {"gpus": ("0", "0", "GPU-0")}, (), [0], ""),  # one GPU, named three times
     ],
 )
 def test_gpus_that_may_be_used(changes: list, options: Dict[str, Any], own: tuple, indexes: list, warning: str) -> None:
@@ -317,7 +354,6 @@ def test_taken_port_is_named() -> None:
         ("DeepSeek-V3", {}, {}, {}, "needs --trust-remote-code"),
         ("Qwen3-8B", {"remote_code": ("o/r--m.C",)}, {"trust_remote_code": True}, {}, "code of another repository"),
         ("gpt-oss-120b", {}, {}, {}, "o200k_base.tiktoken"),
-        ("Qwen3-30B-A3B-FP8", {}, {}, {"capability": (7, 5)}, "needs compute capability 8.0"),
         ("Qwen3-8B", {}, {}, {"driver": "535.104.05"}, "the driver 535.104.05 is older"),
         ("Qwen3-8B", {"heads": 0, "kv_heads": 0, "head_dim": 0}, {}, {}, "is a guess"),
     ],
@@ -329,6 +365,35 @@ def test_warnings(
     machine = hfship.Host(gpus("8x150GB", **card))
     found = hfship.make_plan(model, "/m", shape, machine, IMAGE, hfship.ServeOptions(device="gpu", **options))
     assert warning in " ".join(found.warnings) and len(found.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    "model, capability, version, cuda, said",
+    [
+        ("Qwen3-30B-A3B-FP8", (7, 5), (0, 8, 3), "12.4.0", "fp8 needs compute capability 8.0"),
+        ("Qwen3-30B-A3B-FP8", (7, 5), (0, 27, 1), "12.9.1", None),  # Marlin came down to Turing
+        ("Qwen3-30B-A3B-FP8", (7, 0), (0, 27, 1), "12.9.1", "fp8 needs compute capability 7.5"),
+        ("gpt-oss-120b", (7, 5), (0, 27, 1), "13.0.1", "mxfp4 needs compute capability 8.0"),
+        ("Qwen2.5-72B-AWQ", (7, 0), (0, 27, 1), "12.9.1", "awq needs compute capability 7.5"),
+        ("Qwen3-8B", (6, 1), (0, 8, 3), "12.4.0", "vLLM needs compute capability 7.0"),
+        ("Qwen3-8B", (7, 0), (0, 27, 1), "13.0.1", "CUDA 13 needs compute capability 7.5"),
+        ("Qwen3-8B", (7, 0), (0, 27, 1), "", None),  # what is not known is not refused
+        ("Qwen3-8B", (10, 0), (0, 8, 3), "12.4.0", "needs CUDA 12.8"),
+        ("Qwen3-8B", (10, 0), (0, 27, 1), "13.0.1", None),
+        ("Qwen3-8B", (0, 0), (0, 27, 1), "13.0.1", None),
+    ],
+)
+def test_gpu_that_image_or_quantisation_cannot_use_is_refused(
+    model: str, capability: tuple, version: tuple, cuda: str, said: Any
+) -> None:
+    machine, image = hfship.Host(gpus("8x150GB", capability=capability)), replace(IMAGE, version=version, cuda=cuda)
+    options = hfship.ServeOptions(device="gpu")
+    if said is None:
+        assert hfship.make_plan(model, "/m", facts_of(model), machine, image, options).gpus
+        return
+    with pytest.raises(hfship.HostError) as caught:
+        hfship.make_plan(model, "/m", facts_of(model), machine, image, options)
+    assert said in caught.value.why and model in caught.value.what and caught.value.next_step
 
 
 def test_old_gpu_computes_in_float16() -> None:
@@ -345,6 +410,8 @@ def test_old_gpu_computes_in_float16() -> None:
         ("--runner", (0, 8, 3), "versions from 0.10.0 do"),
         ("--task", (0, 8, 3), None),
         ("--anything-else", (0, 8, 3), None),
+        ("--max_num_queued_reqs=5", (0, 8, 3), "versions from 0.30.0 do"),
+        ("--model-loader-extra-config", (0, 8, 3), None),
     ],
 )
 def test_flag_that_the_image_does_not_know_is_refused(argument: str, version: tuple, said: str) -> None:
@@ -356,7 +423,23 @@ def test_flag_that_the_image_does_not_know_is_refused(argument: str, version: tu
         assert said in caught.value.text()
 
 
+@pytest.mark.parametrize(
+    "argument", ["--api-key=sk-1", "--api_key=sk-1", "--api-k=sk-1", "--port", "--host", "--served-model-name", "-tp=2"]
+)
+def test_flags_that_are_hfships_own_are_refused(argument: str) -> None:
+    """A key would lie in docker-compose.yml and in the process list; a name or port of one's own breaks the proof."""
+    with pytest.raises(hfship.UsageError) as caught:
+        hfship.require_known_flags([argument], (0, 27, 1))
+    assert "sk-1" not in caught.value.text()
+
+
 def test_sizing_tells_what_to_buy() -> None:
     rows = hfship.sizing(facts_of("Llama-3.1-70B"), hfship.ServeOptions())
     assert [row[0] for row in rows] == ["TP=1", "TP=2", "TP=4", "TP=8"]
     assert "H100 80 GB" in rows[2][3]
+
+
+def test_sizing_names_no_gpu_that_cannot_run_the_model() -> None:
+    """Eight T4 would hold it, but MXFP4 needs compute capability 8.0."""
+    rows = hfship.sizing(facts_of("gpt-oss-120b"), hfship.ServeOptions())
+    assert rows[3][2] == "L4 24 GB"

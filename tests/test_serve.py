@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 from conftest import Program
@@ -101,6 +101,23 @@ def test_status_proves_each_deployment_and_stop_keeps_the_files(site: Site) -> N
     key = site.text(".env").splitlines()[1]
     site("serve", "m")
     assert site.text(".env").splitlines()[1] == key
+
+
+@pytest.mark.parametrize(
+    "play, said", [("down", "the docker daemon is not running"), ("no-compose", "no compose plugin")]
+)
+def test_status_without_docker_says_so(site: Site, play: str, said: str) -> None:
+    site("serve", "m", "--write-only")
+    done = site("status", "--json", play=play, code=9)
+    row = json.loads(done.stdout)[0]
+    assert (row["name"], row["state"]) == ("m", "unknown") and said in row["note"] and said in done.stderr
+    assert "unknown" in site("status", "m", play=play, code=9).stdout
+
+
+def test_full_disk_of_docker_is_refused_before_the_start(site: Site, small_disk: Callable[..., Path]) -> None:
+    done = site("serve", "m", code=7, env={"FAKE_ROOT": str(small_disk(4))})
+    assert "cannot start m" in done.stderr and "docker system df" in done.stderr
+    assert not (site.state / "up").exists()
 
 
 @pytest.mark.parametrize(
@@ -199,6 +216,7 @@ def test_plan_needs_neither_docker_nor_gpu(site: Site) -> None:
     planned = json.loads(site("serve", "m", "--plan", "--assume-gpus", "2x80GB", "--json").stdout)[0]
     assert planned["plan"]["tensor_parallel_size"] == 1 and planned["arguments"][0] == "/models/m"
     assert "context" in site("serve", "m", "--plan", "--device", "cpu").stdout
+    assert "H100" in site("serve", "m", "--plan", "--assume-gpus", "2xH100").stdout
     assert not site.deploy.exists()
 
 
@@ -213,6 +231,7 @@ def test_plan_needs_neither_docker_nor_gpu(site: Site) -> None:
         ["--name", "../x"],
         ["--host", "localhost"],
         ["--shm-size", "lots"],
+        ["--", "--api-key", "sk-0123456789"],
         ["other", "--port", "8000"],
     ],
 )
