@@ -414,7 +414,7 @@ _Progress = Union[_NoProgress, _PlainProgress, _JsonProgress, _BarProgress]
 
 
 def silence_stdout() -> None:
-    """Let what is still buffered for a stdout that takes no more go nowhere, or Python ends with an error of its own."""
+    """Drop what is buffered for a stdout that takes no more: Python would end with an error of its own over it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -2548,9 +2548,18 @@ class Download:
         return None
 
     def _land(self, flight: Flight) -> None:
+        """Give the flight back. A small file that is complete is finished here and now: handed to the hash threads,
+        thousands of them would wait with their descriptors open."""
+        file, size = flight.file, self._jobs[flight.file].remote.size
         with self._changed:
             self._scheduler.land(flight)
+            unhashed = file in self._open and file not in self._hashing
+            whole = unhashed and size <= SMALL_FILE and self._scheduler.have[file].total == size
+            if whole:
+                self._hashing.add(file)
             self._changed.notify_all()
+        if whole:
+            self._hash_file(file)
 
     def _after_failure(self, flight: Flight, failures: int, exc: RetryableError) -> None:
         now = time.monotonic()
@@ -2650,15 +2659,19 @@ class Download:
             file = self._next_to_hash()
             if file is None:
                 return
-            partial = self._partials[file]
-            with self._changed:
-                prefix = self._scheduler.have[file].prefix
-            partial.hash_up_to(min(prefix, partial.hasher.position + HASH_STEP))
-            if partial.hasher.position == self._jobs[file].remote.size:
-                self._finish(file)
-            with self._changed:
-                self._hashing.discard(file)
-                self._changed.notify_all()
+            self._hash_file(file)
+
+    def _hash_file(self, file: int) -> None:
+        """Let the hash of a file, which nobody else hashes now, follow its beginning; finish it at its end."""
+        partial = self._partials[file]
+        with self._changed:
+            prefix = self._scheduler.have[file].prefix
+        partial.hash_up_to(min(prefix, partial.hasher.position + HASH_STEP))
+        if partial.hasher.position == self._jobs[file].remote.size:
+            self._finish(file)
+        with self._changed:
+            self._hashing.discard(file)
+            self._changed.notify_all()
 
     def _next_to_hash(self) -> Optional[int]:
         """A file whose unbroken beginning has grown beyond its hash; waits for one."""
