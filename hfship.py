@@ -21,7 +21,7 @@ Contents, in the order in which data flows; each section uses only those above i
      8  frames                     zstd backends, independent frames, seek table, parts
      9  pack                       tar stream -> frames -> parts, sidecars
     10  unpack                     verify, locate damage, parallel restore
-    11  signatures                 (reserved)
+    11  signatures                 who vouches for a model: OpenSSF model signing, through openssl
     12  images                     (reserved)
     13  model facts                config.json + safetensors headers -> what serving needs to know
     14  plan                       facts + host -> image, GPUs, tensor parallel size, context length
@@ -35,6 +35,7 @@ Contents, in the order in which data flows; each section uses only those above i
 from __future__ import annotations
 
 import argparse
+import base64
 import calendar
 import contextlib
 import errno
@@ -57,6 +58,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -2454,6 +2456,7 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # ======================================================================================
 
 FRAME_SIZE = 4 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
+MOST_JOBS = 16  # threads hold frames: more would need more than 300 MB
 LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
 WEIGHT_SIZE = 1 << 20  # files from here on have frames of their own
 PLANES_BLOCK = 4 << 20  # bytes of a file in one block of planes; part of the format
@@ -4263,10 +4266,10 @@ class PackRun:
 
     def __init__(self, plan: PackPlan, resumed: Resumed) -> None:
         self._plan, self._resumed = plan, resumed
-        self._jobs = min(plan.options.jobs, MOST_JOBS)
+        self._jobs = min(plan.options.jobs, MOST_JOBS) + 1  # one more than cores: some wait for the hashing ones
         self._encoder = per_thread(lambda: make_encoder(load_zstd(), plan.options.profile, plan.options.level))
         self._weights = [s for s in plan.segments if s.entry and s.size >= WEIGHT_SIZE]
-        self._ahead = self._jobs >= HASH_AHEAD_JOBS or bool(resumed.parts)
+        self._ahead = plan.options.jobs >= HASH_AHEAD_JOBS or bool(resumed.parts)
 
     def write(self, folders: Sequence[Path], lock: int, stage: Stage) -> Tuple[WrittenPart, ...]:
         """Write the archive under its .incomplete names. Complete parts stay for the next run, unless the disk is full
@@ -4488,7 +4491,6 @@ def _write_sidecars(folder: Path, reporter: Reporter) -> None:
 
 DAMAGES_SHOWN = 20
 JOURNAL_PATH = f"{WORK_DIR}/journal"
-MOST_JOBS = 16  # threads hold frames: more would need more than 300 MB
 
 
 class Lane(NamedTuple):
@@ -5192,6 +5194,158 @@ def publish_folder(work: Path, target: Path) -> None:
     except OSError as exc:
         raise disk_error(exc, "rename to", target) from exc
     shutil.rmtree(old, ignore_errors=True)
+
+
+# ======================================================================================
+# §11 Signatures
+#
+# Owns who vouches for a model: a bundle of OpenSSF model signing (OMS 1.0) with an ECDSA P-256 key, NAME.tar.zst.sig
+# beside an archive and NAME/.hfship/model.sig in a model folder. openssl does the cryptography.
+#
+#   bundle    JSON: "mediaType"; "verificationMaterial": {"publicKey": {"hint": fingerprint}, "tlogEntries": []};
+#             "dsseEnvelope": {"payload": base64, "payloadType", "signatures": [{"sig": base64 of DER, "keyid": ""}]}
+#   signed    "DSSEv1 28 application/vnd.in-toto+json LENGTH PAYLOAD"
+#   payload   in-toto statement: subject NAME with the SHA-256 of all digests, one after the other; predicate with
+#             "serialization" (method "files") and "resources": name and SHA-256 of every file, sorted by name
+#   fingerprint  SHA-256 of the public key's PEM text, in hex
+#
+# What OMS leaves out by default (.git, .gitattributes, .gitignore, .github at the top) is not signed, only listed.
+#
+# Promises: with a key, nothing of an archive is decompressed before its signature is proven, and what is restored is
+# what was signed. Never: takes a trusted key from the archive or from beside it by itself.
+# ======================================================================================
+
+SIGNATURE, SIGNATURE_PATH = ".sig", f"{WORK_DIR}/model.sig"
+OMS_PREDICATE, OMS_BUNDLE = "https://model_signing/signature/v1.0", "application/vnd.dev.sigstore.bundle.v0.3+json"
+DSSE_TYPE = "application/vnd.in-toto+json"
+OMS_IGNORED = (".git", ".gitattributes", ".github", ".gitignore", WORK_DIR, ".cache")
+
+_P256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"  # what the DER of each public key on P-256 begins with, in base64
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What a proven signature says: files that were signed (path -> SHA-256), paths it leaves out, and who signed."""
+
+    files: Mapping[str, str]
+    ignored: Tuple[str, ...]
+    fingerprint: str
+
+
+def public_key(key: Path, private: bool = False) -> Tuple[str, str]:
+    """(PEM text of the public key, its fingerprint) of a key file. Raises UsageError unless it is on P-256."""
+    done = run_program(["openssl", "pkey", "-in", str(key), "-pubout", *([] if private else ["-pubin"])])
+    body = "".join(done.out.split("\n")[1:-2])
+    if done.code or not body.startswith(_P256):
+        why = done.err.strip() or "it is no ECDSA key on the curve P-256"
+        make = "openssl ecparam -name prime256v1 -genkey -noout -out KEY; openssl pkey -in KEY -pubout -out PUB"
+        raise UsageError(f"{key} is no {'private' if private else 'public'} key that can be used", why, make)
+    return done.out, hashlib.sha256(done.out.encode()).hexdigest()
+
+
+def _signed_bytes(payload: bytes) -> bytes:
+    return f"DSSEv1 {len(DSSE_TYPE)} {DSSE_TYPE} {len(payload)} ".encode() + payload
+
+
+def sign_manifest(manifest: Manifest, key: Path) -> str:
+    """The bundle for a manifest."""
+    _, fingerprint = public_key(key, private=True)
+    files = [entry for entry in manifest.files if entry.path.split("/")[0] not in OMS_IGNORED]
+    digests = b"".join(bytes.fromhex(entry.sha256) for entry in files)
+    options = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(OMS_IGNORED)}
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": manifest.name, "digest": {"sha256": hashlib.sha256(digests).hexdigest()}}],
+        "predicateType": OMS_PREDICATE,
+        "predicate": {
+            "serialization": options,
+            "resources": [{"name": e.path, "algorithm": "sha256", "digest": e.sha256} for e in files],
+        },
+    }
+    payload = json.dumps(statement, ensure_ascii=False).encode()
+    done = run_program(["openssl", "dgst", "-sha256", "-hex", "-sign", str(key)], _signed_bytes(payload))
+    if done.code:
+        raise UsageError(f"cannot sign with {key}", done.err.strip(), "give another --sign KEY.pem")
+    signature = base64.b64encode(bytes.fromhex(done.out.split()[-1])).decode()
+    bundle = {
+        "mediaType": OMS_BUNDLE,
+        "verificationMaterial": {"publicKey": {"hint": fingerprint}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": DSSE_TYPE,
+            "signatures": [{"sig": signature, "keyid": ""}],
+        },
+    }
+    return json.dumps(bundle) + "\n"
+
+
+def prove_signature(path: Path, key: Path) -> Signed:
+    """What the bundle at `path` says, proven with a public key. Raises IntegrityError."""
+    pem, fingerprint = public_key(key)
+    next_step = "get the signature and the public key again from who packed the model"
+    try:
+        envelope = json.loads(path.read_bytes())["dsseEnvelope"]
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        signature = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
+        with tempfile.NamedTemporaryFile() as stream:
+            stream.write(signature)
+            stream.flush()
+            argv = ["openssl", "dgst", "-sha256", "-verify", str(key), "-signature", stream.name]
+            if envelope["payloadType"] != DSSE_TYPE or run_program(argv, _signed_bytes(payload)).code:
+                raise ValueError(f"it was not made with this key, whose fingerprint is {fingerprint}")
+        return Signed(*_read_statement(json.loads(payload)), fingerprint)
+    except FileNotFoundError as exc:
+        raise IntegrityError(
+            f"{path} is missing", "a signature is asked for by --key or HFSHIP_KEY", next_step
+        ) from exc
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
+        raise IntegrityError(f"{path} is no valid signature", str(exc), next_step) from exc
+
+
+def _read_statement(statement: Any) -> Tuple[Mapping[str, str], Tuple[str, ...]]:
+    """Signed files and ignored paths of a statement that OMS 1.0 would accept."""
+    predicate = statement["predicate"]
+    form, resources = predicate["serialization"], predicate["resources"]
+    if statement["predicateType"] != OMS_PREDICATE or form["method"] != "files":
+        raise ValueError(f"it signs by {statement['predicateType']} {form['method']}, not {OMS_PREDICATE} files")
+    if any(resource["algorithm"] != "sha256" for resource in resources):
+        raise ValueError("a file was not hashed with SHA-256")
+    digests = b"".join(bytes.fromhex(resource["digest"]) for resource in resources)
+    if [subject["digest"]["sha256"] for subject in statement["subject"]] != [hashlib.sha256(digests).hexdigest()]:
+        raise ValueError("the digest of all files is wrong")
+    files = {resource["name"]: resource["digest"] for resource in resources}
+    return files, (*OMS_IGNORED, *map(str, form.get("ignore_paths", ())))
+
+
+def require_signed(manifest: Manifest, signed: Signed, where: Path) -> None:
+    """Raise IntegrityError unless a manifest lists just what was signed."""
+    listed = {entry.path: entry.sha256 for entry in manifest.files}
+    ignored = [
+        p for p in listed if any(p == i or p.startswith(i + "/") for i in signed.ignored) and p not in signed.files
+    ]
+    wrong = sorted(p for p in {*listed, *signed.files} - {*ignored} if listed.get(p) != signed.files.get(p))
+    if wrong:
+        why = f"other than signed, not signed, or missing: {shorten(wrong)}"
+        raise IntegrityError(f"{where} is not what was signed", why, "get the archive and its signature again")
+
+
+def open_trusted(
+    files: ArchiveFiles, key: Optional[Path], media: Optional[MediaChange] = None
+) -> Tuple[Archive, Optional[Signed]]:
+    """Open an archive; with a key, or HFSHIP_KEY, only once its signature is proven, and only if it holds what was
+    signed."""
+    key = key or trusted_key()
+    signed = prove_signature(files.folder / (files.name + SIGNATURE), key) if key else None
+    archive = open_archive(files, media)
+    if signed and archive.manifest:
+        require_signed(archive.manifest, signed, files.path)
+    return archive, signed
+
+
+def trusted_key() -> Optional[Path]:
+    """The public key that this site asks every archive to be signed with."""
+    found = os.environ.get("HFSHIP_KEY")
+    return Path(found) if found else None
 
 
 # ======================================================================================
@@ -7624,6 +7778,12 @@ def _jobs_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _key_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key", type=Path, metavar="PUB.pem", help="require a signature by this key (default: HFSHIP_KEY, else none)"
+    )
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
@@ -7647,6 +7807,7 @@ def pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--since", metavar="MANIFEST|ARCHIVE|DIR", help="leave out files that this version has: a delta"
     )
+    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA P-256)")
     parser.add_argument("--name", help="name of the model in the archive (default: as in its manifest)")
     parser.add_argument("--force", action="store_true", help="replace an archive of the same name")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written")
@@ -7676,7 +7837,12 @@ def cmd_pack(context: Context) -> Exit:
 
     def pack(folder: Path) -> Dict[str, Any]:
         plan = plan_pack(folder, manifest_to_pack(folder, args.name, args.jobs, reporter), options)
-        return _plan_row(plan, out) if args.dry_run else _packed_row(pack_model(plan, out, reporter, media))
+        if args.dry_run:
+            return _plan_row(plan, out)
+        packed = pack_model(plan, out, reporter, media)
+        for place in [out, *media] if args.sign else []:
+            atomic_write(place / (plan.archive + SIGNATURE), sign_manifest(plan.manifest, args.sign))
+        return _packed_row(packed)
 
     _tell_rows(context, map(pack, folders))
     return Exit.OK
@@ -7772,6 +7938,7 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="archives: prove the medium by checksums, decode nothing")
     parser.add_argument("--repair-from", metavar="ARCHIVE", help="replace what is damaged by bytes of another copy")
+    _key_argument(parser)
     _jobs_argument(parser)
 
 
@@ -7824,7 +7991,7 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
             raise NotFoundError(f"no archive {args.repair_from}", "", "name the other copy, or any part of it")
         files, replaced = repair_archive(files, other[0], args.jobs, context.reporter)
         repaired = f"{human_bytes(replaced)} replaced; "
-    archive = open_archive(files)
+    archive, signed = open_trusted(files, args.key)
     damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
     if damages or not archive.manifest:
         raise archive_error(archive, damages, f"hfship verify {files.path}")
@@ -7832,7 +7999,8 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
     model = f"{len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}"
     left_out = f"; a delta, {len(archive.absent)} of them come from an older version" if archive.absent else ""
     depth = "; only checksums were proven" if args.quick else ""
-    return f"{repaired}{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}{left_out}{depth}"
+    by = f"; signed by {signed.fingerprint}" if signed else ""
+    return f"{repaired}{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}{left_out}{depth}{by}"
 
 
 def _verify_folder(folder: Path, context: Context) -> str:
@@ -7843,10 +8011,15 @@ def _verify_folder(folder: Path, context: Context) -> str:
     strangers = strangers_in(folder, manifest)
     if strangers:
         context.reporter.warn(f"{folder}: not in the manifest: {shorten(strangers)}")
+    key = context.args.key or trusted_key()
+    signed = prove_signature(folder / SIGNATURE_PATH, key) if key else None
+    if signed:
+        require_signed(manifest, signed, folder)
     damages = check_folder(folder, manifest, context.args.jobs, context.reporter)
     if damages:
         raise folder_error(folder, manifest, damages)
-    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}"
+    by = f"; signed by {signed.fingerprint}" if signed else ""
+    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}{by}"
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -7858,6 +8031,7 @@ def unpack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="restore only these files")
     parser.add_argument("--consume", action="store_true", help="remove parts as their files are safe, to save room")
     parser.add_argument("--wait", action="store_true", help="ask for media with missing parts, and wait for them")
+    _key_argument(parser)
     parser.add_argument("--base", type=Path, metavar="DIR", help="an older version with files that a delta leaves out")
     parser.add_argument("--force", action="store_true", help="replace a folder that has files of its own")
     _jobs_argument(parser)
@@ -7875,8 +8049,14 @@ def cmd_unpack(context: Context) -> Exit:
 
     def unpack(files: ArchiveFiles) -> Dict[str, Any]:
         media = MediaChange(files, reporter) if args.wait else None
-        archive = open_archive(media.with_tables() if media else files, media)
-        return _unpacked_row(unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options))
+        archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
+        if signed:
+            reporter.info(f"{files.name}: signed by {signed.fingerprint}")
+        done = unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options)
+        with contextlib.suppress(FileNotFoundError):
+            bundle = (files.folder / (files.name + SIGNATURE)).read_bytes()
+            atomic_write(done.folder / SIGNATURE_PATH, bundle)
+        return _unpacked_row(done)
 
     _tell_rows(context, map(unpack, found))
     return Exit.OK
@@ -8059,7 +8239,7 @@ def unpack_to_serve(context: Context, name: str) -> Path:
         raise NotFoundError(
             f"{name} is not unpacked yet", f"there is {found[0].path}", f"hfship unpack {found[0].path}"
         )
-    archive = open_archive(found[0])
+    archive, _ = open_trusted(found[0], None)
     return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
 
 
