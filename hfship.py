@@ -21,7 +21,7 @@ Contents, in the order in which data flows; each section uses only those above i
      8  frames                     zstd backends, independent frames, seek table, parts
      9  pack                       tar stream -> frames -> parts, sidecars
     10  unpack                     verify, locate damage, parallel restore
-    11  signatures                 (reserved)
+    11  signatures                 who vouches for a model: OpenSSF model signing, through openssl
     12  images                     (reserved)
     13  model facts                config.json + safetensors headers -> what serving needs to know
     14  plan                       facts + host -> image, GPUs, tensor parallel size, context length
@@ -35,6 +35,7 @@ Contents, in the order in which data flows; each section uses only those above i
 from __future__ import annotations
 
 import argparse
+import base64
 import calendar
 import contextlib
 import errno
@@ -58,6 +59,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -76,6 +78,7 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import (
     IO,
     AbstractSet,
@@ -3116,25 +3119,110 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 #
 #   tar stream = for each member: header, content, zeros up to a multiple of 512; then 1024 zeros
 #
-# Members: NAME/.hfship/manifest.json, then the files of the manifest in its order, those below 1 MiB first. All are
-# regular, mode 0644, owner 0, time 0. The header is one ustar block; a path over 100 bytes or not ASCII, or a size of
-# 8 GiB or more, is in a PAX header before it, its ustar field then being a placeholder or 0. Thus the manifest implies
-# every byte of the stream but the files' own. The writer starts a frame where the content of a file of 1 MiB or more
-# starts and another where it ends: the frames of a weight depend on that weight alone. A reader takes the cut from
-# the seek table and relies on no frame size.
+# Members: NAME/.hfship/manifest.json; NAME/.hfship/restore.py if there are planes; NAME/.hfship/delta.json if files are
+# left out; then the files of the manifest in its order, those below 1 MiB first. All are regular, mode 0644, owner 0,
+# time 0. The header is one ustar block; a path over 100 bytes or not ASCII, or a size of 8 GiB or more, is in a PAX
+# header before it, its ustar field then being a placeholder or 0. Thus these first members imply every byte of the
+# stream but the files' own. The writer starts a frame where the content of a weight, a file of 1 MiB or more, starts
+# and another where it ends: the frames of a weight depend on that weight alone. A reader takes the cut from the seek
+# table and relies on no frame size.
+#
+# Planes: if restore.py, which is RESTORE_PY to the byte, is the second member, then every weight PATH is a member
+# PATH.planes. It has a block for every 4 MiB of PATH, the last maybe shorter, and each block is a frame of its own:
+#   width planes   the last bytes of all elements of `width` bytes, then all bytes before those, and so on
+#   rest           the bytes that do not fill an element
+#   width          one byte: 1, 2 or 4
+# The exponents of floats come to lie side by side and compress; their mantissas, which do not, are stored by zstd.
+#
+# Delta: delta.json is {"format": "hfship-delta/1", "absent": [PATH, ...]}, sorted by path, on one line: files of the
+# manifest that are no members, because the far side has them.
 #
 # Promises: any byte of the stream is one frame away; damage stays in its frame and is found wherever it is; equal
 # manifests, options and zstd versions give equal bytes. Never: holds more than a frame per worker; touches a disk.
 # ======================================================================================
 
 FRAME_SIZE = 4 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
+MOST_JOBS = 16  # threads hold frames: more would need more than 300 MB
 LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
 WEIGHT_SIZE = 1 << 20  # files from here on have frames of their own
+PLANES_BLOCK = 4 << 20  # bytes of a file in one block of planes; part of the format
 FLUSH_SIZE = 64 << 20  # bytes between flushes: Ctrl-C must not wait until gigabytes reached a slow medium
 
 PZSTD_MAGIC, CHECK_MAGIC, TABLE_MAGIC, TABLE_END = 0x184D2A50, 0x184D2A55, 0x184D2A5E, 0x8F92EAB1
 CHECK_LABEL = b"hfship/1"
+PLANES = ".planes"  # suffix of a weight whose bytes are in planes
+RESTORE_PATH, DELTA_PATH, DELTA_FORMAT = f"{WORK_DIR}/restore.py", f"{WORK_DIR}/delta.json", "hfship-delta/1"
 SPLITS = {"fat32": 2**32 - 1, "dvd": 4_700_000_000, "bd25": 25_025_314_816, "bd50": 50_050_629_632}
+
+PROFILES = ("standard", "smallest", "store")
+STORE_LEVEL = -131072  # libzstd's lowest: it looks for no match and codes no literal, but still checksums
+PLANE_WIDTHS = (1, 2, 4)  # int8 and fp8, bf16 and f16, f32
+TRIAL_SAMPLES, TRIAL_SIZE = 4, 8 << 10  # of a block, to find its width: costs some 2 % of the time
+# zstd as a mere Huffman coder. Exponents have no strings worth finding, level 1 and 3 lose by looking for them. A plane
+# that does not compress is recognised by its first bytes, and stored.
+ENTROPY_ONLY = {
+    "strategy": 1,
+    "window_log": 17,
+    "hash_log": 6,
+    "chain_log": 6,
+    "search_log": 1,
+    "min_match": 7,
+    "target_length": 0,
+}
+
+# The second member of an archive with planes, for a far side without hfship. Part of the format: never changed.
+RESTORE_PY = b'''\
+"""Makes PATH of every PATH.planes, and proves all files: python3 NAME/.hfship/restore.py (needs Python 3, no more).
+
+PATH.planes is a row of blocks, one for 4 MiB of PATH. A block is: for elements of 1, 2 or 4 bytes the last bytes of
+all elements, then the bytes before those, and so on; the bytes that fill no element; one byte, the element's size.
+"""
+import hashlib
+import json
+import os
+import sys
+
+FOLDER = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def blocks(path, size):
+    with open(path, "rb") as stream:
+        for block in iter(lambda: stream.read(size), b""):
+            yield block
+
+
+def join(planes):
+    width = planes[-1]
+    count = (len(planes) - 1) // width
+    block = bytearray(planes[:-1])
+    for number in range(width):
+        block[width - 1 - number : count * width : width] = planes[number * count : (number + 1) * count]
+    return block
+
+
+def restore(path):
+    with open(path + ".incomplete", "wb") as target:
+        for block in blocks(path + ".planes", (4 << 20) + 1):
+            target.write(join(block))
+    os.rename(path + ".incomplete", path)
+    os.remove(path + ".planes")
+
+
+wrong = []
+with open(os.path.join(FOLDER, ".hfship", "manifest.json"), "rb") as stream:
+    files = json.loads(stream.read().decode("utf-8"))["files"]
+for entry in files:
+    path = os.path.join(FOLDER, entry["path"])
+    if os.path.exists(path + ".planes"):
+        restore(path)
+    digest = hashlib.sha256()
+    for block in blocks(path, 1 << 20) if os.path.exists(path) else ():
+        digest.update(block)
+    if digest.hexdigest() != entry["sha256"]:
+        wrong.append(entry["path"])
+print("%d files, %d wrong or missing %s" % (len(files), len(wrong), " ".join(wrong)))
+sys.exit(1 if wrong else 0)
+'''
 
 _PZSTD = struct.Struct("<III")
 _SKIPPABLE = struct.Struct("<II")
@@ -3479,17 +3567,34 @@ def load_zstd() -> Zstd:
 
 
 class Segment(NamedTuple):
-    """A stretch of the tar stream: bytes known beforehand, or one whole file. `what` names it in errors."""
+    """A stretch of the tar stream: bytes known beforehand, or one whole file, maybe in planes. `what` names it."""
 
     start: int
     size: int
     what: str
     known: bytes = b""
     entry: Optional[FileEntry] = None
+    planes: bool = False
 
     @property
     def stop(self) -> int:
         return self.start + self.size
+
+    def file_range(self, start: int, stop: int) -> Tuple[int, int]:
+        """First byte and the one behind the last, in the file, of what stream [start, stop) holds of it.
+
+        >>> weight = Segment(100, (6 << 20) + 2, "w", planes=True)
+        >>> weight.file_range(100 + (4 << 20) + 1, 102 + (6 << 20)) == (4 << 20, 6 << 20)
+        True
+        """
+        first, last = max(start, self.start) - self.start, min(stop, self.stop) - self.start
+        return (_without_widths(first), _without_widths(last)) if self.planes else (first, last)
+
+
+def _without_widths(offset: int) -> int:
+    """Bytes of a file in the first `offset` bytes of its planes: each block has one more, its width, at its end."""
+    blocks, rest = divmod(offset, PLANES_BLOCK + 1)
+    return blocks * PLANES_BLOCK + max(rest - 1, 0)
 
 
 class Frame(NamedTuple):
@@ -3564,7 +3669,21 @@ def padding(size: int) -> bytes:
     return bytes(-size % _BLOCK)
 
 
-def stream_layout(manifest: Manifest, text: bytes) -> Tuple[Segment, ...]:
+def delta_json(absent: Iterable[str]) -> bytes:
+    """The text of delta.json."""
+    return (json.dumps({"format": DELTA_FORMAT, "absent": sorted(absent)}, ensure_ascii=False) + "\n").encode()
+
+
+def parse_delta(text: bytes, manifest: Manifest) -> FrozenSet[str]:
+    """The files that a delta leaves out. Raises ValueError unless `text` is what `delta_json` writes."""
+    value = json.loads(text)
+    absent = frozenset(value["absent"]) if isinstance(value, dict) else frozenset()
+    if delta_json(absent) != text or not absent <= {entry.path for entry in manifest.files}:
+        raise ValueError(f"{DELTA_PATH} is not a list of files of the manifest")
+    return absent
+
+
+def stream_layout(manifest: Manifest, text: bytes, planes: bool = False, delta: bytes = b"") -> Tuple[Segment, ...]:
     """The tar stream of a manifest, whose exact bytes are `text`: sorted, gapless.
 
     >>> files = [FileEntry("w.bin", 2 << 20, "0" * 64), FileEntry("z", 3, "0" * 64)]
@@ -3581,39 +3700,79 @@ def stream_layout(manifest: Manifest, text: bytes) -> Tuple[Segment, ...]:
     """
     segments: List[Segment] = []
 
-    def add(size: int, what: str, known: bytes = b"", entry: Optional[FileEntry] = None) -> None:
+    def add(size: int, what: str, known: bytes = b"", entry: Optional[FileEntry] = None, planes: bool = False) -> None:
         if size or entry:
-            segments.append(Segment(segments[-1].stop if segments else 0, size, what, known, entry))
+            segments.append(Segment(segments[-1].stop if segments else 0, size, what, known, entry, planes))
 
     def add_member(path: str, size: int, known: bytes = b"", entry: Optional[FileEntry] = None) -> None:
+        in_planes = planes and entry is not None and size >= WEIGHT_SIZE
+        path, size = (path + PLANES, size + -(-size // PLANES_BLOCK)) if in_planes else (path, size)
         header = tar_header(path, size)
         add(len(header), f"tar header of {path}", header)
-        add(size, path, known, entry)
+        add(size, path, known, entry, in_planes)
         add(-size % _BLOCK, f"padding after {path}", padding(size))
 
-    add_member(f"{manifest.name}/{MANIFEST_PATH}", len(text), text)
+    for path, known in ((MANIFEST_PATH, text), (RESTORE_PATH, RESTORE_PY if planes else b""), (DELTA_PATH, delta)):
+        if known:
+            add_member(f"{manifest.name}/{path}", len(known), known)
+    absent = parse_delta(delta, manifest) if delta else frozenset()
     for entry in sorted(manifest.files, key=lambda entry: entry.size >= WEIGHT_SIZE):
-        add_member(f"{manifest.name}/{entry.path}", entry.size, entry=entry)
+        if entry.path not in absent:
+            add_member(f"{manifest.name}/{entry.path}", entry.size, entry=entry)
     add(2 * _BLOCK, "end of the tar stream", bytes(2 * _BLOCK))
     return tuple(segments)
 
 
-def manifest_extent(stream: bytes) -> Tuple[int, int]:
-    """Where the content of the first member lies in a stream that begins with `stream`; ValueError if it is no tar.
+def manifest_extent(stream: bytes, at: int = 0) -> Tuple[int, int]:
+    """Where the content of the member at `at` lies in the stream; ValueError if no header of a regular file is there.
 
     >>> manifest_extent(tar_header("m/" + "x" * 120, 77))
     (1536, 1613)
     """
-    start = 0
     while True:
-        block = stream[start : start + _BLOCK]
+        block = stream[at : at + _BLOCK]
         if len(block) < _BLOCK or block[257:262] != b"ustar" or block[156:157] not in (b"0", b"x"):
             raise ValueError("no tar header of a regular file")
         size = int(block[124:135], 8)
-        start += _BLOCK
+        at += _BLOCK
         if block[156:157] == b"0":
-            return start, start + size
-        start += size + -size % _BLOCK
+            return at, at + size
+        at += size + -size % _BLOCK
+
+
+class Leading(NamedTuple):
+    """The members that tell what the rest of the stream is."""
+
+    manifest: Manifest
+    text: bytes
+    planes: bool
+    delta: bytes
+
+
+def read_leading(pull: Callable[[int], bytes], where: str) -> Leading:
+    """The leading members of a stream; pull(n) is its beginning, n bytes or all if there are fewer.
+
+    Raises ValueError, or IntegrityError for a manifest that is not valid; `where` names it.
+    """
+    at = 0
+    manifest: Optional[Manifest] = None
+    texts: List[bytes] = []
+    for path in (MANIFEST_PATH, RESTORE_PATH, DELTA_PATH):
+        text = b""
+        with contextlib.suppress(ValueError, ZstdError) if texts else contextlib.nullcontext():
+            start, stop = manifest_extent(pull(at + 4 * _BLOCK), at)
+            if stop > LARGEST_FRAME or len(pull(stop)) < stop:
+                raise ValueError("it has no end")
+            manifest = manifest or parse_manifest(pull(stop)[start:stop], where)
+            if not texts or pull(stop)[at:start] == tar_header(f"{manifest.name}/{path}", stop - start):
+                text, at = pull(stop)[start:stop], stop + -stop % _BLOCK
+        texts.append(text)
+    text, restore, delta = texts
+    if manifest is None:
+        raise ValueError("no manifest")
+    if restore and restore != RESTORE_PY:
+        raise ValueError(f"{RESTORE_PATH} is not the one of this format")
+    return Leading(manifest, text, bool(restore), delta)
 
 
 def index_at(items: Sequence[Any], start: int) -> int:
@@ -3639,19 +3798,79 @@ def cut_frames(segments: Sequence[Segment], frame_size: int = FRAME_SIZE) -> Ite
     [(0, 10), (10, 1500010), (1500010, 2097162), (2097162, 2097167)]
     """
     start = 0
-    weights = [s for s in segments if s.entry and s.size >= WEIGHT_SIZE]
-    edges = [edge for s in weights for edge in (s.start, s.stop)] + [segments[-1].stop]
-    for edge in edges:
+    edges = [(edge, s.planes) for s in segments if s.entry and s.size >= WEIGHT_SIZE for edge in (s.start, s.stop)]
+    for number, (edge, planes) in enumerate([*edges, (segments[-1].stop, False)]):
+        step = PLANES_BLOCK + 1 if planes and number % 2 else frame_size
         while start < edge:
-            stop = min(start + frame_size, edge)
+            stop = min(start + step, edge)
             yield start, stop
             start = stop
 
 
-def encode_unit(content: Union[bytes, memoryview], compress: Callable[[Union[bytes, memoryview]], bytes]) -> bytes:
+Compress = Callable[[Union[bytes, memoryview]], bytes]
+Decompress = Callable[[Union[bytes, memoryview], int], bytes]
+
+
+def encode_unit(content: Union[bytes, memoryview], compress: Compress) -> bytes:
     """One unit: pzstd header and frame."""
     frame = compress(content)
     return _PZSTD.pack(PZSTD_MAGIC, 4, len(frame)) + frame
+
+
+def split_planes(block: bytes, width: int) -> bytes:
+    """A block of a weight in planes.
+
+    >>> split_planes(b"a1b2c", 2)
+    b'12abc\\x02'
+    """
+    whole = len(block) - len(block) % width
+    return b"".join([*(block[first:whole:width] for first in reversed(range(width))), block[whole:], bytes([width])])
+
+
+def join_planes(planes: bytes) -> Union[bytes, bytearray]:
+    """The block of a weight that is in planes. Raises ZstdError.
+
+    >>> bytes(join_planes(split_planes(b"a1b2c", 2)))
+    b'a1b2c'
+    """
+    size, width = len(planes) - 1, planes[-1]
+    if width not in PLANE_WIDTHS:
+        raise ZstdError(f"elements of {width} bytes")
+    if width == 1:
+        return planes[:-1]
+    count = size // width
+    block = bytearray(size)
+    for number in range(width):
+        block[width - 1 - number : count * width : width] = planes[number * count : (number + 1) * count]
+    block[count * width :] = planes[count * width : -1]
+    return block
+
+
+def best_width(block: bytes, compress: Compress) -> int:
+    """The width of elements whose planes compress best, by trial on samples from all over a block."""
+    step = max(len(block) // TRIAL_SAMPLES & -4, 4)
+    sample = b"".join(block[at : at + TRIAL_SIZE] for at in range(0, len(block), step))
+
+    def size(width: int) -> int:
+        return sum(len(compress(sample[first::width])) for first in range(width))
+
+    return min(PLANE_WIDTHS, key=size)
+
+
+def make_encoder(zstd: Zstd, profile: str, level: int) -> Callable[[bytes, bool], bytes]:
+    """(content, whether to put it in planes) -> unit, for one thread."""
+    usual = zstd.compressor(STORE_LEVEL if profile == "store" else level)
+    dense, entropy = zstd.compressor(1), zstd.compressor(1, **ENTROPY_ONLY)
+    zeros = bytes(FRAME_SIZE)
+
+    def encode(content: bytes, planes: bool) -> bytes:
+        if planes:
+            width = best_width(content, entropy)
+            return encode_unit(split_planes(content, width), entropy if width > 1 else usual)
+        # Storing would also store the holes of a sparse file.
+        return encode_unit(content, dense if profile == "store" and content == zeros[: len(content)] else usual)
+
+    return encode
 
 
 def largest_unit(length: int) -> int:
@@ -3743,17 +3962,30 @@ def unit_at(head: bytes) -> Tuple[int, int]:
     >>> unit_at(_PZSTD.pack(PZSTD_MAGIC, 4, 99) + bytes.fromhex("28b52ffd 24 05"))
     (111, 5)
     """
-    if len(head) < _PZSTD.size + 6:
+    if len(head) < _PZSTD.size:
         raise ValueError("the archive ends here")
     magic, four, size = _PZSTD.unpack_from(head)
-    if (magic, four) != (PZSTD_MAGIC, 4) or head[12:16] != b"\x28\xb5\x2f\xfd":
+    length = declared_size(head[_PZSTD.size :])
+    if (magic, four) != (PZSTD_MAGIC, 4) or length is None:
         raise ValueError("no frame begins here")
-    descriptor = head[16]  # RFC 8878, 3.1.1.1.1: content size flag, single segment, reserved, checksum, dictionary
-    flag, single = descriptor >> 6, descriptor >> 5 & 1
-    width = (1 << flag) if flag or single else 0
-    at = 17 + (not single) + (0, 1, 2, 4)[descriptor & 3]
-    length = int.from_bytes(head[at : at + width], "little") + (256 if flag == 1 else 0)
     return size + _PZSTD.size, length
+
+
+def read_units(stream: IO[bytes]) -> Iterator[Tuple[bytes, int]]:
+    """The units of an archive that comes as a stream, with the bytes of their content; then what is left, with -1.
+
+    Raises ValueError for a unit that is cut or out of bounds.
+    """
+    while True:
+        head = stream.read(_PZSTD.size)
+        if head[:4] != _PZSTD.pack(PZSTD_MAGIC, 4, 0)[:4] or len(head) < _PZSTD.size:
+            yield head + stream.read(), -1
+            return
+        frame = stream.read(min(_PZSTD.unpack(head)[2], largest_unit(LARGEST_FRAME)))
+        size, length = unit_at(head + frame[:18])
+        if len(head) + len(frame) != size or not 0 < length <= LARGEST_FRAME:
+            raise ValueError(f"a frame of {length} bytes in {size} is cut or out of bounds")
+        yield head + frame, length
 
 
 def part_name(archive: str, number: int, parts_at_most: int) -> str:
@@ -3771,14 +4003,21 @@ class Sink:
     def begin(self, entry: FileEntry) -> None:
         """The content of a file starts."""
 
-    def write(self, entry: FileEntry, offset: int, content: Union[bytes, memoryview]) -> None:
+    def write(self, entry: FileEntry, offset: int, content: Union[bytes, bytearray, memoryview]) -> None:
         """Content of a file, at an offset in it. May be called from several threads."""
+
+    def read(self, entry: FileEntry, offset: int, size: int) -> bytes:
+        """Content of a file that an earlier run wrote."""
+        raise NotImplementedError
+
+    def checkpoint(self, entry: FileEntry, size: int) -> None:
+        """All writes to the first `size` bytes of a file are done: a killed run may go on from there."""
 
     def finish(self, entry: FileEntry) -> None:
         """The file is complete, and proven."""
 
-    def abandon(self, entry: FileEntry) -> None:
-        """The file is not what the manifest says, or bytes of it are lost."""
+    def abandon(self, entry: FileEntry, lost: bool) -> None:
+        """Bytes of the file are lost, or it is not what the manifest says."""
 
 
 class StreamCheck:
@@ -3796,8 +4035,9 @@ class StreamCheck:
         self._good = True
         self._digest = hashlib.sha256()
 
-    def feed(self, content: Optional[bytes], length: int) -> None:
-        """The next `length` bytes of the stream; None when they are lost (and reported by whoever lost them)."""
+    def feed(self, content: Union[bytes, bytearray, None], length: int) -> None:
+        """The next `length` bytes of the stream; None when they are lost (and reported by whoever lost them). Planes
+        come joined, one block at a time."""
         at = 0
         while self._left:
             segment = self._left[0]
@@ -3817,7 +4057,7 @@ class StreamCheck:
     def close(self) -> None:
         """The stream ends here, maybe too early."""
         if self._at and self._left[0].entry:
-            self._sink.abandon(self._left[0].entry)
+            self._sink.abandon(self._left[0].entry, lost=True)
 
     def _begin(self, segment: Segment) -> None:
         self._good, self._digest = True, hashlib.sha256()
@@ -3832,7 +4072,7 @@ class StreamCheck:
             return
         self._digest.update(view)
         if self._write:
-            self._sink.write(segment.entry, self._at, view)
+            self._sink.write(segment.entry, segment.file_range(segment.start + self._at, segment.stop)[0], view)
 
     def _end(self, segment: Segment, lost: bool) -> None:
         self._left.popleft()
@@ -3842,9 +4082,10 @@ class StreamCheck:
         if self._good and not lost and self._digest.hexdigest() == segment.entry.sha256:
             self._sink.finish(segment.entry)
             return
-        if self._good and not lost:
+        lost = lost or not self._good
+        if not lost:
             self._report(segment, f"has SHA-256 {self._digest.hexdigest()}, the manifest says {segment.entry.sha256}")
-        self._sink.abandon(segment.entry)
+        self._sink.abandon(segment.entry, lost)
 
 
 class Stopped(Exception):
@@ -3938,6 +4179,7 @@ def default_jobs() -> int:
 
 # ---- archives on disk ----------------------------------------------------------------
 
+MEDIA_POLL_S = 0.5
 _PART = re.compile(r"(?P<archive>.+\.tar\.zst)\.(?P<number>[0-9]{4,})$")
 _SUM_LINE = re.compile(r"(?P<sha256>[0-9a-f]{64}) [ *](?P<name>[^/\n]+)$", re.MULTILINE)
 
@@ -3984,6 +4226,40 @@ class Damage:
         return Damage(self.what, self.offset, size, (self.frames[0], other.frames[1]), parts, tuple(files))
 
 
+class MediaChange:
+    """Asks for the medium with a part that is missing, and waits until it is there, in a folder where others were."""
+
+    def __init__(self, files: ArchiveFiles, reporter: Reporter) -> None:
+        self._files, self._reporter = files, reporter
+        self._folders = sorted({path.parent for path in files.paths})
+        self._asked: Set[str] = set()
+        self._closed = threading.Event()
+
+    def find(self, path: Path) -> Optional[Path]:
+        """The path at which a part is found; None if this is closed meanwhile."""
+        while not self._closed.is_set():
+            found = next((folder / path.name for folder in self._folders if (folder / path.name).is_file()), None)
+            if found:
+                return found
+            if path.name not in self._asked:
+                self._asked.add(path.name)
+                self._reporter.warn(f"waiting for the medium with {path.name} in {shorten([*map(str, self._folders)])}")
+            self._closed.wait(MEDIA_POLL_S)
+        return None
+
+    def with_tables(self) -> ArchiveFiles:
+        """The archive with its last part, which has the tables and is told by the sums."""
+        last = max(self._files.listed(), default="")
+        match = _PART.match(last)
+        if match is None or read_index(self._files):
+            return self._files
+        path = self.find(self._files.folder / last)
+        return replace(self._files, numbers={**self._files.numbers, int(match["number"]): path or Path(last)})
+
+    def close(self) -> None:
+        self._closed.set()
+
+
 class Part(NamedTuple):
     """One file of an archive: its bytes are [start, start + size) of the archive, if it is whole."""
 
@@ -3998,7 +4274,8 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class ArchiveFiles:
-    """What is on disk of one archive: `name` is NAME.tar.zst, `numbers` the part numbers found (empty: one file)."""
+    """What is on disk of one archive: `name` is NAME.tar.zst, `numbers` the parts found, maybe in several folders
+    (empty: one file). Missing ones are expected in `folder`."""
 
     folder: Path
     name: str
@@ -4044,6 +4321,16 @@ def archives_in(folder: Path) -> List[ArchiveFiles]:
     return [ArchiveFiles(folder, name, numbers) for (name, _), numbers in sorted(found.items())]
 
 
+def merged(found: Iterable[ArchiveFiles]) -> List[ArchiveFiles]:
+    """Archives of which parts were found in several places, each as one."""
+    known: Dict[Tuple[str, bool], ArchiveFiles] = {}
+    for files in found:
+        key = (files.name, True) if files.numbers else (str(files.path.absolute()), False)
+        old = known.get(key, files)
+        known[key] = replace(old, numbers={**files.numbers, **old.numbers})
+    return list(known.values())
+
+
 def find_archives(argument: str, folders: Sequence[Path]) -> List[ArchiveFiles]:
     """The archives that an argument means: a file, any part, a folder that holds archives, or a NAME looked up in
     `folders`. Empty when there are none."""
@@ -4072,6 +4359,8 @@ class Archive:
     manifest: Optional[Manifest] = None
     text: bytes = b""
     segments: Tuple[Segment, ...] = ()
+    absent: FrozenSet[str] = frozenset()
+    media: Optional[MediaChange] = None  # who is asked for parts that are missing
 
     @property
     def size(self) -> int:
@@ -4090,13 +4379,24 @@ class Archive:
 
     def files_between(self, start: int, stop: int) -> Tuple[Tuple[str, int, int], ...]:
         """(path, first byte, last byte) of what lies in a range of the tar stream."""
-        found = segments_between(self.segments, start, stop)
-        return tuple((s.entry.path, max(start - s.start, 0), min(stop, s.stop) - s.start - 1) for s in found if s.entry)
+        hits = [(s.entry, s.file_range(start, stop)) for s in segments_between(self.segments, start, stop) if s.entry]
+        return tuple((entry.path, first, last - 1) for entry, (first, last) in hits)
 
-    def decode(self, frame: Frame, decompress: Callable[[Union[bytes, memoryview], int], bytes]) -> bytes:
-        """The content of a frame. Raises ZstdError that says what is wrong with it."""
+    def restored(self, frame: Frame, decompress: Decompress) -> Union[bytes, bytearray]:
+        """The content of a frame, planes joined. Raises ZstdError."""
+        content = self.decode(frame, decompress)
+        at = index_at(self.segments, frame.start + 1) - 1
+        if at < 0 or not self.segments[at].planes:
+            return content
+        blocks, rest = divmod(frame.start - self.segments[at].start, PLANES_BLOCK + 1)
+        if rest or frame.stop != min(frame.start + PLANES_BLOCK + 1, self.segments[at].stop):
+            raise ZstdError("is not one block of planes")
+        return join_planes(content)
+
+    def unit(self, frame: Frame) -> bytes:
+        """A unit as it lies on the medium, intact. Raises ZstdError that says what is wrong with it."""
         try:
-            unit = read_parts(self.parts, frame.offset, frame.size)
+            unit = read_parts(self.parts, frame.offset, frame.size, self.media)
         except OSError as exc:
             raise ZstdError(f"cannot be read: {exc.strerror}") from exc
         if len(unit) != frame.size:
@@ -4105,53 +4405,63 @@ class Archive:
             raise ZstdError("CRC-32 differs")
         if unit[: _PZSTD.size] != _PZSTD.pack(PZSTD_MAGIC, 4, frame.size - _PZSTD.size):
             raise ZstdError("does not begin with its header")
-        return decompress(memoryview(unit)[_PZSTD.size :], frame.length)
+        return unit
+
+    def decode(self, frame: Frame, decompress: Decompress) -> bytes:
+        """The stream bytes in a frame. Raises ZstdError."""
+        return decompress(memoryview(self.unit(frame))[_PZSTD.size :], frame.length)
 
 
-def read_parts(parts: Sequence[Part], offset: int, size: int) -> bytes:
+def read_parts(parts: Sequence[Part], offset: int, size: int, media: Optional[MediaChange] = None) -> bytes:
     """Bytes of an archive that lie in one part; fewer when the part ends early or is missing."""
     part = parts[max(index_at(parts, offset + 1) - 1, 0)]
     try:
         fd = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return b""
+        found = media.find(part.path) if media else None
+        if found is None:
+            return b""
+        fd = os.open(found, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return pread_exactly(fd, size, offset - part.start)
     finally:
         os.close(fd)
 
 
-def open_archive(files: ArchiveFiles) -> Archive:
+def open_archive(files: ArchiveFiles, media: Optional[MediaChange] = None) -> Archive:
     """Find all frames and the manifest of an archive, by its tables or, if these are damaged, by walking it.
 
     Raises IntegrityError when nothing tells that hfship made it, and when parts are missing that only the tables
     could have told about. All else that is wrong is in `damages`.
     """
-    try:
-        index = _read_index(files.paths[-1])
-    except OSError as exc:
-        raise disk_error(exc, "read", files.paths[-1], "check the medium, then copy the archive again") from exc
-    archive = _indexed_archive(files, index) if index else _walked_archive(files)
+    index = read_index(files)
+    archive = indexed_archive(files, index) if index else _walked_archive(files)
+    archive = replace(archive, media=media, damages=()) if index and media else archive
     archive = _with_manifest(archive)
     if not index and not archive.manifest:
         raise _foreign(files)
     return archive
 
 
-def _read_index(path: Path) -> Optional[Index]:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+def read_index(files: ArchiveFiles) -> Optional[Index]:
+    """The tables at the end of an archive; None if they are not there or damaged."""
+    path = files.paths[-1]
     try:
-        size = os.fstat(fd).st_size
-        end = pread_exactly(fd, 17, max(size - 17, 0))
-        tail, _ = tail_extent(end)
-        return decode_tail(pread_exactly(fd, tail, size - tail)) if tail <= size else None
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(fd).st_size
+            tail, _ = tail_extent(pread_exactly(fd, 17, max(size - 17, 0)))
+            return decode_tail(pread_exactly(fd, tail, size - tail)) if tail <= size else None
+        finally:
+            os.close(fd)
     except (ValueError, struct.error):
         return None
-    finally:
-        os.close(fd)
+    except OSError as exc:
+        raise disk_error(exc, "read", path, "check the medium, then copy the archive again") from exc
 
 
-def _indexed_archive(files: ArchiveFiles, index: Index) -> Archive:
+def indexed_archive(files: ArchiveFiles, index: Index) -> Archive:
+    """An archive whose tables are known."""
     sizes = index.part_sizes if files.numbers else (sum(index.part_sizes),)
     parts: List[Part] = []
     damages = []
@@ -4211,15 +4521,16 @@ def _foreign(files: ArchiveFiles) -> IntegrityError:
 def _with_manifest(archive: Archive) -> Archive:
     """The archive with its manifest, and the layout of the stream if it is what the manifest implies."""
     try:
-        text = _first_member(archive)
-        manifest = parse_manifest(text, f"the manifest in {archive.files.name}")
+        manifest, text, planes, delta = read_leading(_reader(archive), f"the manifest in {archive.files.name}")
+        segments = stream_layout(manifest, text, planes, delta)
     except ZstdError:
         return archive  # the frame is reported when all frames are checked
     except ValueError as exc:
         return replace(archive, damages=(*archive.damages, Damage(f"does not begin with a manifest: {exc}")))
     except IntegrityError as exc:
         return replace(archive, damages=(*archive.damages, Damage(f"{exc.what}: {exc.why}")))
-    known = replace(archive, manifest=manifest, text=text, segments=stream_layout(manifest, text))
+    absent = parse_delta(delta, manifest) if delta else frozenset()
+    known = replace(archive, manifest=manifest, text=text, segments=segments, absent=absent)
     surplus = archive.stream_size - known.segments[-1].stop
     if surplus < 0 and archive.frames[0].crc is None:  # no tables, so it is the end that is lost
         lost = known.files_between(archive.stream_size, known.segments[-1].stop)
@@ -4231,16 +4542,19 @@ def _with_manifest(archive: Archive) -> Archive:
     return known
 
 
-def _first_member(archive: Archive) -> bytes:
-    """The content of the first file in the tar stream. Raises ZstdError or ValueError."""
-    decompress = load_zstd().decompressor()
-    stream = b""
-    for frame in archive.frames:
-        stream += archive.decode(frame, decompress)
-        start, stop = manifest_extent(stream)
-        if stop <= len(stream) <= LARGEST_FRAME:
-            return stream[start:stop]
-    raise ValueError("it has no end")
+def _reader(archive: Archive) -> Callable[[int], bytes]:
+    """The beginning of the tar stream, decoded as far as asked for."""
+    decompress, frames, stream = load_zstd().decompressor(), iter(archive.frames), bytearray()
+
+    def pull(size: int) -> bytes:
+        while len(stream) < size and len(stream) <= LARGEST_FRAME:
+            frame = next(frames, None)
+            if frame is None:
+                break
+            stream.extend(archive.decode(frame, decompress))
+        return bytes(stream)
+
+    return pull
 
 
 # ======================================================================================
@@ -4251,7 +4565,11 @@ def _first_member(archive: Archive) -> bytes:
 #
 # The plan (layout of the stream and its cut into frames) is made before the first byte is read, so any frame can be
 # produced by itself. Threads read and compress frames; one thread hashes the files in stream order against the
-# manifest, one writes in order, one hashes what was written: each byte is read once.
+# manifest, one writes in order, one hashes what was written: each byte is read once. From HASH_AHEAD_JOBS threads on,
+# one hash would hold up all others: then several files are hashed at once, through the page cache.
+#
+# While parts are written, NAME.tar.zst.incomplete has a line of JSON for each that is complete, after one that names
+# the plan: a killed run of the same plan goes on behind the last part that is still as it was written.
 #
 # Promises: what is packed is what the manifest says, or nothing is; bytes do not depend on the number of threads; a
 # final name holds a complete archive. Never: overwrites an archive of something else without --force.
@@ -4268,22 +4586,31 @@ With hfship.pyz, which lies beside them and needs Python 3.8 or later, nothing t
 
 Without it:
 
-    sha256sum -c NAME.tar.zst.sha256                  checks what was copied
+    sha256sum -c NAME.tar.zst.sha256                  checks what was copied (--ignore-missing: one medium of several)
     tar --zstd -xf NAME.tar.zst                       a whole file
     cat NAME.tar.zst.0* | tar --zstd -x               parts
+    python3 NAME/.hfship/restore.py                   if that left *.planes files: makes the model's files of them
     NAME/.hfship/manifest.json                        then lists the SHA-256 of every file
+    NAME/.hfship/delta.json                           if there, lists files to take from an older version on site
 """
+
+HASH_AHEAD_JOBS = 4
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How to pack: bytes per part (None: one file), zstd level, threads, and whether to replace another archive."""
+    """How to pack: bytes per part (None: one file), zstd level, threads, whether to replace another archive, profile,
+    the manifest of what the far side has (for a delta), and whether to read back from the medium what was written."""
 
     split: Optional[int] = None
     level: int = 1
     jobs: int = 1
     force: bool = False
     frame_size: int = FRAME_SIZE
+    profile: str = "standard"
+    since: Optional[Manifest] = None
+    read_back: bool = False
 
 
 @dataclass(frozen=True)
@@ -4299,7 +4626,14 @@ class PackPlan:
 
     @property
     def archive(self) -> str:
-        return f"{self.manifest.name}.tar.zst"
+        return f"{self.manifest.name}{'.delta' if self.options.since else ''}.tar.zst"
+
+    @property
+    def key(self) -> str:
+        """Equal for plans that give equal bytes."""
+        form = (self.options.split, self.options.level, self.options.frame_size, self.options.profile)
+        known = b"".join(segment.known for segment in self.segments)
+        return hashlib.sha256(known + repr((form, load_zstd().name)).encode()).hexdigest()
 
     @property
     def units_at_most(self) -> int:
@@ -4354,10 +4688,16 @@ def parse_split(text: str) -> int:
 
 def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPlan:
     """The plan of an archive. Raises UsageError when a part cannot hold a frame or the tables."""
-    text = manifest.to_json().encode("utf-8")
-    segments = stream_layout(manifest, text)
+    text, planes = manifest.to_json().encode("utf-8"), options.profile == "smallest"
+    there = {entry.sha256 for entry in options.since.files} if options.since else set()
+    absent = {entry.path for entry in manifest.files if entry.sha256 in there}
+    segments = stream_layout(manifest, text, planes, delta_json(absent) if options.since else b"")
     frames = tuple(cut_frames(segments, options.frame_size))
     plan = PackPlan(folder, manifest, text, segments, frames, options)
+    taken = [e.path for e in manifest.files if e.path.endswith(PLANES)] if planes else []
+    if taken:
+        why = f"{shorten(taken)}: names that end in {PLANES} are taken by the profile"
+        raise UsageError(f"{manifest.name} cannot be packed with --profile smallest", why, "use another profile")
     least = max(largest_unit(options.frame_size), tail_size(len(frames), plan.parts_at_most))
     if options.split is not None and options.split < least:
         why = f"a part must hold a frame and the tables of this archive: {least} bytes"
@@ -4416,10 +4756,10 @@ def _mismatch(folder: Path, manifest: Manifest, wrong: Sequence[str]) -> Integri
 
 
 def read_stream(plan: PackPlan, start: int, stop: int) -> bytes:
-    """Bytes of the tar stream. Raises IntegrityError when a file became shorter or vanished."""
+    """Bytes of the tar stream, planes not yet split. Raises IntegrityError when a file became shorter or vanished."""
     pieces = []
     for s in segments_between(plan.segments, start, stop):
-        first, last = max(start - s.start, 0), min(stop, s.stop) - s.start
+        first, last = s.file_range(start, stop)
         pieces.append(_read_range(plan, s.entry, first, last - first) if s.entry else s.known[first:last])
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -4442,28 +4782,40 @@ def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> byt
 
 
 class PartWriter:
-    """Writes units into NAME.tar.zst.incomplete, or into parts of at most `split` bytes; `publish` names them."""
+    """Writes units into NAME.tar.zst.incomplete, or into parts of at most `split` bytes, the first folder with room
+    for each; `journal` is told of those that are complete, which come before this run as `done`."""
 
-    def __init__(self, folder: Path, plan: PackPlan, hasher: Serial, flusher: Serial) -> None:
-        self._folder, self._plan, self._hasher, self._flusher = folder, plan, hasher, flusher
-        self._paths: List[Path] = []
-        self._sizes: List[int] = []
-        self._digests: List[Any] = []
-        self._fd = -1
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        plan: PackPlan,
+        hasher: Serial,
+        flusher: Serial,
+        journal: Callable[[WrittenPart], None],
+        done: Sequence[WrittenPart] = (),
+    ) -> None:
+        self._folders, self._plan, self._hasher, self._flusher = folders, plan, hasher, flusher
+        self._journal, self._parts = journal, list(done)
+        self._path: Optional[Path] = None
+        self._size, self._digest, self._fd = 0, hashlib.sha256(), -1
 
     def write(self, unit: bytes) -> None:
         """Append a unit; starts a part when it does not fit the current one."""
         split = self._plan.options.split
-        if not self._paths or (split is not None and self._sizes[-1] + len(unit) > split):
+        if self._path is None or (split is not None and self._size + len(unit) > split):
             self._open_next()
+        self._append(unit)
+
+    def _append(self, unit: bytes) -> None:
+        assert self._path is not None
         try:
             write_all(self._fd, unit)
         except OSError as exc:
-            raise disk_error(exc, "write", self._paths[-1]) from exc
-        before, self._sizes[-1] = self._sizes[-1], self._sizes[-1] + len(unit)
-        self._hasher.call(self._digests[-1].update, unit)
-        if before // FLUSH_SIZE != self._sizes[-1] // FLUSH_SIZE:
-            self._flusher.call(self._flush, self._fd, self._paths[-1])
+            raise disk_error(exc, "write", self._path) from exc
+        before, self._size = self._size, self._size + len(unit)
+        self._hasher.call(self._digest.update, unit)
+        if before // FLUSH_SIZE != self._size // FLUSH_SIZE:
+            self._flusher.call(self._flush, self._fd, self._path)
 
     @staticmethod
     def _flush(fd: int, path: Path) -> None:
@@ -4474,111 +4826,215 @@ class PartWriter:
 
     def finish(self, frames: Sequence[Frame]) -> Tuple[WrittenPart, ...]:
         """Write the tables, then make everything durable."""
-        split = self._plan.options.split
-        if split is not None and self._sizes[-1] + tail_size(len(frames), len(self._sizes)) > split:
+        split, sizes = self._plan.options.split, [part.size for part in self._parts]
+        if self._path is None or (split is not None and self._size + tail_size(len(frames), len(sizes) + 1) > split):
             self._open_next()
-        self.write(encode_tail(frames, self._sizes))
+            sizes = [part.size for part in self._parts]
+        self._append(encode_tail(frames, [*sizes, self._size]))
         self._close()
-        self._hasher.drain()
-        names = [path.with_name(path.name[: -len(INCOMPLETE)]) for path in self._paths]
-        sums = (digest.hexdigest() for digest in self._digests)
-        return tuple(WrittenPart(*row) for row in zip(names, self._sizes, sums))
+        return tuple(self._parts)
 
-    def discard(self) -> None:
-        """Remove what was not published."""
-        for path in self._paths:
+    def discard(self, complete: bool) -> None:
+        """Remove what was not published: the unfinished part, or also the `complete` ones."""
+        paths = [_unfinished(part.path) for part in self._parts] if complete else []
+        for path in [*paths, *([self._path] if self._path else [])]:
             with contextlib.suppress(OSError):
                 path.unlink()
 
     def _open_next(self) -> None:
         self._close()
-        name = self._plan.archive
+        name, folder = self._plan.archive, self._folders[0]
         if self._plan.options.split is not None:
-            name = part_name(name, len(self._paths) + 1, self._plan.parts_at_most)
-        path = self._folder / (name + INCOMPLETE)
+            name = part_name(name, len(self._parts) + 1, self._plan.parts_at_most)
+            roomy = [f for f in self._folders if free_bytes(f) > self._plan.options.split]
+            folder = next(iter(roomy), self._folders[-1])
+        path = folder / (name + INCOMPLETE)
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as exc:
             raise disk_error(exc, "create", path) from exc
-        self._paths.append(path)
-        self._sizes.append(0)
-        self._digests.append(hashlib.sha256())
+        self._path, self._size, self._digest = path, 0, hashlib.sha256()
 
     def _close(self) -> None:
-        if self._fd >= 0:
-            self._flusher.call(self._flush, self._fd, self._paths[-1])
-            self._flusher.drain()
-            os.close(self._fd)
-            self._fd = -1
+        if self._path is None:
+            return
+        self._flusher.call(self._flush, self._fd, self._path)
+        self._flusher.drain()
+        self._hasher.drain()
+        part = WrittenPart(
+            self._path.with_name(self._path.name[: -len(INCOMPLETE)]), self._size, self._digest.hexdigest()
+        )
+        if self._plan.options.read_back:
+            # Out of the page cache first: what counts is what the medium gives back.
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            if sha256_file(self._path) != part.sha256:
+                what = f"{self._path.parent} gives back other bytes than were written to it"
+                raise DiskError(what, f"found on reading {self._path.name} again", "use another medium")
+        os.close(self._fd)
+        self._parts.append(part)
+        self._path, self._fd = None, -1
+        self._journal(part)
 
 
-class _SourceCheck(Sink):
-    """The model folder while it is packed: a file that is not what the manifest says ends the run."""
+def _unfinished(path: Path) -> Path:
+    return path.with_name(path.name + INCOMPLETE)
 
-    def __init__(self, plan: PackPlan) -> None:
-        self._plan = plan
 
-    def report(self, segment: Segment, what: str) -> None:
+class Resumed(NamedTuple):
+    """What a killed run left: complete parts, and the frames on them."""
+
+    parts: Tuple[WrittenPart, ...] = ()
+    frames: Tuple[Frame, ...] = ()
+
+
+def resumable(plan: PackPlan, lock: int) -> Resumed:
+    """The parts that an earlier run of this plan completed and that still are as it wrote them."""
+    key, *lines = pread_exactly(lock, 1 << 26, 0).decode("utf-8", "replace").splitlines() or [""]
+    if key != plan.key or not plan.options.split:
+        return Resumed()
+    parts: List[WrittenPart] = []
+    rows: List[Tuple[int, int, int]] = []
+    with contextlib.suppress(ValueError, TypeError, OSError):
+        for line in lines:
+            path, size, sha256 = json.loads(line)
+            digest, found = hashlib.sha256(), []
+            with _unfinished(Path(path)).open("rb") as stream:
+                for unit, length in read_units(stream):
+                    if length < 0 and unit:
+                        raise ValueError("it has the tables: the next run writes it again")
+                    digest.update(unit)
+                    found += [(len(unit), length, zlib.crc32(unit))] if unit else []
+            if digest.hexdigest() != sha256:
+                break
+            parts.append(WrittenPart(Path(path), size, sha256))
+            rows += found
+    # Small files are hashed with the frames, from the first on: a run goes on only behind them, between two members
+    # or inside a weight.
+    weights = [s for s in plan.segments if s.entry and s.size >= WEIGHT_SIZE]
+    at = plan.frames[len(rows)][0] if len(rows) < len(plan.frames) else plan.segments[-1].stop
+    around = next(iter(segments_between(plan.segments, at, at + 1)), None)
+    if not weights or at < weights[0].start or not around or (around.start < at and around not in weights):
+        return Resumed()
+    return Resumed(tuple(parts), tuple(_place_frames(rows)))
+
+
+class PackRun:
+    """One run that reads, checks, compresses and writes the frames of a plan which `resumed` does not have yet."""
+
+    def __init__(self, plan: PackPlan, resumed: Resumed) -> None:
+        self._plan, self._resumed = plan, resumed
+        self._jobs = min(plan.options.jobs, MOST_JOBS) + 1  # one more than cores: some wait for the hashing ones
+        self._encoder = per_thread(lambda: make_encoder(load_zstd(), plan.options.profile, plan.options.level))
+        self._weights = [s for s in plan.segments if s.entry and s.size >= WEIGHT_SIZE]
+        self._ahead = plan.options.jobs >= HASH_AHEAD_JOBS or bool(resumed.parts)
+
+    def write(self, folders: Sequence[Path], lock: int, stage: Stage) -> Tuple[WrittenPart, ...]:
+        """Write the archive under its .incomplete names. Complete parts stay for the next run, unless the disk is full
+        or the folder is not what its manifest says."""
+        stop, count = threading.Event(), max(self._jobs // 4, 1)
+        with Workers(self._jobs, stop) as workers, Workers(count, stop) as provers, Serial(stop) as checker, Serial(
+            stop
+        ) as hasher, Serial(stop) as flusher:
+
+            def note(part: WrittenPart) -> None:
+                checker.drain()
+                if self._plan.options.split:
+                    write_all(lock, (json.dumps([str(part.path), part.size, part.sha256]) + "\n").encode())
+
+            writer = PartWriter(folders, self._plan, hasher, flusher, note, self._resumed.parts)
+            try:
+                return writer.finish(self._write_frames(writer, workers, provers, checker, stage))
+            except BaseException as exc:
+                full = isinstance(exc.__cause__, OSError) and exc.__cause__.errno in _NO_ROOM
+                complete = full or isinstance(exc, IntegrityError)
+                writer.discard(complete)
+                if complete:
+                    os.ftruncate(lock, 0)
+                raise
+
+    def _write_frames(
+        self, writer: PartWriter, workers: Workers, provers: Workers, checker: Serial, stage: Stage
+    ) -> List[Frame]:
+        frames = list(self._resumed.frames)
+        start = frames[-1].stop if frames else 0
+        check = StreamCheck(
+            [s for s in self._plan.segments if s.start >= start and not (self._ahead and s in self._weights)],
+            Sink(),
+            self._refuse,
+        )
+        proofs = [provers.submit(self._prove, weight) for weight in self._weights if self._ahead]
+        extents = self._plan.frames[len(frames) :]
+        for (start, stop), (content, unit) in zip(extents, workers.in_order(self._produce, extents, self._jobs + 2)):
+            offset = frames[-1].offset + frames[-1].size if frames else 0
+            frames.append(Frame(offset, len(unit), start, stop - start, zlib.crc32(unit)))
+            if not (self._ahead and self._weight_at(start)):
+                checker.call(check.feed, content, stop - start)
+            writer.write(unit)
+            stage.add(stop - start)
+        checker.drain()
+        for proof in proofs:
+            proof.result()
+        return frames
+
+    def _weight_at(self, start: int) -> Optional[Segment]:
+        """The weight that the frame at `start` is of."""
+        at = index_at(self._weights, start + 1) - 1
+        return self._weights[at] if at >= 0 and start < self._weights[at].stop else None
+
+    def _produce(self, extent: Tuple[int, int]) -> Tuple[bytes, bytes]:
+        content, weight = read_stream(self._plan, *extent), self._weight_at(extent[0])
+        return content, self._encoder()(content, weight is not None and weight.planes)
+
+    def _prove(self, weight: Segment) -> None:
+        assert weight.entry
+        found = sha256_file(self._plan.folder / weight.entry.path)
+        if found != weight.entry.sha256:
+            self._refuse(weight, f"has SHA-256 {found}, the manifest says {weight.entry.sha256}")
+
+    def _refuse(self, segment: Segment, what: str) -> None:
         path = segment.entry.path if segment.entry else segment.what
         raise _mismatch(self._plan.folder, self._plan.manifest, [f"{path} {what}"])
 
 
-def write_archive(plan: PackPlan, folder: Path, stage: Stage) -> Tuple[WrittenPart, ...]:
-    """Read, check, compress and write all frames; the files keep their .incomplete names. Removes them on failure."""
-    options, stop = plan.options, threading.Event()
-    zstd = load_zstd()
-    compressor = per_thread(lambda: zstd.compressor(options.level))
-    sink = _SourceCheck(plan)
-    check = StreamCheck(plan.segments, sink, sink.report)
-
-    def produce(extent: Tuple[int, int]) -> Tuple[bytes, bytes]:
-        content = read_stream(plan, *extent)
-        return content, encode_unit(content, compressor())
-
-    with Workers(options.jobs, stop) as workers, Serial(stop) as checker, Serial(stop) as hasher, Serial(
-        stop
-    ) as flusher:
-        writer = PartWriter(folder, plan, hasher, flusher)
-        frames: List[Frame] = []
-        try:
-            for content, unit in workers.in_order(produce, plan.frames, options.jobs + 2):
-                offset = frames[-1].offset + frames[-1].size if frames else 0
-                start = frames[-1].stop if frames else 0
-                frames.append(Frame(offset, len(unit), start, len(content), zlib.crc32(unit)))
-                checker.call(check.feed, content, len(content))
-                writer.write(unit)
-                stage.add(len(content))
-            checker.drain()
-            return writer.finish(frames)
-        except BaseException:
-            writer.discard()
-            raise
-
-
-def pack_model(plan: PackPlan, folder: Path, reporter: Reporter) -> Packed:
-    """Pack a model into `folder`. An archive of the same manifest and form that is there already is left as it is."""
+def pack_model(plan: PackPlan, folder: Path, reporter: Reporter, media: Sequence[Path] = ()) -> Packed:
+    """Pack a model into `folder`, and what finds no room there onto `media`, one after the other. An archive of the
+    same manifest and form that is there already is left as it is."""
     started = time.monotonic()
-    make_dir(folder)
-    old = [files for files in archives_in(folder) if files.name == plan.archive]
+    folders = [make_dir(f) for f in (folder, *media)]
+    old = [files for files in merged(x for f in folders for x in archives_in(f)) if files.name == plan.archive]
     present = _already_packed(plan, old[0]) if old else None
     if present:
         return Packed(plan.manifest, present, time.monotonic() - started, fresh=False)
     if old and not plan.options.force:
         _require_unfinished(plan, old[0])
-    with claim(folder / (plan.archive + INCOMPLETE)):
-        _require_room_for(plan, folder)
+    with claim(folder / (plan.archive + INCOMPLETE), bool(plan.options.split)) as lock:
+        resumed = resumable(plan, lock)
+        if resumed.parts:
+            reporter.info(f"{plan.archive}: {len(resumed.parts)} parts are complete, going on behind them")
+        _require_room_for(plan, folders, resumed.parts)
+        if plan.options.split:
+            os.ftruncate(lock, 0)
+            rows = [json.dumps([str(part.path), part.size, part.sha256]) for part in resumed.parts]
+            write_all(lock, "".join(row + "\n" for row in [plan.key, *rows]).encode())
         with reporter.stage("pack", plan.segments[-1].stop) as stage:
-            parts = write_archive(plan, folder, stage)
-        _publish(plan, folder, parts)
-    _write_sidecars(folder, reporter)
+            stage.skip(resumed.frames[-1].stop if resumed.frames else 0)
+            parts = PackRun(plan, resumed).write(folders, lock, stage)
+        _publish(plan, folders, parts)
+        if plan.options.split:
+            os.ftruncate(lock, 0)
+    for place in folders:
+        _write_sidecars(place, reporter)
     return Packed(plan.manifest, parts, time.monotonic() - started, fresh=True)
 
 
 @contextlib.contextmanager
-def claim(path: Path) -> Iterator[None]:
-    """Hold NAME.tar.zst.incomplete, so that no second hfship packs the same archive into the same folder."""
+def claim(path: Path, journal: bool = False) -> Iterator[int]:
+    """Hold NAME.tar.zst.incomplete, so that no second hfship packs the same archive into the same folder. With
+    `journal` it stays for the next run while it is not empty."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        fd = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (os.O_APPEND if journal else 0), 0o644
+        )
     except OSError as exc:
         raise disk_error(exc, "create", path) from exc
     try:
@@ -4588,12 +5044,14 @@ def claim(path: Path) -> Iterator[None]:
             why = "it would write the same files"
             raise IncompleteError(f"another hfship writes {path}", why, "wait for it, or stop it") from exc
         try:
-            os.ftruncate(fd, 0)
-            yield
+            if not journal:
+                os.ftruncate(fd, 0)
+            yield fd
         finally:
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(path.stat(), os.fstat(fd)):
-                    path.unlink()  # it held the lock only (parts), or the run failed
+                status = os.fstat(fd)
+                if os.path.samestat(path.stat(), status) and not (journal and status.st_size):
+                    path.unlink()  # it held the lock only, or the run failed
     finally:
         os.close(fd)
 
@@ -4606,7 +5064,7 @@ def _already_packed(plan: PackPlan, files: ArchiveFiles) -> Optional[Tuple[Writt
     with contextlib.suppress(HfshipError):
         archive = open_archive(files)
         if (
-            archive.text == plan.text
+            tuple(s.known for s in archive.segments) == tuple(s.known for s in plan.segments)
             and not archive.damages
             and all(p.size <= (split or p.size) for p in archive.parts)
         ):
@@ -4625,30 +5083,35 @@ def _require_unfinished(plan: PackPlan, files: ArchiveFiles) -> None:
         )
 
 
-def _require_room_for(plan: PackPlan, folder: Path) -> None:
-    needed, limit = plan.size_at_most, filesystem_of(folder).max_file_size
-    what = f"pack {plan.manifest.name}"
-    largest = min(needed, plan.options.split or needed)
-    if limit is not None and largest > limit:
-        hint = "fat32" if limit == SPLITS["fat32"] else str(limit)
-        require_room(folder, 0, largest, what, f"give --split {hint}")
-    for path in folder.glob(f"{plan.archive}.*{INCOMPLETE}"):  # left by a killed run, and about to be rewritten
-        path.unlink()
-    require_room(folder, needed, largest, what, "free space, or choose another folder with -o DIR")
+def _require_room_for(plan: PackPlan, folders: Sequence[Path], done: Sequence[WrittenPart]) -> None:
+    needed, what = plan.size_at_most, f"pack {plan.manifest.name}"
+    largest, keep = min(needed, plan.options.split or needed), {_unfinished(part.path) for part in done}
+    for folder in folders:
+        limit = filesystem_of(folder).max_file_size
+        if limit is not None and largest > limit:
+            hint = "fat32" if limit == SPLITS["fat32"] else str(limit)
+            require_room(folder, 0, largest, what, f"give --split {hint}")
+        for path in folder.glob(f"{plan.archive}.*{INCOMPLETE}"):
+            if path not in keep:  # left by a killed run, and about to be rewritten
+                path.unlink()
+    elsewhere = sum(free_bytes(folder) for folder in folders[1:]) + sum(part.size for part in done)
+    require_room(folders[0], needed - elsewhere, largest, what, "free space, or choose another folder with -o or --to")
 
 
-def _publish(plan: PackPlan, folder: Path, parts: Sequence[WrittenPart]) -> None:
+def _publish(plan: PackPlan, folders: Sequence[Path], parts: Sequence[WrittenPart]) -> None:
     """Give the files their names. The sums go first: with files of theirs missing they mark an unfinished set."""
-    sums = folder / f"{plan.archive}.sha256"
-    try:
-        for path in [p for p in folder.iterdir() if p.name == plan.archive or _is_part_of(p.name, plan.archive)]:
-            path.unlink()
-        atomic_write(sums, "".join(f"{part.sha256}  {part.path.name}\n" for part in parts))
-        for part in parts:
-            os.rename(str(part.path) + INCOMPLETE, part.path)
-        fsync_dir(folder)
-    except OSError as exc:
-        raise disk_error(exc, "write", folder) from exc
+    sums = "".join(f"{part.sha256}  {part.path.name}\n" for part in parts)
+    for folder in folders:
+        try:
+            for path in [p for p in folder.iterdir() if p.name == plan.archive or _is_part_of(p.name, plan.archive)]:
+                path.unlink()
+            atomic_write(folder / f"{plan.archive}.sha256", sums)
+            for part in parts:
+                if part.path.parent == folder:
+                    os.rename(_unfinished(part.path), part.path)
+            fsync_dir(folder)
+        except OSError as exc:
+            raise disk_error(exc, "write", folder) from exc
 
 
 def _is_part_of(name: str, archive: str) -> bool:
@@ -4684,6 +5147,7 @@ def _write_sidecars(folder: Path, reporter: Reporter) -> None:
 # ======================================================================================
 
 DAMAGES_SHOWN = 20
+JOURNAL_PATH = f"{WORK_DIR}/journal"
 
 
 class Lane(NamedTuple):
@@ -4696,6 +5160,10 @@ class Lane(NamedTuple):
     def file(self) -> Optional[FileEntry]:
         """The file, if the lane is just one."""
         return self.segments[0].entry if len(self.segments) == 1 else None
+
+    @property
+    def files(self) -> List[FileEntry]:
+        return [segment.entry for segment in self.segments if segment.entry]
 
 
 def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lane]:
@@ -4717,14 +5185,29 @@ def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lan
 
 
 class ArchiveCheck:
-    """One pass over an archive: decodes, proves, hands files to a sink and collects damage."""
+    """One pass over an archive: decodes, proves, hands files to a sink and collects damage.
 
-    def __init__(self, archive: Archive, sink: Sink, jobs: int, skip: AbstractSet[str] = frozenset()) -> None:
-        self.archive, self._damages = archive, list(archive.damages)
-        self._sink, self._jobs = sink, jobs
-        self._lanes = [
-            lane for lane in make_lanes(archive.frames, archive.segments) if not (lane.file and lane.file.path in skip)
-        ]
+    `skip` are files that are not asked for: their weights are not read, and with `sparse` nothing that holds none of
+    the others. `resume` tells how many bytes of a weight the sink has from an earlier run. With `quick`, only what lies
+    on the medium is proven, not what it decodes to.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        sink: Sink,
+        jobs: int,
+        skip: AbstractSet[str] = frozenset(),
+        resume: Mapping[str, int] = MappingProxyType({}),
+        sparse: bool = False,
+        quick: bool = False,
+    ) -> None:
+        self.archive, self._sink, self._jobs = archive, sink, min(jobs, MOST_JOBS)
+        self._resume, self._quick = resume, quick
+        lanes = make_lanes(archive.frames, archive.segments)
+        self._lanes = [x for x in lanes if {e.path for e in x.files} - skip or not (x.file or sparse)]
+        ranges = [(f.offset, f.offset + f.size) for lane in self._lanes for f in self._needed(lane)]
+        self._damages = [d for d in archive.damages if not sparse or _overlaps(d, ranges)]
         self._decompressor = per_thread(load_zstd().decompressor)
 
     @property
@@ -4732,54 +5215,97 @@ class ArchiveCheck:
         """Bytes of the tar stream to go through."""
         return sum(frame.length for lane in self._lanes for _, frame in lane.frames)
 
-    def run(self, stage: Stage) -> List[Damage]:
-        """All damage, in the order of the archive."""
+    def run(self, stage: Stage, after: Optional[Callable[[int], None]] = None) -> List[Damage]:
+        """All damage, in the order of the archive. With `after`, lanes run one after the other, and it is told up to
+        where the stream is safe in the sink, unless there is damage."""
         stop = threading.Event()
-        count = max(1, min(self._jobs, len(self._lanes)))
+        count = 1 if after else max(1, min(self._jobs, len(self._lanes)))
         window = max(2, (self._jobs + 4) // count)
         with Workers(self._jobs, stop) as decoders, Workers(count, stop) as runners:
-            futures = [runners.submit(self._run_lane, lane, decoders, window, stage) for lane in self._lanes]
-            for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                future.result()
+            futures = [runners.submit(self._run_lane, lane, decoders, window, stage, after) for lane in self._lanes]
+            try:
+                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+                    future.result()
+            finally:
+                if self.archive.media:
+                    self.archive.media.close()  # lets go the threads that wait for a medium
         found: List[Damage] = []
         for damage in sorted(self._damages, key=lambda d: (d.offset is None, d.offset or 0, bool(d.frames))):
             joined = found[-1].joined(damage) if found else None
             found[-1 if joined else len(found) :] = [joined or damage]
         return found
 
-    def _run_lane(self, lane: Lane, decoders: Workers, window: int, stage: Stage) -> None:
+    def _needed(self, lane: Lane) -> List[Frame]:
+        """Frames of a lane that the sink does not have yet."""
+        done = self._resume.get(lane.file.path, 0) if lane.file else 0
+        return [f for _, f in lane.frames if not done or lane.segments[0].file_range(f.start, f.stop)[1] > done]
+
+    def _run_lane(
+        self, lane: Lane, decoders: Workers, window: int, stage: Stage, after: Optional[Callable[[int], None]]
+    ) -> None:
         check = StreamCheck(lane.segments, self._sink, self._report, write=lane.file is None)
         if lane.file:
             self._sink.begin(lane.file)
+        whole = True
 
-        def decode(item: Tuple[int, Frame]) -> Optional[bytes]:
-            content = self._decode(*item)
-            if lane.file and content is not None:
-                self._sink.write(lane.file, item[1].start - lane.segments[0].start, content)
-            return content
+        def decode(item: Tuple[int, Frame]) -> Union[bytes, bytearray, None]:
+            return self._decode(*item, lane)
 
         for (_, frame), content in zip(lane.frames, decoders.in_order(decode, lane.frames, window)):
-            check.feed(content, frame.length)
+            whole = whole and (content is not None or self._quick)
+            if lane.file and whole:
+                first, last = lane.segments[0].file_range(frame.start, frame.stop)
+                if first // FLUSH_SIZE != last // FLUSH_SIZE:
+                    self._sink.checkpoint(lane.file, first)
+                    self._tell(after, frame.start)
+            if not self._quick:
+                check.feed(content, frame.length)
             stage.add(frame.length)
         check.close()
+        self._tell(after, lane.frames[-1][1].stop)
 
-    def _decode(self, number: int, frame: Frame) -> Optional[bytes]:
+    def _tell(self, after: Optional[Callable[[int], None]], position: int) -> None:
+        if after and not self._damages:
+            after(position)
+
+    def _decode(self, number: int, frame: Frame, lane: Lane) -> Union[bytes, bytearray, None]:
         try:
-            return self.archive.decode(frame, self._decompressor())
+            if self._quick and frame.crc is not None:
+                self.archive.unit(frame)
+                return None
+            if not lane.file:
+                return self.archive.restored(frame, self._decompressor())
+            first, last = lane.segments[0].file_range(frame.start, frame.stop)
+            if last <= self._resume.get(lane.file.path, 0):
+                return self._sink.read(lane.file, first, last - first)
+            content = self.archive.restored(frame, self._decompressor())
+            self._sink.write(lane.file, first, content)
+            return content
         except ZstdError as exc:
             self._damages.append(self.archive.damage(str(exc), number))
             return None
 
     def _report(self, segment: Segment, what: str) -> None:
         """Frames are intact, but what they hold is not what the manifest says: the archive was made so."""
-        files = ((segment.entry.path, 0, segment.size - 1),) if segment.entry else ()
+        files = ((segment.entry.path, 0, segment.entry.size - 1),) if segment.entry else ()
         what = f"{segment.what} {what} (bytes {segment.start}-{segment.stop - 1} of the tar stream)"
         self._damages.append(Damage(what, files=files))
 
 
-def verify_archive(archive: Archive, jobs: int, reporter: Reporter) -> List[Damage]:
-    """Prove an archive: every frame, every file, and that nothing else is in it. Needs no space."""
-    check = ArchiveCheck(archive, Sink(), jobs)
+def _overlaps(damage: Damage, ranges: Sequence[Tuple[int, int]]) -> bool:
+    """True unless the damage lies where none of the sorted `ranges` of the archive does."""
+    if damage.offset is None or not damage.size:
+        return True
+    at = bisect_left(ranges, (damage.offset + damage.size,))
+    return bool(at) and ranges[at - 1][1] > damage.offset
+
+
+def verify_archive(archive: Archive, jobs: int, reporter: Reporter, quick: bool = False) -> List[Damage]:
+    """Prove an archive: every frame, every file, and that nothing else is in it. Needs no space.
+
+    With `quick` only the checksums of frames and tables, some five times as fast.
+    """
+    check = ArchiveCheck(archive, Sink(), jobs, quick=quick)
     with reporter.stage("verify", check.size) as stage:
         return check.run(stage)
 
@@ -4800,6 +5326,48 @@ def archive_error(archive: Archive, damages: Sequence[Damage], again: str) -> Da
         repair = "no bytes are damaged, the archive was made so: pack the model again where it came from"
     count = f"{len(damages)} places" if len(damages) != 1 else "1 place"
     return DamageError(f"{archive.files.path} is damaged in {count}", damages, repair)
+
+
+def repair_archive(files: ArchiveFiles, other: ArchiveFiles, jobs: int, reporter: Reporter) -> Tuple[ArchiveFiles, int]:
+    """Replace damaged frames, missing parts and damaged tables by those of another copy with the same parts.
+
+    Returns the repaired archive and the bytes that were replaced. Raises IntegrityError where the copy cannot help.
+    """
+    index, theirs = read_index(files), read_index(other)
+    if theirs is None or index not in (None, theirs):
+        why = "it is another archive, or was packed or cut in another way" if theirs else "its tables are damaged"
+        raise IntegrityError(f"{files.path} cannot be repaired from {other.path}", why, "use another copy")
+    source, archive = indexed_archive(other, theirs), replace(indexed_archive(files, theirs), damages=())
+    damages = verify_archive(archive, jobs, reporter, quick=True)
+    end = archive.frames[-1].offset + archive.frames[-1].size
+    pieces = [frame for damage in damages for frame in archive.frames[damage.frames[0] - 1 : damage.frames[1]]]
+    pieces += [Frame(end, archive.size - end, 0, 0)] if index is None else []
+    for piece in pieces:
+        try:
+            content = source.unit(piece) if piece.length else read_parts(source.parts, piece.offset, piece.size)
+        except ZstdError as exc:
+            what = f"{other.path} is damaged where {files.path} is: frame at byte {piece.offset} {exc}"
+            raise IntegrityError(what, "", "use another copy") from exc
+        part = archive.parts[index_at(archive.parts, piece.offset + 1) - 1]
+        write_at(part.path, content, piece.offset - part.start)
+    for part in archive.parts:
+        if part.path.stat().st_size > part.size:
+            os.truncate(part.path, part.size)
+    numbers = {number: part.path for number, part in enumerate(archive.parts, 1)} if files.numbers else {}
+    return replace(files, numbers=numbers), sum(piece.size for piece in pieces)
+
+
+def write_at(path: Path, content: bytes, offset: int) -> None:
+    """Put bytes into a file, which is made if need be, durably."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            pwrite_all(fd, content, offset)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as exc:
+        raise disk_error(exc, "write", path) from exc
 
 
 # ---- folders -------------------------------------------------------------------------
@@ -4850,22 +5418,35 @@ class Tree:
             self._folders[path] = self._enter(parent, name, self.root / path)
         return self._folders[path]
 
-    def create(self, path: str, size: int, filesystem: Filesystem) -> int:
-        """A new file PATH.incomplete of its final size, open for writing."""
-        folder, name = self._place(path)
+    def create(self, path: str, size: int, filesystem: Optional[Filesystem]) -> int:
+        """A new file PATH.incomplete of its final size, open for writing; with `filesystem`, room is reserved."""
+        self.remove(path)
+        fd = self.open(path + INCOMPLETE, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name + INCOMPLETE, dir_fd=folder)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            fd = os.open(name + INCOMPLETE, flags, 0o644, dir_fd=folder)
-            try:
-                preallocate(fd, size, filesystem)
-            except OSError:
-                os.close(fd)
-                raise
+            preallocate(fd, size, filesystem or Filesystem("", None))
             return fd
         except OSError as exc:
+            os.close(fd)
             raise disk_error(exc, "create", self.root / path) from exc
+
+    def open(self, path: str, flags: int) -> int:
+        """Open a file of the tree, which must not be a link."""
+        folder, name = self._place(path)
+        try:
+            return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644, dir_fd=folder)
+        except OSError as exc:
+            raise disk_error(exc, "create", self.root / path) from exc
+
+    def take(self, source: Path, entry: FileEntry) -> None:
+        """Make a file of the tree from one elsewhere: a hard link if it can be, else a copy."""
+        folder, name = self._place(entry.path)
+        try:
+            os.link(source, name, dst_dir_fd=folder, follow_symlinks=False)
+        except OSError:
+            fd = self.create(entry.path, entry.size, None)
+            with source.open("rb") as stream, os.fdopen(fd, "wb") as target:
+                shutil.copyfileobj(stream, target, CHUNK)
+            self.publish(entry.path)
 
     def publish(self, path: str) -> None:
         """PATH.incomplete becomes PATH."""
@@ -4901,53 +5482,105 @@ class Tree:
             os.fsync(fd)
 
 
-class FolderSink(Sink):
-    """Restores files below a tree, except those in `kept`."""
+class Journal:
+    """How far the weights of a model are on disk: NAME/.hfship/journal, a line [path, sha256, bytes] for each
+    checkpoint. It is a hint only: what it says is hashed again, and taken anew if it does not hold."""
 
-    def __init__(self, tree: Tree, kept: AbstractSet[str]) -> None:
-        self._tree, self._kept = tree, kept
-        self._filesystem = filesystem_of(tree.root)
+    def __init__(self, tree: Tree) -> None:
+        self._tree, self._lock = tree, threading.Lock()
+        self._fd = tree.open(JOURNAL_PATH, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+
+    def read(self, files: Iterable[FileEntry]) -> Dict[str, int]:
+        """Bytes that are there of each of `files`, where the journal and PATH.incomplete agree."""
+        wanted = {(entry.path, entry.sha256): entry for entry in files}
+        found: Dict[str, int] = {}
+        for line in pread_exactly(self._fd, 1 << 26, 0).splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError, DiskError):
+                path, sha256, size = json.loads(line)
+                fd = self._tree.open(path + INCOMPLETE, os.O_RDONLY) if (path, sha256) in wanted else -1
+                if fd >= 0:
+                    status = os.fstat(fd)
+                    os.close(fd)
+                    if stat.S_ISREG(status.st_mode) and 0 < size <= status.st_size == wanted[path, sha256].size:
+                        found[path] = size
+        return found
+
+    def note(self, entry: FileEntry, size: int) -> None:
+        """Append a checkpoint; what it tells of must be durable already."""
+        write_all(self._fd, (json.dumps([entry.path, entry.sha256, size]) + "\n").encode())
+
+    def close(self, done: bool) -> None:
+        os.close(self._fd)
+        if done:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.basename(JOURNAL_PATH), dir_fd=self._tree.folder(WORK_DIR))
+
+
+class FolderSink(Sink):
+    """Restores files below a tree, except those in `kept`; goes on with those in `resume`. `finished` are done."""
+
+    def __init__(
+        self, tree: Tree, kept: AbstractSet[str], journal: Journal, resume: Mapping[str, int], reserve: bool = True
+    ) -> None:
+        self._tree, self._kept, self._journal, self._resume = tree, kept, journal, resume
+        self._filesystem = filesystem_of(tree.root) if reserve else None
+        self.finished: Set[str] = set()
         self._open: Dict[str, int] = {}
         self._lock = threading.Lock()  # folders are made on the way, by several lanes
 
     def begin(self, entry: FileEntry) -> None:
-        if entry.path not in self._kept:
-            with self._lock:
+        if entry.path in self._kept:
+            return
+        with self._lock:
+            if entry.path in self._resume:
+                self._open[entry.path] = self._tree.open(entry.path + INCOMPLETE, os.O_RDWR)
+            else:
                 self._open[entry.path] = self._tree.create(entry.path, entry.size, self._filesystem)
 
-    def write(self, entry: FileEntry, offset: int, content: Union[bytes, memoryview]) -> None:
+    def read(self, entry: FileEntry, offset: int, size: int) -> bytes:
+        return pread_exactly(self._open[entry.path], size, offset)
+
+    def write(self, entry: FileEntry, offset: int, content: Union[bytes, bytearray, memoryview]) -> None:
         if entry.path in self._open:
-            fd = self._open[entry.path]
-            try:
-                pwrite_all(fd, content, offset)
-                if offset // FLUSH_SIZE != (offset + len(content)) // FLUSH_SIZE:
-                    os.fdatasync(fd)
-            except OSError as exc:
-                raise disk_error(exc, "write", self._tree.root / entry.path) from exc
+            with self._errors(entry):
+                pwrite_all(self._open[entry.path], memoryview(content), offset)
+
+    def checkpoint(self, entry: FileEntry, size: int) -> None:
+        if entry.path in self._open and size > self._resume.get(entry.path, 0):
+            with self._errors(entry):
+                os.fdatasync(self._open[entry.path])
+                self._journal.note(entry, size)
 
     def finish(self, entry: FileEntry) -> None:
         fd = self._open.pop(entry.path, -1)
         if fd < 0:
             return
-        try:
+        with self._errors(entry):
             try:
                 os.fsync(fd)
             finally:
                 os.close(fd)
             self._tree.publish(entry.path)
-        except OSError as exc:
-            raise disk_error(exc, "write", self._tree.root / entry.path) from exc
+        self.finished.add(entry.path)
 
-    def abandon(self, entry: FileEntry) -> None:
+    def abandon(self, entry: FileEntry, lost: bool) -> None:
         fd = self._open.pop(entry.path, -1)
         if fd >= 0:
             os.close(fd)
-            self._tree.remove(entry.path)
+            if not lost:  # else the journal tells what is good, and a run after the repair goes on from there
+                self._tree.remove(entry.path)
 
     def close(self) -> None:
         """Close what a failure left open; PATH.incomplete stays until the next run."""
         for fd in self._open.values():
             os.close(fd)
+
+    @contextlib.contextmanager
+    def _errors(self, entry: FileEntry) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise disk_error(exc, "write", self._tree.root / entry.path) from exc
 
 
 def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter) -> List[Damage]:
@@ -4987,6 +5620,16 @@ def strangers_in(folder: Path, manifest: Optional[Manifest]) -> List[str]:
 
 
 @dataclass(frozen=True)
+class UnpackOptions:
+    """What to unpack and how: files that match a glob of `only`; `base` is a folder on site to take files from, by
+    their SHA-256; `consume` frees the parts on the way."""
+
+    only: Tuple[str, ...] = ()
+    base: Optional[Path] = None
+    consume: bool = False
+
+
+@dataclass(frozen=True)
 class Unpacked:
     """What unpack leaves: the model folder; `written` counts the files that were not there before."""
 
@@ -4997,7 +5640,13 @@ class Unpacked:
 
 
 def unpack_archive(
-    archive: Archive, out: Path, name: Optional[str], jobs: int, force: bool, reporter: Reporter
+    archive: Archive,
+    out: Path,
+    name: Optional[str],
+    jobs: int,
+    force: bool,
+    reporter: Reporter,
+    options: UnpackOptions = UnpackOptions(),
 ) -> Unpacked:
     """Restore a model to `out`/NAME, in NAME.incomplete until all of it is proven.
 
@@ -5005,24 +5654,42 @@ def unpack_archive(
     damage, after everything undamaged was restored.
     """
     started = time.monotonic()
-    manifest = _require_layout(archive)
+    manifest, text = _wanted(archive, _require_layout(archive), options.only)
     target = make_dir(out) / make_manifest(name or manifest.name, ()).name
-    here = _require_replaceable(target, archive, force)
+    here = _require_replaceable(target, text, force)
     work = target if here else target.with_name(target.name + INCOMPLETE)
     with Tree(work) as tree, contextlib.ExitStack() as stack:
         tree.folder(WORK_DIR)  # is no link, so what is written by path below is written here
         lock = stack.enter_context(FolderLock(work))
         if not here:
             _remove_strangers(work, manifest)
+            _borrow(tree, manifest, options.base or target)
         kept = _proven_files(tree, manifest, jobs, reporter)
+        _require_base(archive, manifest, kept)
         if len(kept) < len(manifest.files) or not here:
-            _restore(archive, tree, kept, jobs, reporter)
-            atomic_write(work / MANIFEST_PATH, archive.text)
+            _restore(archive, tree, manifest, kept, jobs, reporter, options)
+            atomic_write(work / MANIFEST_PATH, text)
             tree.sync()
         if not here:
             lock.vanish()
             publish_folder(work, target)
+    if options.consume:
+        for path in [*archive.files.paths, archive.files.sums]:
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
     return Unpacked(target, manifest, len(manifest.files) - len(kept), time.monotonic() - started)
+
+
+def _wanted(archive: Archive, manifest: Manifest, only: Sequence[str]) -> Tuple[Manifest, bytes]:
+    """The manifest of what is to be restored, and its text."""
+    if not only:
+        return manifest, archive.text
+    files = [entry for entry in manifest.files if any(fnmatchcase(entry.path, glob) for glob in only)]
+    if not files:
+        what = f"no file of {archive.files.name} matches {', '.join(only)}"
+        raise NotFoundError(what, shorten([entry.path for entry in manifest.files]), "give another --only GLOB")
+    chosen = make_manifest(manifest.name, files, manifest.source)
+    return chosen, chosen.to_json().encode("utf-8")
 
 
 def _require_layout(archive: Archive) -> Manifest:
@@ -5035,7 +5702,29 @@ def _require_layout(archive: Archive) -> Manifest:
     raise archive_error(archive, damages, f"hfship unpack {archive.files.path}")
 
 
-def _require_replaceable(target: Path, archive: Archive, force: bool) -> bool:
+def _borrow(tree: Tree, manifest: Manifest, base: Path) -> None:
+    """Take files that another version on site has, by SHA-256: as a link if possible, else a copy; proven next."""
+    known = {}
+    with contextlib.suppress(IntegrityError):
+        base_manifest = read_manifest(base)
+        known = {entry.sha256: base / entry.path for entry in base_manifest.files} if base_manifest else {}
+    for entry in manifest.files:
+        source = known.get(entry.sha256)
+        if source and source.is_file() and not (tree.root / entry.path).exists():
+            tree.take(source.resolve(), entry)
+
+
+def _require_base(archive: Archive, manifest: Manifest, kept: AbstractSet[str]) -> None:
+    missing = [entry.path for entry in manifest.files if entry.path in archive.absent - kept]
+    if missing:
+        raise NotFoundError(
+            f"{archive.files.name} is a delta: {len(missing)} files must come from an older version on site",
+            f"not found, or not intact: {shorten(missing)}",
+            "name the folder of that version with --base DIR, or bring the whole archive",
+        )
+
+
+def _require_replaceable(target: Path, text: bytes, force: bool) -> bool:
     """True when `target` holds the version in the archive. Refuses a folder with files that nobody else has."""
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         why = "it is a symbolic link or a file, not a folder; hfship does not follow it"
@@ -5043,7 +5732,7 @@ def _require_replaceable(target: Path, archive: Archive, force: bool) -> bool:
     if not target.exists():
         return False
     manifest = read_manifest(target)
-    if manifest and manifest.to_json().encode("utf-8") == archive.text:
+    if manifest and manifest.to_json().encode("utf-8") == text:
         return True
     strangers = strangers_in(target, manifest)
     if strangers and not force:
@@ -5054,7 +5743,10 @@ def _require_replaceable(target: Path, archive: Archive, force: bool) -> bool:
 
 def _remove_strangers(work: Path, manifest: Manifest) -> None:
     """Clear NAME.incomplete of all that is not a file of this manifest: leftovers of a killed run, or of another."""
-    wanted = {entry.path for entry in manifest.files} | {f"{WORK_DIR}/lock", f"{WORK_DIR}/lease"}
+    wanted = (
+        {entry.path for entry in manifest.files} | {f"{WORK_DIR}/{name}" for name in ("lock", "lease")} | {JOURNAL_PATH}
+    )
+    wanted |= {entry.path + INCOMPLETE for entry in manifest.files if entry.size >= WEIGHT_SIZE}
     for root, folders, names in os.walk(work):
         for name in names + [folder for folder in folders if (Path(root) / folder).is_symlink()]:
             path = Path(root) / name
@@ -5073,24 +5765,76 @@ def _proven_files(tree: Tree, manifest: Manifest, jobs: int, reporter: Reporter)
         return {entry.path for entry, found in zip(present, sums) if found == entry.sha256}
 
 
-def _restore(archive: Archive, tree: Tree, kept: AbstractSet[str], jobs: int, reporter: Reporter) -> None:
-    files = [entry for segment in archive.segments for entry in [segment.entry] if entry and entry.path not in kept]
-    _require_room_for_files(tree.root, files)
-    sink = FolderSink(tree, kept)
+def _restore(
+    archive: Archive,
+    tree: Tree,
+    manifest: Manifest,
+    kept: AbstractSet[str],
+    jobs: int,
+    reporter: Reporter,
+    options: UnpackOptions,
+) -> None:
+    """Write all files of the manifest that are not kept; goes on where a killed run left its journal."""
+    journal = Journal(tree)
+    left = [entry for entry in manifest.files if entry.path not in kept]
+    resume = journal.read(left)
+    _require_room_for_files(tree.root, left, sum(resume.values()), archive if options.consume else None)
+    freed = _PartsToFree(archive, tree) if options.consume else None
+    sparse = options.consume or bool(options.only)
+    others = {s.entry.path for s in archive.segments if s.entry} - {entry.path for entry in left}
+    damages: List[Damage] = []
     try:
-        check = ArchiveCheck(archive, sink, jobs, kept)
-        with reporter.stage("unpack", check.size) as stage:
-            damages = check.run(stage)
+        for start in (resume, {}) if resume else ({},):
+            sink = FolderSink(tree, others, journal, start, reserve=not options.consume)
+            try:
+                check = ArchiveCheck(archive, sink, jobs, others, start, sparse)
+                with reporter.stage("unpack", check.size) as stage:
+                    damages = check.run(stage, freed)
+            finally:
+                sink.close()
+            others |= sink.finished
+            if not any(damage.files and damage.offset is None for damage in damages):
+                break  # else a file has another SHA-256 than it should: what the journal told may be to blame
     finally:
-        sink.close()
+        journal.close(not damages and others >= {entry.path for entry in left})
     if damages:
         raise archive_error(archive, damages, f"hfship unpack -o {tree.root.parent} {archive.files.path}")
 
 
-def _require_room_for_files(folder: Path, files: Sequence[FileEntry]) -> None:
-    what, hint = f"unpack into {folder}", "free space, or choose another folder with -o DIR"
+class _PartsToFree:
+    """Removes the parts of an archive whose files are safe; the last, which has the tables, stays till the end."""
+
+    def __init__(self, archive: Archive, tree: Tree) -> None:
+        self._archive, self._tree, self._left = archive, tree, list(archive.parts[:-1])
+        self._next = 0  # the first frame that is not safe
+        # The manifest stays, for a run that has to go on after this one was killed.
+        first = make_lanes(archive.frames, archive.segments)[0].frames[-1][1]
+        self._keep = first.offset + first.size
+
+    def __call__(self, position: int) -> None:
+        frames = self._archive.frames
+        while self._next < len(frames) and frames[self._next].start < position:
+            self._next += 1
+        offset = frames[self._next].offset if self._next < len(frames) else self._archive.size
+        while self._left and self._left[0].stop <= offset:
+            self._tree.sync()
+            part = self._left.pop(0)
+            if part.start >= self._keep:
+                with contextlib.suppress(FileNotFoundError):
+                    part.path.unlink()
+            elif part.path.stat().st_size == part.size:
+                os.truncate(part.path, min(self._keep - part.start, part.size))
+
+
+def _require_room_for_files(folder: Path, files: Sequence[FileEntry], there: int, freeing: Optional[Archive]) -> None:
+    """`there` bytes are written already; `freeing` is an archive whose parts go as their files come."""
+    what, hint = f"unpack into {folder}", "free space, give --consume, or choose another folder with -o DIR"
     largest = max((entry.size for entry in files), default=0)
-    require_room(folder, sum(entry.size for entry in files), largest, what, hint)
+    needed = sum(entry.size for entry in files) - there
+    if freeing and os.stat(freeing.files.path).st_dev == os.stat(folder).st_dev:
+        present = [part.size for part in freeing.parts if part.path.exists()]
+        needed -= sum(present) - max(present)
+    require_room(folder, needed, largest, what, hint)
     status = os.statvfs(folder)
     if status.f_files and status.f_favail < len(files) + 16:
         why = f"{folder} has {status.f_favail} inodes free, {len(files) + 16} needed"
@@ -5109,6 +5853,158 @@ def publish_folder(work: Path, target: Path) -> None:
     except OSError as exc:
         raise disk_error(exc, "rename to", target) from exc
     shutil.rmtree(old, ignore_errors=True)
+
+
+# ======================================================================================
+# §11 Signatures
+#
+# Owns who vouches for a model: a bundle of OpenSSF model signing (OMS 1.0) with an ECDSA P-256 key, NAME.tar.zst.sig
+# beside an archive and NAME/.hfship/model.sig in a model folder. openssl does the cryptography.
+#
+#   bundle    JSON: "mediaType"; "verificationMaterial": {"publicKey": {"hint": fingerprint}, "tlogEntries": []};
+#             "dsseEnvelope": {"payload": base64, "payloadType", "signatures": [{"sig": base64 of DER, "keyid": ""}]}
+#   signed    "DSSEv1 28 application/vnd.in-toto+json LENGTH PAYLOAD"
+#   payload   in-toto statement: subject NAME with the SHA-256 of all digests, one after the other; predicate with
+#             "serialization" (method "files") and "resources": name and SHA-256 of every file, sorted by name
+#   fingerprint  SHA-256 of the public key's PEM text, in hex
+#
+# What OMS leaves out by default (.git, .gitattributes, .gitignore, .github at the top) is not signed, only listed.
+#
+# Promises: with a key, nothing of an archive is decompressed before its signature is proven, and what is restored is
+# what was signed. Never: takes a trusted key from the archive or from beside it by itself.
+# ======================================================================================
+
+SIGNATURE, SIGNATURE_PATH = ".sig", f"{WORK_DIR}/model.sig"
+OMS_PREDICATE, OMS_BUNDLE = "https://model_signing/signature/v1.0", "application/vnd.dev.sigstore.bundle.v0.3+json"
+DSSE_TYPE = "application/vnd.in-toto+json"
+OMS_IGNORED = (".git", ".gitattributes", ".github", ".gitignore", WORK_DIR, ".cache")
+
+_P256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"  # what the DER of each public key on P-256 begins with, in base64
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What a proven signature says: files that were signed (path -> SHA-256), paths it leaves out, and who signed."""
+
+    files: Mapping[str, str]
+    ignored: Tuple[str, ...]
+    fingerprint: str
+
+
+def public_key(key: Path, private: bool = False) -> Tuple[str, str]:
+    """(PEM text of the public key, its fingerprint) of a key file. Raises UsageError unless it is on P-256."""
+    done = run_program(["openssl", "pkey", "-in", str(key), "-pubout", *([] if private else ["-pubin"])])
+    body = "".join(done.out.split("\n")[1:-2])
+    if done.code or not body.startswith(_P256):
+        why = done.err.strip() or "it is no ECDSA key on the curve P-256"
+        make = "openssl ecparam -name prime256v1 -genkey -noout -out KEY; openssl pkey -in KEY -pubout -out PUB"
+        raise UsageError(f"{key} is no {'private' if private else 'public'} key that can be used", why, make)
+    return done.out, hashlib.sha256(done.out.encode()).hexdigest()
+
+
+def _signed_bytes(payload: bytes) -> bytes:
+    return f"DSSEv1 {len(DSSE_TYPE)} {DSSE_TYPE} {len(payload)} ".encode() + payload
+
+
+def sign_manifest(manifest: Manifest, key: Path) -> str:
+    """The bundle for a manifest."""
+    _, fingerprint = public_key(key, private=True)
+    files = [entry for entry in manifest.files if entry.path.split("/")[0] not in OMS_IGNORED]
+    digests = b"".join(bytes.fromhex(entry.sha256) for entry in files)
+    options = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(OMS_IGNORED)}
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [{"name": manifest.name, "digest": {"sha256": hashlib.sha256(digests).hexdigest()}}],
+        "predicateType": OMS_PREDICATE,
+        "predicate": {
+            "serialization": options,
+            "resources": [{"name": e.path, "algorithm": "sha256", "digest": e.sha256} for e in files],
+        },
+    }
+    payload = json.dumps(statement, ensure_ascii=False).encode()
+    done = run_program(["openssl", "dgst", "-sha256", "-hex", "-sign", str(key)], _signed_bytes(payload))
+    if done.code:
+        raise UsageError(f"cannot sign with {key}", done.err.strip(), "give another --sign KEY.pem")
+    signature = base64.b64encode(bytes.fromhex(done.out.split()[-1])).decode()
+    bundle = {
+        "mediaType": OMS_BUNDLE,
+        "verificationMaterial": {"publicKey": {"hint": fingerprint}, "tlogEntries": []},
+        "dsseEnvelope": {
+            "payload": base64.b64encode(payload).decode(),
+            "payloadType": DSSE_TYPE,
+            "signatures": [{"sig": signature, "keyid": ""}],
+        },
+    }
+    return json.dumps(bundle) + "\n"
+
+
+def prove_signature(path: Path, key: Path) -> Signed:
+    """What the bundle at `path` says, proven with a public key. Raises IntegrityError."""
+    pem, fingerprint = public_key(key)
+    next_step = "get the signature and the public key again from who packed the model"
+    try:
+        envelope = json.loads(path.read_bytes())["dsseEnvelope"]
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        signature = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
+        with tempfile.NamedTemporaryFile() as stream:
+            stream.write(signature)
+            stream.flush()
+            argv = ["openssl", "dgst", "-sha256", "-verify", str(key), "-signature", stream.name]
+            if envelope["payloadType"] != DSSE_TYPE or run_program(argv, _signed_bytes(payload)).code:
+                raise ValueError(f"it was not made with this key, whose fingerprint is {fingerprint}")
+        return Signed(*_read_statement(json.loads(payload)), fingerprint)
+    except FileNotFoundError as exc:
+        raise IntegrityError(
+            f"{path} is missing", "a signature is asked for by --key or HFSHIP_KEY", next_step
+        ) from exc
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
+        raise IntegrityError(f"{path} is no valid signature", str(exc), next_step) from exc
+
+
+def _read_statement(statement: Any) -> Tuple[Mapping[str, str], Tuple[str, ...]]:
+    """Signed files and ignored paths of a statement that OMS 1.0 would accept."""
+    predicate = statement["predicate"]
+    form, resources = predicate["serialization"], predicate["resources"]
+    if statement["predicateType"] != OMS_PREDICATE or form["method"] != "files":
+        raise ValueError(f"it signs by {statement['predicateType']} {form['method']}, not {OMS_PREDICATE} files")
+    if any(resource["algorithm"] != "sha256" for resource in resources):
+        raise ValueError("a file was not hashed with SHA-256")
+    digests = b"".join(bytes.fromhex(resource["digest"]) for resource in resources)
+    if [subject["digest"]["sha256"] for subject in statement["subject"]] != [hashlib.sha256(digests).hexdigest()]:
+        raise ValueError("the digest of all files is wrong")
+    files = {resource["name"]: resource["digest"] for resource in resources}
+    return files, (*OMS_IGNORED, *map(str, form.get("ignore_paths", ())))
+
+
+def require_signed(manifest: Manifest, signed: Signed, where: Path) -> None:
+    """Raise IntegrityError unless a manifest lists just what was signed."""
+    listed = {entry.path: entry.sha256 for entry in manifest.files}
+    ignored = [
+        p for p in listed if any(p == i or p.startswith(i + "/") for i in signed.ignored) and p not in signed.files
+    ]
+    wrong = sorted(p for p in {*listed, *signed.files} - {*ignored} if listed.get(p) != signed.files.get(p))
+    if wrong:
+        why = f"other than signed, not signed, or missing: {shorten(wrong)}"
+        raise IntegrityError(f"{where} is not what was signed", why, "get the archive and its signature again")
+
+
+def open_trusted(
+    files: ArchiveFiles, key: Optional[Path], media: Optional[MediaChange] = None
+) -> Tuple[Archive, Optional[Signed]]:
+    """Open an archive; with a key, or HFSHIP_KEY, only once its signature is proven, and only if it holds what was
+    signed."""
+    key = key or trusted_key()
+    signed = prove_signature(files.folder / (files.name + SIGNATURE), key) if key else None
+    archive = open_archive(files, media)
+    if signed and archive.manifest:
+        require_signed(archive.manifest, signed, files.path)
+    return archive, signed
+
+
+def trusted_key() -> Optional[Path]:
+    """The public key that this site asks every archive to be signed with."""
+    found = os.environ.get("HFSHIP_KEY")
+    return Path(found) if found else None
 
 
 # ======================================================================================
@@ -7490,6 +8386,12 @@ def _jobs_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _key_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key", type=Path, metavar="PUB.pem", help="require a signature by this key (default: HFSHIP_KEY, else none)"
+    )
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
@@ -7502,8 +8404,18 @@ def pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where NAME.tar.zst appears")
     parser.add_argument("--split", metavar="MEDIUM|SIZE", help="cut into parts: fat32, dvd, bd25, bd50, or e.g. 8G")
     parser.add_argument(
+        "--to", type=Path, action="append", default=[], metavar="DIR", help="a medium for parts, filled before the next"
+    )
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="standard", help="smallest: floats in byte planes; store: no compression"
+    )
+    parser.add_argument(
         "--level", type=int, default=1, choices=range(1, 20), metavar="1-19", help="zstd level (default: 1)"
     )
+    parser.add_argument(
+        "--since", metavar="MANIFEST|ARCHIVE|DIR", help="leave out files that this version has: a delta"
+    )
+    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA P-256)")
     parser.add_argument("--name", help="name of the model in the archive (default: as in its manifest)")
     parser.add_argument("--force", action="store_true", help="replace an archive of the same name")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written")
@@ -7516,15 +8428,44 @@ def cmd_pack(context: Context) -> Exit:
     folders = _models_to_pack(args.models, args.all, settings)
     if args.name and len(folders) > 1:
         raise UsageError("--name is for one model", "", "pack them one by one")
-    options = PackOptions(parse_split(args.split) if args.split else None, args.level, args.jobs, args.force)
-    out = args.output or settings.package_dir
+    if args.to and (args.output or not args.split):
+        raise UsageError(
+            "--to is for parts on several media", "", "give --split, and --to for each medium instead of -o"
+        )
+    out, *media = args.to or [args.output or settings.package_dir]
+    options = PackOptions(
+        split=parse_split(args.split) if args.split else None,
+        level=args.level,
+        jobs=args.jobs,
+        force=args.force,
+        profile=args.profile,
+        since=manifest_at(args.since, settings) if args.since else None,
+        read_back=bool(args.to),
+    )
 
     def pack(folder: Path) -> Dict[str, Any]:
         plan = plan_pack(folder, manifest_to_pack(folder, args.name, args.jobs, reporter), options)
-        return _plan_row(plan, out) if args.dry_run else _packed_row(pack_model(plan, out, reporter))
+        if args.dry_run:
+            return _plan_row(plan, out)
+        packed = pack_model(plan, out, reporter, media)
+        for place in [out, *media] if args.sign else []:
+            atomic_write(place / (plan.archive + SIGNATURE), sign_manifest(plan.manifest, args.sign))
+        return _packed_row(packed)
 
     _tell_rows(context, map(pack, folders))
     return Exit.OK
+
+
+def manifest_at(place: str, settings: Settings) -> Manifest:
+    """The manifest that is meant by its own path, by an archive, or by a model folder."""
+    path = Path(place)
+    if path.is_file() and path.suffix == ".json":
+        return parse_manifest(path.read_bytes(), place)
+    found = find_archives(place, [settings.package_dir, settings.transfer_dir])
+    manifest = open_archive(found[0]).manifest if found else read_manifest(find_model(place, settings))
+    if manifest is None:
+        raise UsageError(f"{place} has no manifest", "", "name a manifest.json, an archive or a model folder")
+    return manifest
 
 
 def _tell_rows(context: Context, rows: Iterable[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -7603,21 +8544,30 @@ def verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "targets", nargs="+", metavar="ARCHIVE|PART|DIR|NAME", help="archive, any part, or model folder"
     )
+    parser.add_argument("--quick", action="store_true", help="archives: prove the medium by checksums, decode nothing")
+    parser.add_argument("--repair-from", metavar="ARCHIVE", help="replace what is damaged by bytes of another copy")
+    _key_argument(parser)
     _jobs_argument(parser)
 
 
 def cmd_verify(context: Context) -> Exit:
     """Verify archives and model folders; goes on after a damaged one."""
-    rows = _tell_rows(context, (row for target in context.args.targets for row in _verify_target(target, context)))
+    if context.args.repair_from and len(context.args.targets) > 1:
+        raise UsageError("--repair-from is for one archive", "", "repair them one by one")
+    rows = _tell_rows(context, _verify_targets(context.args.targets, context))
     return Exit.OK if all(row["ok"] for row in rows) else Exit.INTEGRITY
 
 
-def _verify_target(target: str, context: Context) -> Iterator[Dict[str, Any]]:
-    found = find_archives(target, [context.settings.transfer_dir, context.settings.package_dir])
-    for files in found:
+def _verify_targets(targets: Sequence[str], context: Context) -> Iterator[Dict[str, Any]]:
+    archives: List[ArchiveFiles] = []
+    folders = []
+    for target in targets:
+        found = find_archives(target, [context.settings.transfer_dir, context.settings.package_dir])
+        archives += found
+        folders += [] if found else [find_model(target, context.settings)]
+    for files in merged(archives):
         yield _verified(context, files.path, _verify_files, files)
-    if not found:
-        folder = find_model(target, context.settings)
+    for folder in folders:
         yield _verified(context, folder, _verify_folder, folder)
 
 
@@ -7642,13 +8592,23 @@ def _verified(context: Context, path: Path, check: Callable[[Any, Context], str]
 
 
 def _verify_files(files: ArchiveFiles, context: Context) -> str:
-    archive = open_archive(files)
-    damages = verify_archive(archive, context.args.jobs, context.reporter)
+    args, repaired = context.args, ""
+    if args.repair_from:
+        other = find_archives(args.repair_from, [])
+        if not other:
+            raise NotFoundError(f"no archive {args.repair_from}", "", "name the other copy, or any part of it")
+        files, replaced = repair_archive(files, other[0], args.jobs, context.reporter)
+        repaired = f"{human_bytes(replaced)} replaced; "
+    archive, signed = open_trusted(files, args.key)
+    damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
     if damages or not archive.manifest:
         raise archive_error(archive, damages, f"hfship verify {files.path}")
     parts = f" in {len(archive.parts)} parts" if files.numbers else ""
     model = f"{len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}"
-    return f"{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}"
+    left_out = f"; a delta, {len(archive.absent)} of them come from an older version" if archive.absent else ""
+    depth = "; only checksums were proven" if args.quick else ""
+    by = f"; signed by {signed.fingerprint}" if signed else ""
+    return f"{repaired}{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}{left_out}{depth}{by}"
 
 
 def _verify_folder(folder: Path, context: Context) -> str:
@@ -7659,10 +8619,15 @@ def _verify_folder(folder: Path, context: Context) -> str:
     strangers = strangers_in(folder, manifest)
     if strangers:
         context.reporter.warn(f"{folder}: not in the manifest: {shorten(strangers)}")
+    key = context.args.key or trusted_key()
+    signed = prove_signature(folder / SIGNATURE_PATH, key) if key else None
+    if signed:
+        require_signed(manifest, signed, folder)
     damages = check_folder(folder, manifest, context.args.jobs, context.reporter)
     if damages:
         raise folder_error(folder, manifest, damages)
-    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}"
+    by = f"; signed by {signed.fingerprint}" if signed else ""
+    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}{by}"
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -7671,6 +8636,11 @@ def unpack_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the folder NAME appears")
     parser.add_argument("--name", help="name of the folder (default: as in the archive)")
+    parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="restore only these files")
+    parser.add_argument("--consume", action="store_true", help="remove parts as their files are safe, to save room")
+    parser.add_argument("--wait", action="store_true", help="ask for media with missing parts, and wait for them")
+    _key_argument(parser)
+    parser.add_argument("--base", type=Path, metavar="DIR", help="an older version with files that a delta leaves out")
     parser.add_argument("--force", action="store_true", help="replace a folder that has files of its own")
     _jobs_argument(parser)
 
@@ -7678,13 +8648,23 @@ def unpack_arguments(parser: argparse.ArgumentParser) -> None:
 def cmd_unpack(context: Context) -> Exit:
     """Unpack archives, one after another."""
     args, settings, reporter = context.args, context.settings, context.reporter
-    found = [files for argument in args.archives for files in _archives_to_unpack(argument, settings)]
+    found = merged(files for argument in args.archives for files in _archives_to_unpack(argument, settings))
     if args.name and len(found) > 1:
         raise UsageError("--name is for one archive", "", "unpack them one by one")
     out = args.output or settings.site_models_dir
 
+    options = UnpackOptions(tuple(args.only), args.base, args.consume)
+
     def unpack(files: ArchiveFiles) -> Dict[str, Any]:
-        return _unpacked_row(unpack_archive(open_archive(files), out, args.name, args.jobs, args.force, reporter))
+        media = MediaChange(files, reporter) if args.wait else None
+        archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
+        if signed:
+            reporter.info(f"{files.name}: signed by {signed.fingerprint}")
+        done = unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options)
+        with contextlib.suppress(FileNotFoundError):
+            bundle = (files.folder / (files.name + SIGNATURE)).read_bytes()
+            atomic_write(done.folder / SIGNATURE_PATH, bundle)
+        return _unpacked_row(done)
 
     _tell_rows(context, map(unpack, found))
     return Exit.OK
@@ -7832,7 +8812,7 @@ def find_served_model(context: Context, name: str) -> Path:
     path = archives[0].path
     if context.args.plan:
         raise NotFoundError(f"{name} is not unpacked yet", f"there is {path}", f"hfship unpack {path}")
-    archive = open_archive(archives[0])
+    archive, _ = open_trusted(archives[0], None)
     return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
 
 

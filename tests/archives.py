@@ -62,12 +62,13 @@ def tree(folder):
     return {p: (folder / p).read_bytes() for p, _ in h.content_files(folder)}
 
 
-def seal(stream, path, frame_size=1000, part_sizes=None):
+def seal(stream, path, frame_size=1000, cuts=None):
     """An archive with proper frames and tables around any tar stream: what an attacker could make."""
     compress = h.load_zstd().compressor(1)
     frames, units = [], []
-    for start in range(0, len(stream), frame_size):
-        content = stream[start : start + frame_size]
+    cuts = cuts or [*range(0, len(stream), frame_size), len(stream)]
+    for start, stop in zip(cuts, cuts[1:]):
+        content = stream[start:stop]
         units.append(h.encode_unit(content, compress))
         offset = sum(map(len, units[:-1]))
         frames.append(h.Frame(offset, len(units[-1]), start, len(content), zlib.crc32(units[-1])))

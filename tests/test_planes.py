@@ -1,0 +1,150 @@
+"""§8-10, profile `smallest`: floats in byte planes, restored by hfship and by restore.py alone."""
+
+import random
+import struct
+import subprocess
+import sys
+
+import archives as a
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hfship as h
+
+
+def floats(kind, count, seed=0):
+    """Weights like those of a model: gaussian, in bf16, f16 or f32."""
+    chance = random.Random(seed)
+    values = [chance.gauss(0, 0.02) for _ in range(count)]
+    if kind == "f16":
+        return struct.pack(f"<{count}e", *values)
+    wide = struct.pack(f"<{count}f", *values)
+    return wide if kind == "f32" else bytes(b for i, b in enumerate(wide) if i % 4 > 1)
+
+
+BF16 = floats("bf16", 2_700_000)
+FILES = {
+    **a.SMALL,
+    "bf16.safetensors": BF16[: (5 << 20) + 1],
+    "f32.safetensors": floats("f32", 600_000)[:-3],
+    "f16.bin": floats("f16", 600_000),
+    "noise.gguf": a.noise((4 << 20) + 1),
+    "zeros.pt": bytes(9 << 20),
+    "block.bin": BF16[: 4 << 20],
+}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("planes")
+    a.make_model(root / "m", FILES)
+    return root / "m", a.pack(root / "m", root / "out", profile="smallest")
+
+
+@given(st.binary(max_size=50), st.sampled_from(h.PLANE_WIDTHS))
+def test_planes_survive_the_round_trip(block, width):
+    assert bytes(h.join_planes(h.split_planes(block, width))) == block
+
+
+@given(st.binary(min_size=1, max_size=50))
+def test_any_planes_join_or_are_refused(planes):
+    try:
+        assert len(h.join_planes(planes)) == len(planes) - 1
+    except h.ZstdError:
+        assert planes[-1] not in h.PLANE_WIDTHS
+
+
+def test_floats_become_smaller_than_zstd_makes_them(tmp_path):
+    a.make_model(tmp_path / "m", {"w": BF16})
+    smallest = a.pack(tmp_path / "m", tmp_path / "1", profile="smallest").path.stat().st_size
+    standard = a.pack(tmp_path / "m", tmp_path / "2").path.stat().st_size
+    store = a.pack(tmp_path / "m", tmp_path / "3", profile="store").path.stat().st_size
+    assert smallest < 0.68 * len(BF16) < 0.75 * len(BF16) < standard < len(BF16) < store < 1.01 * len(BF16)
+
+
+@pytest.mark.parametrize("profile", h.PROFILES)
+@pytest.mark.parametrize("split", [None, 4_400_000])
+def test_every_profile_comes_back_and_does_not_depend_on_threads(packed, tmp_path, profile, split):
+    for jobs in (1, 5):
+        files = a.pack(packed[0], tmp_path / f"out{jobs}", profile=profile, split=split, jobs=jobs)
+    assert [p.read_bytes() for p in a.files_in(tmp_path / "out1").paths] == [p.read_bytes() for p in files.paths]
+    assert a.verify(files) == []
+    a.unpack(files, tmp_path / "un")
+    assert a.tree(tmp_path / "un/m") == FILES
+
+
+def test_holes_are_not_stored(tmp_path):
+    a.make_model(tmp_path / "m", {"w": bytes(30 << 20)})
+    assert a.pack(tmp_path / "m", tmp_path / "out", profile="store").path.stat().st_size < 10_000
+
+
+def test_restore_py_makes_the_files_without_hfship(packed, tmp_path):
+    subprocess.run(["tar", "--zstd", "-xf", packed[1].path], check=True, cwd=tmp_path)
+    assert (tmp_path / "m/bf16.safetensors.planes").exists() and not (tmp_path / "m/bf16.safetensors").exists()
+    argv = [sys.executable, "-I", tmp_path / "m/.hfship/restore.py"]
+    assert f"{len(FILES)} files, 0 wrong" in subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    (tmp_path / "m/.hfship/restore.py").unlink()
+    assert a.tree(tmp_path / "m") == FILES
+
+
+def test_restore_py_names_what_is_wrong(packed, tmp_path):
+    subprocess.run(["tar", "--zstd", "-xf", packed[1].path], check=True, cwd=tmp_path)
+    with (tmp_path / "m/f32.safetensors.planes").open("r+b") as stream:
+        stream.write(b"XX")
+    argv = [sys.executable, tmp_path / "m/.hfship/restore.py"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "1 wrong or missing f32.safetensors" in done.stdout
+
+
+def test_damage_in_planes_names_file_and_byte_range(packed, tmp_path):
+    _, files = packed
+    archive = h.open_archive(files)
+    start = next(s.start for s in archive.segments if s.what == "m/bf16.safetensors.planes")
+    frame = archive.frames[h.index_at([(f.start,) for f in archive.frames], start) + 1]
+    with a.flipped(files.path, frame.offset + 1000):
+        (damage,) = a.verify(files)
+        assert damage.files == (("bf16.safetensors", 4 << 20, 5 << 20),)
+        with pytest.raises(h.IntegrityError):
+            a.unpack(files, tmp_path / "un")
+    assert a.unpack(files, tmp_path / "un").written == 1
+
+
+@pytest.mark.parametrize(
+    "restore, width, shift, says",
+    [
+        (h.RESTORE_PY, 2, 0, None),
+        (h.RESTORE_PY, 2, 9, "is not one block of planes"),
+        (h.RESTORE_PY, 1, 0, "SHA-256"),
+        (h.RESTORE_PY, 3, 0, "elements of 3 bytes"),
+        (h.RESTORE_PY.replace(b"wrong", b"WRONG"), 2, 0, "not the one of this format"),
+    ],
+)
+def test_planes_that_others_made_are_read_or_refused(restore, width, shift, says, tmp_path):
+    content = BF16[: 2 << 20]
+    manifest = a.make_model(tmp_path / "m", {"w": content})
+    layout = h.stream_layout(manifest, manifest.to_json().encode(), planes=True)
+    planes = h.split_planes(content, 2)[:-1] + bytes([width])
+    stream = b"".join(planes if s.entry else s.known for s in layout)
+    (weight,) = [s for s in layout if s.entry]
+    cuts = [0, weight.start, weight.stop + shift, len(stream)]
+    files = a.seal(stream.replace(h.RESTORE_PY, restore), tmp_path / "m.tar.zst", cuts=cuts)
+    damages = a.verify(files)
+    assert damages == [] if says is None else says in damages[0].what
+    if says:
+        with pytest.raises(h.IntegrityError):
+            a.unpack(files, tmp_path / "un")
+
+
+def test_a_name_that_planes_would_take_is_refused(tmp_path, hfship):
+    a.make_model(tmp_path / "m", {"w": BF16, "w.planes": b"mine"})
+    assert "w.planes" in hfship("pack", tmp_path / "m", "-o", tmp_path / "out", "--profile", "smallest", code=2).stderr
+    hfship("pack", tmp_path / "m", "-o", tmp_path / "out")
+
+
+def test_command_line(hfship, packed, tmp_path):
+    hfship("pack", packed[0], "-o", tmp_path / "out", "--profile", "smallest", "-j", "3")
+    assert (tmp_path / "out/m.tar.zst").read_bytes() == packed[1].path.read_bytes()
+    hfship("verify", tmp_path / "out")
+    hfship("unpack", tmp_path / "out", "-o", tmp_path / "un")
+    assert a.tree(tmp_path / "un/m") == FILES
