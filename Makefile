@@ -28,6 +28,7 @@ test: build lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: build $(VENV)/.ready
+	$(BIN)/python benchmarks/fetch.py
 	$(BIN)/python benchmarks/pack.py
 
 clean:

@@ -1229,6 +1229,15 @@ def content_files(folder: Path) -> List[Tuple[str, int]]:
     return sorted(found, key=lambda item: item[0].encode("utf-8", "surrogateescape"))
 
 
+def require_finished(folder: Path) -> None:
+    """Refuse a folder without manifest into which a fetch or unpack is still under way. Raises IncompleteError."""
+    traces = [folder / WORK_DIR / name for name in ("partial", "verified.jsonl", "lease")]
+    unfinished = [path for path in traces if path.exists()] + list(islice(folder.rglob("*" + INCOMPLETE), 1))
+    if unfinished and not (folder / MANIFEST_PATH).exists():
+        step = "run the fetch or unpack again until it ends with exit code 0"
+        raise IncompleteError(f"{folder} is not complete yet", f"there is {unfinished[0]}", step)
+
+
 def _regular_size(folder: Path, full: Path, path: str) -> int:
     try:
         check_relative_path(path)
@@ -4708,7 +4717,10 @@ def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPla
 def manifest_to_pack(folder: Path, name: Optional[str], jobs: int, reporter: Reporter) -> Manifest:
     """The manifest of a folder, made and written if it has none, after a look at sizes and names."""
     found = content_files(folder)
-    manifest = read_manifest(folder) or _made_manifest(folder, found, name, jobs, reporter)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        require_finished(folder)
+    manifest = manifest or _made_manifest(folder, found, name, jobs, reporter)
     sizes = dict(found)
     wrong = [
         f"{e.path} " + (f"has {sizes[e.path]} bytes instead of {e.size}" if e.path in sizes else "is missing")
@@ -5002,7 +5014,7 @@ def pack_model(plan: PackPlan, folder: Path, reporter: Reporter, media: Sequence
     started = time.monotonic()
     folders = [make_dir(f) for f in (folder, *media)]
     old = [files for files in merged(x for f in folders for x in archives_in(f)) if files.name == plan.archive]
-    present = _already_packed(plan, old[0]) if old else None
+    present = _already_packed(plan, old[0]) if old and not plan.options.force else None
     if present:
         return Packed(plan.manifest, present, time.monotonic() - started, fresh=False)
     if old and not plan.options.force:
@@ -5734,6 +5746,11 @@ def _require_replaceable(target: Path, text: bytes, force: bool) -> bool:
     manifest = read_manifest(target)
     if manifest and manifest.to_json().encode("utf-8") == text:
         return True
+    packed = parse_manifest(text, "the manifest of the archive")
+    repos = [m.source.resolved_repo for m in (manifest, packed) if m and m.source]
+    if len(repos) == 2 and repos[0] != repos[1] and not force:
+        why = f"it holds {repos[0]}, the archive holds {repos[1]}"
+        raise UsageError(f"{target} is another model", why, "give --name, or replace it with --force")
     strangers = strangers_in(target, manifest)
     if strangers and not force:
         why = f"it would be replaced, and has files that are in no manifest: {shorten(strangers)}"
@@ -6326,7 +6343,7 @@ def read_facts(folder: Path) -> ModelFacts:
             tensors[dtype] = tensors.get(dtype, 0) + size
     names = {path.name for path in folder.iterdir()}
     templates = {"chat_template.jinja", "chat_template.json", "additional_chat_templates"} & names
-    return facts_from_config(
+    facts = facts_from_config(
         config,
         tensors,
         chat_template=bool(templates) or "chat_template" in read_json(folder / "tokenizer_config.json"),
@@ -6334,6 +6351,9 @@ def read_facts(folder: Path) -> ModelFacts:
         pickled=pickled,
         tiktoken="o200k_base.tiktoken" in names,
     )
+    # What sentence-transformers cuts to is the limit for vLLM too (config.get_sentence_transformer_tokenizer_config).
+    cut = _number(read_json(folder / "sentence_bert_config.json"), "max_seq_length")
+    return replace(facts, max_length=min(cut, facts.max_length)) if cut else facts
 
 
 def require_complete(folder: Path) -> None:
@@ -6408,6 +6428,7 @@ GIB = 1 << 30
 USEFUL_LENGTH = 32768  # tokens; a smaller split is preferred once it holds this much context
 LEAST_LENGTH = 2048  # tokens; below, a deployment is of no use
 LENGTH_STEP = 1024
+LOADING_S = 3600  # that a container may take to load; a shorter --timeout shortens our patience, not its
 PORTS = range(8000, 9000)
 
 CUDA_SEES = 0.995  # of nvidia-smi's memory.total; measured 0.9957 on an H200 (the driver reserves the rest)
@@ -7006,7 +7027,7 @@ def environment(name: str, facts: ModelFacts, options: ServeOptions, kv: int) ->
     offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "VLLM_NO_USAGE_STATS", "DO_NOT_TRACK")
     values = dict.fromkeys(offline, "1")
     # vLLM's own patience is 600 s, which slow disks outlast.
-    values["VLLM_ENGINE_READY_TIMEOUT_S"] = str(options.ready_timeout_s)
+    values["VLLM_ENGINE_READY_TIMEOUT_S"] = str(max(LOADING_S, options.ready_timeout_s))
     if options.device == "cpu":
         # Binding threads to cores needs rights that the container does not have.
         values.update(VLLM_CPU_KVCACHE_SPACE=str(kv // GIB), VLLM_CPU_OMP_THREADS_BIND="nobind")
@@ -7249,7 +7270,7 @@ def compose_value(plan: Plan) -> Mapping[str, Any]:
             "interval": "15s",
             "timeout": "10s",
             "retries": 4,
-            "start_period": f"{plan.ready_timeout_s}s",
+            "start_period": f"{max(LOADING_S, plan.ready_timeout_s)}s",
         },
         "labels": {"hfship.name": plan.name, "hfship.image-id": plan.image_id},
     }
@@ -8527,7 +8548,7 @@ def _packed_row(packed: Packed) -> Dict[str, Any]:
     amounts = f"{human_bytes(packed.size)}, {100 * ratio:.1f} % of {human_bytes(packed.manifest.size)}"
     first = packed.parts[0].path
     where = str(first) if len(packed.parts) == 1 else f"{first} and {len(packed.parts) - 1} more parts"
-    done = f" in {human_seconds(packed.seconds)}" if packed.fresh else ", was packed already"
+    done = f" in {human_seconds(packed.seconds)}" if packed.fresh else ", was packed already (hfship verify proves it)"
     return {
         "name": packed.manifest.name,
         "status": "packed" if packed.fresh else "already packed",
@@ -9234,7 +9255,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hfship {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        examples = [line for line in EXAMPLES.splitlines() if line.split()[1] == command.name]
+        examples = [as_typed(line) for line in EXAMPLES.splitlines() if line.split()[1] == command.name]
         sub = subparsers.add_parser(
             command.name,
             help=command.summary,

@@ -7,6 +7,7 @@ A Hub on loopback sends large files to an nginx with TLS, as huggingface.co does
     raw        nothing is in the way: MB/s and CPU seconds per GB
     lanes      each connection gets 8.7 or 68 MB/s, as on CDN edges (huggingface/xet-core#821)
     collapse   a server that crawls while more than 8 connections are open; hfship against its own fixed settings
+    delay      50 ms round trip, 200 Mbit/s and 1 % loss (slow_link.py; needs root)
     small      2,000 files of 10 kB
     kill       killed with SIGKILL at half, run again: bytes sent twice
 """
@@ -33,6 +34,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import components  # noqa: E402
 from hub import FaultHub  # noqa: E402
+from slow_link import ENDS, inside  # noqa: E402
 
 REPO = "org/bench"
 NGINX = """
@@ -44,7 +46,7 @@ http {{
   scgi_temp_path {root};
   split_clients "$connection" $lane {{ 70% 8700k; * 68m; }}
   server {{
-    listen 127.0.0.1:{port} ssl; ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem;
+    listen {host}:{port} ssl; ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem;
     location /raw/ {{ alias {files}/; }}
     location /lanes/ {{ alias {files}/; limit_rate $lane; }}
   }}
@@ -75,23 +77,28 @@ class Bench:
     def __init__(self, root: Path, gigabytes: float) -> None:
         self.root, self.files = root, root / "hub"
         self.size = int(gigabytes * 1e9)
-        self.hub = FaultHub(self.files)
+        self.hub, self.base = FaultHub(self.files), ""
+        self.around: List[str] = []  # what runs the tools: in another namespace, or as they are
         self.port = 20000 + os.getpid() % 20000
         self.cert = root / "cert.pem"
+        root.chmod(0o755)
+        self.make_certificate()
         self.rows: List[Dict[str, Any]] = []
 
     def make_certificate(self) -> None:
         command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        command += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(self.root / "key.pem")]
+        names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{ENDS['hfship-a']}"
+        command += ["-addext", names, "-keyout", str(self.root / "key.pem")]
         subprocess.run([*command, "-out", str(self.cert)], check=True, capture_output=True)
 
     @contextmanager
-    def servers(self) -> Iterator[None]:
-        """nginx and the Hub."""
-        self.make_certificate()
-        config = self.root / "nginx.conf"
-        config.write_text(NGINX.format(root=self.root, port=self.port, files=self.files))
-        self.root.chmod(0o755)
+    def servers(self, host: str = "127.0.0.1") -> Iterator[None]:
+        """nginx and the Hub, in the network namespace of the caller."""
+        before = self.hub, self.base
+        self.hub = FaultHub(self.files, host=host)
+        self.base = f"https://{'localhost' if host == '127.0.0.1' else host}:{self.port}"
+        config = self.root / f"nginx-{host}.conf"
+        config.write_text(NGINX.format(root=self.root, host=host, port=self.port, files=self.files))
         nginx = subprocess.Popen([shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(config)])
         try:
             with self.hub:
@@ -100,6 +107,7 @@ class Bench:
         finally:
             nginx.terminate()
             nginx.wait()
+            self.hub, self.base = before
 
     def publish(self, sizes: Dict[str, int]) -> None:
         """Put files of noise under org/bench."""
@@ -122,7 +130,7 @@ class Bench:
 
     def command(self, tool: str, out: Path, location: str) -> List[str]:
         """The command line of a tool; `location` is where nginx has the files."""
-        base = f"https://localhost:{self.port}/{location}/{REPO}"
+        base = f"{self.base}/{location}/{REPO}"
         names = sorted(path.name for path in (self.files / REPO).iterdir())
         if tool.startswith("hfship"):
             jobs = tool.split()[1:]
@@ -142,7 +150,7 @@ class Bench:
         shutil.rmtree(out, ignore_errors=True)
         began = time.monotonic()
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(self.command(tool, out, location), env=self.environment(), **quiet)
+        process = subprocess.Popen([*self.around, *self.command(tool, out, location)], env=self.environment(), **quiet)
         rss, pid = 0, 0
         while not pid:
             rss = max(rss, peak_memory(process.pid))
@@ -180,14 +188,14 @@ class Bench:
     # -- the scenarios
 
     def raw(self) -> None:
-        self.hub.faults.cdn = f"https://localhost:{self.port}/raw"
+        self.hub.faults.cdn = f"{self.base}/raw"
         self.publish({f"model-{i}.safetensors": self.size // 4 for i in range(4)})
         self.compare("raw", ["hfship", "hf", "aria2c", "curl"], "raw")
 
     def lanes(self) -> None:
-        self.hub.faults.cdn = f"https://localhost:{self.port}/lanes"
-        self.publish({f"model-{i}.safetensors": self.size for i in range(4)})
-        self.compare("lanes", ["hfship", "aria2c", "hf"], "lanes", rounds=2)
+        self.hub.faults.cdn = f"{self.base}/lanes"
+        self.publish({"model.safetensors": 4 * self.size})
+        self.compare("lanes", ["hfship", "aria2c"], "lanes", rounds=2)
 
     def collapse(self) -> None:
         self.hub.faults.cdn = ""
@@ -195,6 +203,20 @@ class Bench:
         self.publish({"model.safetensors": 900_000_000})
         self.compare("collapse", ["hfship", *(f"hfship -j {n}" for n in (2, 4, 8, 12, 16))], "raw", rounds=1)
         vars(self.hub.faults).update(rate_bps=None, most_connections=0)
+
+    def delay(self) -> None:
+        line = [sys.executable, str(ROOT / "benchmarks/slow_link.py"), "25", "200", "0.01"]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as link:
+            assert link.stdout is not None and link.stdout.readline() == "ready\n"
+            try:
+                with inside("hfship-a"), self.servers(ENDS["hfship-a"]):
+                    self.hub.faults.cdn = f"{self.base}/raw"
+                    self.publish({f"model-{i}.safetensors": 50_000_000 for i in range(2)})
+                    self.around = ["ip", "netns", "exec", "hfship-b"]
+                    self.compare("delay", ["hfship", "aria2c", "hf", "curl"], "raw", rounds=1)
+            finally:
+                self.around = []
+                link.terminate()
 
     def small(self) -> None:
         self.hub.faults.cdn = ""
@@ -225,7 +247,7 @@ class Bench:
 
 def main() -> None:
     """The command line."""
-    scenarios = ("raw", "lanes", "collapse", "small", "kill")
+    scenarios = ("raw", "lanes", "collapse", "delay", "small", "kill")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(scenarios)} (default: all)")
     parser.add_argument("--gb", type=float, default=1.0, help="size of the large transfers")

@@ -264,8 +264,8 @@ class FaultServer(hfship.MirrorServer):
 class FaultHub:
     """Context manager: a FaultServer in a thread over a folder of repositories ORG/NAME."""
 
-    def __init__(self, root: Path, certificate: Optional[Path] = None) -> None:
-        self.root, self.certificate = root, certificate
+    def __init__(self, root: Path, certificate: Optional[Path] = None, host: str = "127.0.0.1") -> None:
+        self.root, self.certificate, self.host = root, certificate, host
         root.mkdir(parents=True, exist_ok=True)
         self.faults = Faults()
         self.traffic = Traffic()
@@ -290,7 +290,7 @@ class FaultHub:
         self.server = FaultServer.__new__(FaultServer)
         self.server.faults, self.server.traffic = self.faults, self.traffic
         self.server.stopping = threading.Event()
-        FaultServer.__init__(self.server, ("127.0.0.1", 0), library, reporter, FaultHandler)
+        FaultServer.__init__(self.server, (self.host, 0), library, reporter, FaultHandler)
         if self.certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(self.certificate)

@@ -222,3 +222,22 @@ def test_hash_and_frames_share_one_read(model, tmp_path, monkeypatch):
     a.pack(model, tmp_path / "out")
     assert sum(n for _, n in read) == sum(map(len, a.BIG.values()))
     assert os.listdir(tmp_path / "out")
+
+
+@pytest.mark.parametrize("trace", ["model.safetensors.incomplete", ".hfship/partial/x.json", ".hfship/verified.jsonl"])
+def test_a_model_that_is_not_fetched_to_the_end_is_not_packed(hfship, model, tmp_path, trace):
+    (model / h.MANIFEST_PATH).unlink()
+    (model / trace).parent.mkdir(parents=True, exist_ok=True)
+    (model / trace).write_text("{}")
+    done = hfship("pack", model, "-o", tmp_path / "out", code=3)
+    assert "is not complete yet" in done.stderr and not (model / h.MANIFEST_PATH).exists()
+
+
+def test_force_packs_again_over_a_damaged_archive(hfship, model, tmp_path):
+    hfship("pack", model, "-o", tmp_path / "out")
+    archive = tmp_path / "out" / "m.tar.zst"
+    good = archive.read_bytes()
+    archive.write_bytes(good[:5000] + b"damage" + good[5006:])
+    assert "packed already" in hfship("pack", model, "-o", tmp_path / "out").stdout
+    hfship("pack", model, "-o", tmp_path / "out", "--force")
+    assert archive.read_bytes() == good

@@ -414,3 +414,18 @@ def test_read_errors_are_damage_at_a_place(small, monkeypatch):
     monkeypatch.setattr(h, "pread_exactly", failing)
     (damage,) = a.verify(files)
     assert damage.frames == (4, 4) and "Input/output error" in damage.what
+
+
+def test_another_model_of_the_same_name_is_replaced_only_by_force(hfship, tmp_path):
+    for org in ("one", "two"):
+        model = tmp_path / org / "m"
+        a.make_model(model, {"config.json": org.encode()})
+        entries = [h.FileEntry("config.json", 3, h.sha256_file(model / "config.json"))]
+        source = h.Source("http://hub", f"{org}/m", "main", f"{org}/m", "0" * 40)
+        h.write_manifest(model, h.make_manifest("m", entries, source))
+        hfship("pack", model, "-o", tmp_path / f"medium-{org}")
+    hfship("unpack", tmp_path / "medium-one", "-o", tmp_path / "site")
+    done = hfship("unpack", tmp_path / "medium-two", "-o", tmp_path / "site", code=2)
+    assert "it holds one/m, the archive holds two/m" in done.stderr
+    hfship("unpack", tmp_path / "medium-two", "-o", tmp_path / "site", "--force")
+    assert (tmp_path / "site" / "m" / "config.json").read_text() == "two"
