@@ -3019,8 +3019,10 @@ def delta_json(absent: Iterable[str]) -> bytes:
 
 def parse_delta(text: bytes, manifest: Manifest) -> FrozenSet[str]:
     """The files that a delta leaves out. Raises ValueError unless `text` is what `delta_json` writes."""
-    value = json.loads(text)
-    absent = frozenset(value["absent"]) if isinstance(value, dict) else frozenset()
+    try:
+        absent = frozenset(map(str, json.loads(text)["absent"]))
+    except (KeyError, TypeError) as exc:
+        raise ValueError(f"{DELTA_PATH} is of an unknown kind") from exc
     if delta_json(absent) != text or not absent <= {entry.path for entry in manifest.files}:
         raise ValueError(f"{DELTA_PATH} is not a list of files of the manifest")
     return absent
@@ -3103,7 +3105,8 @@ def read_leading(pull: Callable[[int], bytes], where: str) -> Leading:
     for path in (MANIFEST_PATH, RESTORE_PATH, DELTA_PATH):
         text = b""
         with contextlib.suppress(ValueError, ZstdError) if texts else contextlib.nullcontext():
-            start, stop = manifest_extent(pull(at + 4 * _BLOCK), at)
+            extended = pull(at + _BLOCK)[at + 156 : at + 157] == b"x"  # else no frame more than needed is read
+            start, stop = manifest_extent(pull(at + (4 if extended else 1) * _BLOCK), at)
             if stop > LARGEST_FRAME or len(pull(stop)) < stop:
                 raise ValueError("it has no end")
             manifest = manifest or parse_manifest(pull(stop)[start:stop], where)
@@ -3583,6 +3586,7 @@ class MediaChange:
         while not self._closed.is_set():
             found = next((folder / path.name for folder in self._folders if (folder / path.name).is_file()), None)
             if found:
+                self._asked.discard(path.name)
                 return found
             if path.name not in self._asked:
                 self._asked.add(path.name)
@@ -3938,6 +3942,7 @@ Without it:
 """
 
 HASH_AHEAD_JOBS = 4
+SIDECARS_SIZE = 8 << 20  # room kept on each medium for hfship.pyz, the sums and READ-ME-FIRST.txt
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -4189,7 +4194,7 @@ class PartWriter:
         name, folder = self._plan.archive, self._folders[0]
         if self._plan.options.split is not None:
             name = part_name(name, len(self._parts) + 1, self._plan.parts_at_most)
-            roomy = [f for f in self._folders if free_bytes(f) > self._plan.options.split]
+            roomy = [f for f in self._folders if free_bytes(f) > self._plan.options.split + SIDECARS_SIZE]
             folder = next(iter(roomy), self._folders[-1])
         path = folder / (name + INCOMPLETE)
         try:
@@ -4437,7 +4442,8 @@ def _require_room_for(plan: PackPlan, folders: Sequence[Path], done: Sequence[Wr
         for path in folder.glob(f"{plan.archive}.*{INCOMPLETE}"):
             if path not in keep:  # left by a killed run, and about to be rewritten
                 path.unlink()
-    elsewhere = sum(free_bytes(folder) for folder in folders[1:]) + sum(part.size for part in done)
+    elsewhere = sum(max(free_bytes(folder) - SIDECARS_SIZE, 0) for folder in folders[1:])
+    elsewhere += sum(part.size for part in done)
     require_room(folders[0], needed - elsewhere, largest, what, "free space, or choose another folder with -o or --to")
 
 
@@ -4562,7 +4568,7 @@ class ArchiveCheck:
         """All damage, in the order of the archive. With `after`, lanes run one after the other, and it is told up to
         where the stream is safe in the sink, unless there is damage."""
         stop = threading.Event()
-        count = 1 if after else max(1, min(self._jobs, len(self._lanes)))
+        count = 1 if after or self.archive.media else max(1, min(self._jobs, len(self._lanes)))
         window = max(2, (self._jobs + 4) // count)
         with Workers(self._jobs, stop) as decoders, Workers(count, stop) as runners:
             futures = [runners.submit(self._run_lane, lane, decoders, window, stage, after) for lane in self._lanes]
