@@ -5022,10 +5022,8 @@ def unpack_archive(
         if not here:
             (work / WORK_DIR / "lock").unlink()
             publish_folder(work, target)
-    if options.consume:
-        for path in [*archive.files.paths, archive.files.sums]:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+    for path in [*archive.files.paths, archive.files.sums] if options.consume else []:
+        free_file(path, 0)
     return Unpacked(target, manifest, len(manifest.files) - len(kept), time.monotonic() - started)
 
 
@@ -5148,6 +5146,19 @@ def _restore(
         raise archive_error(archive, damages, f"hfship unpack -o {tree.root.parent} {archive.files.path}")
 
 
+def free_file(path: Path, keep: int) -> None:
+    """Remove a file that may be gone already, but for its first `keep` bytes."""
+    try:
+        if not keep:
+            path.unlink()
+        elif path.stat().st_size > keep:
+            os.truncate(path, keep)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        raise disk_error(exc, "remove", path, "leave out --consume, or make the folder writable") from exc
+
+
 class _PartsToFree:
     """Removes the parts of an archive whose files are safe; the last, which has the tables, stays till the end."""
 
@@ -5166,11 +5177,7 @@ class _PartsToFree:
         while self._left and self._left[0].stop <= offset:
             self._tree.sync()
             part = self._left.pop(0)
-            if part.start >= self._keep:
-                with contextlib.suppress(FileNotFoundError):
-                    part.path.unlink()
-            elif part.path.stat().st_size == part.size:
-                os.truncate(part.path, min(self._keep - part.start, part.size))
+            free_file(part.path, max(self._keep - part.start, 0))
 
 
 def _require_room_for_files(folder: Path, files: Sequence[FileEntry], there: int, freeing: Optional[Archive]) -> None:

@@ -253,6 +253,14 @@ def test_consume_needs_room_for_the_model_and_one_part(small_disk, tmp_path, hfs
     assert not list((disk / "in").glob("m.tar*"))
 
 
+def test_consume_on_a_medium_that_cannot_be_written_is_told(parts, small_disk, tmp_path, hfship):
+    disk = small_disk(40)
+    shutil.copytree(parts.folder, disk / "in")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    done = hfship("unpack", disk / "in", "-o", tmp_path / "un", "--consume", code=7)
+    assert "read-only" in done.stderr and "leave out --consume" in done.stderr
+
+
 def test_consume_keeps_what_a_damaged_part_still_needs(tmp_path, hfship, monkeypatch):
     a.make_model(tmp_path / "m", {"w.bin": a.noise(260_000_000), "v.bin": a.noise(9_000_000)})
     files = a.pack(tmp_path / "m", tmp_path / "out", split=70_000_000)
