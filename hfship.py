@@ -18,9 +18,9 @@ Contents, in the order in which data flows; each section uses only those above i
      5  manifest                   the contract that travels with a model
      6  hub                        Hub API client
      7  download                   ranges, workers, resume journal, verification
-     8  frames                     zstd backends, independent frames, seek table, parts
-     9  pack                       tar stream -> frames -> parts, sidecars
-    10  unpack                     verify, locate damage, parallel restore
+     8  frames                     zstd backends, independent frames, seek table, parts, byte planes
+     9  pack                       tar stream -> frames -> parts, sidecars, deltas
+    10  unpack                     verify, locate damage, repair, parallel restore, resume
     11  signatures                 who vouches for a model: OpenSSF model signing, through openssl
     12  images                     (reserved)
     13  model facts                config.json + safetensors headers -> what serving needs to know
@@ -3425,13 +3425,14 @@ class StreamCheck:
         self._at = 0
         if segment.entry is None:
             return
-        if self._good and not lost and self._digest.hexdigest() == segment.entry.sha256:
+        found = self._digest.hexdigest()
+        if lost or not self._good:
+            self._sink.abandon(segment.entry, lost=True)
+        elif found == segment.entry.sha256:
             self._sink.finish(segment.entry)
-            return
-        lost = lost or not self._good
-        if not lost:
-            self._report(segment, f"has SHA-256 {self._digest.hexdigest()}, the manifest says {segment.entry.sha256}")
-        self._sink.abandon(segment.entry, lost)
+        else:
+            self._report(segment, f"has SHA-256 {found}, the manifest says {segment.entry.sha256}")
+            self._sink.abandon(segment.entry, lost=False)
 
 
 class Stopped(Exception):
