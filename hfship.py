@@ -18,9 +18,9 @@ Contents, in the order in which data flows; each section uses only those above i
      5  manifest                   the contract that travels with a model
      6  hub                        Hub API client
      7  download                   ranges, workers, resume journal, verification
-     8  frames                     zstd backends, independent frames, seek table, parts
-     9  pack                       tar stream -> frames -> parts, sidecars
-    10  unpack                     verify, locate damage, parallel restore
+     8  frames                     zstd backends, independent frames, seek table, parts, byte planes
+     9  pack                       tar stream -> frames -> parts, sidecars, deltas
+    10  unpack                     verify, locate damage, repair, parallel restore, resume
     11  signatures                 who vouches for a model: OpenSSF model signing, through openssl
     12  images                     (reserved)
     13  model facts                config.json + safetensors headers -> what serving needs to know
@@ -3685,8 +3685,10 @@ def delta_json(absent: Iterable[str]) -> bytes:
 
 def parse_delta(text: bytes, manifest: Manifest) -> FrozenSet[str]:
     """The files that a delta leaves out. Raises ValueError unless `text` is what `delta_json` writes."""
-    value = json.loads(text)
-    absent = frozenset(value["absent"]) if isinstance(value, dict) else frozenset()
+    try:
+        absent = frozenset(map(str, json.loads(text)["absent"]))
+    except (KeyError, TypeError) as exc:
+        raise ValueError(f"{DELTA_PATH} is of an unknown kind") from exc
     if delta_json(absent) != text or not absent <= {entry.path for entry in manifest.files}:
         raise ValueError(f"{DELTA_PATH} is not a list of files of the manifest")
     return absent
@@ -3769,7 +3771,8 @@ def read_leading(pull: Callable[[int], bytes], where: str) -> Leading:
     for path in (MANIFEST_PATH, RESTORE_PATH, DELTA_PATH):
         text = b""
         with contextlib.suppress(ValueError, ZstdError) if texts else contextlib.nullcontext():
-            start, stop = manifest_extent(pull(at + 4 * _BLOCK), at)
+            extended = pull(at + _BLOCK)[at + 156 : at + 157] == b"x"  # else no frame more than needed is read
+            start, stop = manifest_extent(pull(at + (4 if extended else 1) * _BLOCK), at)
             if stop > LARGEST_FRAME or len(pull(stop)) < stop:
                 raise ValueError("it has no end")
             manifest = manifest or parse_manifest(pull(stop)[start:stop], where)
@@ -4088,13 +4091,14 @@ class StreamCheck:
         self._at = 0
         if segment.entry is None:
             return
-        if self._good and not lost and self._digest.hexdigest() == segment.entry.sha256:
+        found = self._digest.hexdigest()
+        if lost or not self._good:
+            self._sink.abandon(segment.entry, lost=True)
+        elif found == segment.entry.sha256:
             self._sink.finish(segment.entry)
-            return
-        lost = lost or not self._good
-        if not lost:
-            self._report(segment, f"has SHA-256 {self._digest.hexdigest()}, the manifest says {segment.entry.sha256}")
-        self._sink.abandon(segment.entry, lost)
+        else:
+            self._report(segment, f"has SHA-256 {found}, the manifest says {segment.entry.sha256}")
+            self._sink.abandon(segment.entry, lost=False)
 
 
 class Stopped(Exception):
@@ -4249,6 +4253,7 @@ class MediaChange:
         while not self._closed.is_set():
             found = next((folder / path.name for folder in self._folders if (folder / path.name).is_file()), None)
             if found:
+                self._asked.discard(path.name)
                 return found
             if path.name not in self._asked:
                 self._asked.add(path.name)
@@ -4604,6 +4609,7 @@ Without it:
 """
 
 HASH_AHEAD_JOBS = 4
+SIDECARS_SIZE = 8 << 20  # room kept on each medium for hfship.pyz, the sums and READ-ME-FIRST.txt
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -4858,7 +4864,7 @@ class PartWriter:
         name, folder = self._plan.archive, self._folders[0]
         if self._plan.options.split is not None:
             name = part_name(name, len(self._parts) + 1, self._plan.parts_at_most)
-            roomy = [f for f in self._folders if free_bytes(f) > self._plan.options.split]
+            roomy = [f for f in self._folders if free_bytes(f) > self._plan.options.split + SIDECARS_SIZE]
             folder = next(iter(roomy), self._folders[-1])
         path = folder / (name + INCOMPLETE)
         try:
@@ -5106,7 +5112,8 @@ def _require_room_for(plan: PackPlan, folders: Sequence[Path], done: Sequence[Wr
         for path in folder.glob(f"{plan.archive}.*{INCOMPLETE}"):
             if path not in keep:  # left by a killed run, and about to be rewritten
                 path.unlink()
-    elsewhere = sum(free_bytes(folder) for folder in folders[1:]) + sum(part.size for part in done)
+    elsewhere = sum(max(free_bytes(folder) - SIDECARS_SIZE, 0) for folder in folders[1:])
+    elsewhere += sum(part.size for part in done)
     require_room(folders[0], needed - elsewhere, largest, what, "free space, or choose another folder with -o or --to")
 
 
@@ -5231,7 +5238,7 @@ class ArchiveCheck:
         """All damage, in the order of the archive. With `after`, lanes run one after the other, and it is told up to
         where the stream is safe in the sink, unless there is damage."""
         stop = threading.Event()
-        count = 1 if after else max(1, min(self._jobs, len(self._lanes)))
+        count = 1 if after or self.archive.media else max(1, min(self._jobs, len(self._lanes)))
         window = max(2, (self._jobs + 4) // count)
         with Workers(self._jobs, stop) as decoders, Workers(count, stop) as runners:
             futures = [runners.submit(self._run_lane, lane, decoders, window, stage, after) for lane in self._lanes]
@@ -5685,10 +5692,8 @@ def unpack_archive(
         if not here:
             lock.vanish()
             publish_folder(work, target)
-    if options.consume:
-        for path in [*archive.files.paths, archive.files.sums]:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+    for path in [*archive.files.paths, archive.files.sums] if options.consume else []:
+        free_file(path, 0)
     return Unpacked(target, manifest, len(manifest.files) - len(kept), time.monotonic() - started)
 
 
@@ -5818,6 +5823,19 @@ def _restore(
         raise archive_error(archive, damages, f"hfship unpack -o {tree.root.parent} {archive.files.path}")
 
 
+def free_file(path: Path, keep: int) -> None:
+    """Remove a file that may be gone already, but for its first `keep` bytes."""
+    try:
+        if not keep:
+            path.unlink()
+        elif path.stat().st_size > keep:
+            os.truncate(path, keep)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        raise disk_error(exc, "remove", path, "leave out --consume, or make the folder writable") from exc
+
+
 class _PartsToFree:
     """Removes the parts of an archive whose files are safe; the last, which has the tables, stays till the end."""
 
@@ -5836,11 +5854,7 @@ class _PartsToFree:
         while self._left and self._left[0].stop <= offset:
             self._tree.sync()
             part = self._left.pop(0)
-            if part.start >= self._keep:
-                with contextlib.suppress(FileNotFoundError):
-                    part.path.unlink()
-            elif part.path.stat().st_size == part.size:
-                os.truncate(part.path, min(self._keep - part.start, part.size))
+            free_file(part.path, max(self._keep - part.start, 0))
 
 
 def _require_room_for_files(folder: Path, files: Sequence[FileEntry], there: int, freeing: Optional[Archive]) -> None:

@@ -34,6 +34,7 @@ WITH_DOCKER = HERE / "stubs/with-docker"
 STUB_NVIDIA_SMI = HERE / "stubs/nvidia-smi"
 
 HF_VERSION = "2.4.0"
+MODEL_SIGNING_VERSION = "1.1.1"
 VLLM_VERSION = "0.32.0"
 TORCH_VERSION = "2.13.0"
 VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}-cpu"
@@ -155,6 +156,12 @@ def install_hf(folder: Path) -> None:
     """The official client, in a venv."""
     run([sys.executable, "-m", "venv", str(folder / "venv")])
     run([str(folder / "venv/bin/pip"), "install", "-q", f"huggingface_hub[hf_xet]=={HF_VERSION}"])
+
+
+def install_model_signing(folder: Path) -> None:
+    """The reference implementation of OpenSSF model signing, in a venv; it imports pyOpenSSL without asking for it."""
+    run([sys.executable, "-m", "venv", str(folder / "venv")])
+    run([str(folder / "venv/bin/pip"), "install", "-q", f"model-signing=={MODEL_SIGNING_VERSION}", "pyOpenSSL"])
 
 
 def install_minilm(folder: Path) -> None:
@@ -349,6 +356,7 @@ COMPONENTS: Dict[str, Component] = {
     "chroot-bullseye": Component("1", install_chroot("bullseye"), lambda d: d / "root", ("apt",)),
     "chroot-forky": Component("1", install_chroot("forky"), lambda d: d / "root", ("apt",)),
     "hf": Component(HF_VERSION, install_hf, lambda d: d / "venv/bin/hf"),
+    "model-signing": Component(MODEL_SIGNING_VERSION, install_model_signing, lambda d: d / "venv/bin/model_signing"),
     "minilm": Component("1", install_minilm, find_minilm),
 }
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import archives as a
+import components
 import pytest
 from conftest import missing
 
@@ -117,10 +118,7 @@ def test_keys_that_cannot_be_used_are_refused(curve, tmp_path, hfship, signed):
 
 @pytest.fixture(scope="session")
 def model_signing():
-    found = shutil.which("model_signing")
-    if not found:
-        missing("model_signing (pip install model-signing pyOpenSSL)")
-    return found
+    return components.require("model-signing")
 
 
 @pytest.mark.real
