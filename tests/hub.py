@@ -7,7 +7,9 @@ origins, as huggingface.co and its CDN are. The CDN refuses requests that carry 
 from __future__ import annotations
 
 import shutil
+import socket
 import ssl
+import struct
 import threading
 import time
 from dataclasses import dataclass, field
@@ -30,8 +32,10 @@ class Faults:
     expires_s: float = 3600.0  # life of a signed URL
     refuse_signed_once: bool = False  # 403 to the first request of each file on the CDN
     ignore_range: bool = False  # 200 and the whole file, whatever was asked
-    wrong_content_range: bool = False
-    gzip: bool = False  # claims a compressed body
+    wrong_content_range: int = 0  # this many answers tell of another range than was asked for
+    gzip: int = 0  # this many answers claim a compressed body
+    needs_range: bool = False  # 400 to a request for a whole file, as the CDN does above 50 GB
+    reset: bool = False  # a cut connection is reset instead of closed
     cut_at: Optional[int] = None  # close the connection when a body reaches this byte of the file ...
     cut_times: int = 1  # ... this many times
     stall_at: Optional[int] = None  # send nothing more from this byte on, once
@@ -167,6 +171,9 @@ class FaultHandler(hfship.HubHandler):
         if on_cdn and (time.time() > expires or faults.refuse_signed_once and first):
             self.send_page(403, "Request has expired")
             return
+        if faults.needs_range and "Range" not in self.headers:
+            self.send_page(400, "The requested file is too large")
+            return
         etag = '"' + "x" * 64 + '"' if file.remote.sha256 else f'"{file.remote.etag}"'
         self.send_bytes(file, etag, {} if on_cdn else {"X-Repo-Commit": repo.commit})
 
@@ -178,9 +185,9 @@ class FaultHandler(hfship.HubHandler):
 
     def send_head(self, status: int, length: int, headers: Any) -> None:
         headers = dict(headers)
-        if status == 206 and self.server.faults.wrong_content_range:
+        if status == 206 and self.still("wrong_content_range"):
             headers["Content-Range"] = "bytes 0-0/1"
-        if status == 206 and self.server.faults.gzip:
+        if status == 206 and self.still("gzip"):
             headers["Content-Encoding"] = "gzip"
         super().send_head(status, length, headers)
 
@@ -204,6 +211,10 @@ class FaultHandler(hfship.HubHandler):
                 piece = piece[: (faults.cut_at or 0) - start]
                 stop = start + len(piece)
                 self.close_connection = True
+                if faults.reset:  # a close without lingering sends RST
+                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    self.connection.close()
+                    return
             if self.at(faults.stall_at, start, len(piece), "stall_at"):
                 self.server.stopping.wait(60)
                 self.close_connection = True
@@ -216,17 +227,21 @@ class FaultHandler(hfship.HubHandler):
                 self.server.traffic.body_bytes += len(piece)
             start += len(piece)
 
+    def still(self, counter: str) -> bool:
+        """Is this fault still to happen? Counts down."""
+        with self.server.traffic.lock:
+            left = getattr(self.server.faults, counter)
+            setattr(self.server.faults, counter, left - 1)
+            return bool(left > 0)
+
     def at(self, position: Optional[int], start: int, length: int, counter: str) -> bool:
         """Does this piece hold the position, and is the fault still to happen?"""
         if position is None or not start <= position < start + length:
             return False
-        with self.server.traffic.lock:
-            if counter == "stall_at":
-                self.server.faults.stall_at = None
-                return True
-            left = getattr(self.server.faults, counter)
-            setattr(self.server.faults, counter, left - 1)
-            return bool(left > 0)
+        if counter == "stall_at":
+            self.server.faults.stall_at = None
+            return True
+        return self.still(counter)
 
     def pace(self, count: int) -> None:
         """All connections together send at most `rate_bps`; slow ones and crowds get less."""
