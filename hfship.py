@@ -2661,7 +2661,7 @@ class Download:
             step = int(min(READ_SIZE, max(16 << 10, speed / 50)))  # 20 ms worth: little is lost by a kill
             if seconds > SLOW_AFTER_S or flight.left == 0:
                 self._speeds[number] = speed
-                if flight.left > MIN_REQUEST and self._too_slow(number):
+                if flight.left > MIN_STEAL and self._too_slow(number):
                     return
 
     # -- hashing and finishing
