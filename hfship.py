@@ -608,10 +608,15 @@ def find_token(env: Mapping[str, str]) -> Optional[Token]:
         value = env.get(variable, "").strip()
         if value:
             return checked_token(value, f"environment variable {variable}")
-    cache = env.get("XDG_CACHE_HOME") or "~/.cache"
-    home = env.get("HF_HOME") or f"{cache}/huggingface"
-    path = Path(os.path.expanduser(os.path.expandvars(env.get("HF_TOKEN_PATH") or f"{home}/token")))
+    path = hub_path(env, "token", "HF_TOKEN_PATH")
     return read_token_file(path) if path.is_file() else None
+
+
+def hub_path(env: Mapping[str, str], name: str, *variables: str) -> Path:
+    """A path of huggingface_hub: the first of `variables` that is set, else `name` in its home folder."""
+    home = env.get("HF_HOME") or (env.get("XDG_CACHE_HOME") or "~/.cache") + "/huggingface"
+    chosen = next((env[variable] for variable in variables if env.get(variable)), f"{home}/{name}")
+    return Path(os.path.expanduser(os.path.expandvars(chosen)))
 
 
 def read_token_file(path: Path) -> Token:
@@ -3027,18 +3032,23 @@ def reuse_local(job: FileJob, donors: Sequence[Path], reporter: Reporter) -> boo
     return False
 
 
-def local_donors(job: FileJob, root: Path, env: Mapping[str, str]) -> List[Path]:
-    """Where the content of a job may lie already: huggingface_hub's cache, and equal files of the models in `root`."""
-    home = env.get("HF_HOME") or (env.get("XDG_CACHE_HOME") or "~/.cache") + "/huggingface"
-    cache = Path(os.path.expanduser(env.get("HF_HUB_CACHE") or env.get("HUGGINGFACE_HUB_CACHE") or home + "/hub"))
-    repo = f"{job.source.repo_type}s--" + job.source.resolved_repo.replace("/", "--")
-    donors = [cache / repo / "blobs" / job.remote.etag]
+def copies_in(root: Path) -> Dict[str, List[Path]]:
+    """SHA-256 -> files with that content, as the manifests of the models in `root` tell."""
+    copies: Dict[str, List[Path]] = {}
     for manifest_path in sorted(root.glob(f"*/{MANIFEST_PATH}")):
         with contextlib.suppress(IntegrityError, DiskError):
             folder = manifest_path.parent.parent
             manifest = read_manifest(folder)
-            donors += [folder / e.path for e in manifest.files if e.sha256 == job.remote.sha256] if manifest else []
-    return donors
+            for entry in manifest.files if manifest else ():
+                copies.setdefault(entry.sha256, []).append(folder / entry.path)
+    return copies
+
+
+def hub_cache_blob(job: FileJob, env: Mapping[str, str]) -> Path:
+    """Where huggingface_hub's cache keeps the content of a job, if it has it."""
+    cache = hub_path(env, "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    repo = f"{job.source.repo_type}s--" + job.source.resolved_repo.replace("/", "--")
+    return cache / repo / "blobs" / job.remote.etag
 
 
 def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter: Reporter) -> FetchPlan:
@@ -8307,16 +8317,19 @@ def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, r
     """What can be had without fetching it whole: equal files of this machine, and repairs of damaged ones."""
     present = dict(plan.present)
     log = VerifiedLog(plan.folder)
-    for job in plan.jobs:
-        if not job.remote.sha256 or job.remote.size <= SMALL_FILE or job.incomplete.exists():
+    worth_it = [job for job in plan.jobs if job.remote.sha256 and job.remote.size > SMALL_FILE]
+    copies = copies_in(root) if worth_it and not repair else {}
+    for job in worth_it:
+        sha256 = job.remote.etag
+        if job.incomplete.exists():
             continue
         damaged = job.target.is_file() and job.target.stat().st_size == job.remote.size
         marks = log.marks_of(job.remote) if damaged else []
         mended = bool(marks) and repair_file(client, job, marks, reporter)
         if not mended and not repair:
-            mended = reuse_local(job, local_donors(job, root, os.environ), reporter)
+            mended = reuse_local(job, [hub_cache_blob(job, os.environ), *copies.get(sha256, ())], reporter)
         if mended:
-            present[job.remote.path] = job.remote.sha256
+            present[job.remote.path] = sha256
     return replace(plan, present=present)
 
 
