@@ -162,7 +162,19 @@ def program_name() -> str:
 
 def as_typed(text: str) -> str:
     """`text` with its hfship commands written as they must be typed here."""
-    return re.sub(r"\bhfship (?=[a-z]+( |$))", lambda _: program_name() + " ", text)
+    return re.sub(r"\bhfship (?=([a-z]+|--help)( |$))", lambda _: program_name() + " ", text)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the word that was probably meant, for the end of a sentence; "" when none is near.
+
+    >>> nearest("fetsh", ["fetch", "pack"]), nearest("x", ["fetch"])
+    ('; did you mean fetch?', '')
+    """
+    import difflib  # costs every start some milliseconds, and is for mistakes only
+
+    found = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 class UsageError(HfshipError):
@@ -294,6 +306,14 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
         padded = [c.rjust(w) if c[:1].isdigit() else c.ljust(w) for c, w in zip(row, widths)]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
+
+
+def narrow_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], optional: Sequence[str], width: int) -> str:
+    """A table that leaves out `optional` columns, one after the other, until it is at most `width` characters wide."""
+    text = table([[row[column] for column in columns] for row in rows], columns)
+    if optional and max(map(len, text.splitlines())) > width:
+        return narrow_table(rows, [c for c in columns if c != optional[0]], optional[1:], width)
+    return text
 
 
 class Stage:
@@ -444,7 +464,13 @@ class Reporter:
         self.progress = ("bar" if self.err.isatty() else "plain") if progress == "auto" else progress
         self.lock = threading.RLock()
         self.bar: Any = None
+        self.gathered: Optional[List[Any]] = None  # JSON results of the runs of a list, which are said as one
         self._secrets: Set[str] = set()
+
+    @property
+    def width(self) -> int:
+        """Characters that a line of results may have."""
+        return shutil.get_terminal_size().columns if self.out.isatty() else 1000
 
     def hide(self, secret: str) -> None:
         """Register a secret: it is replaced by *** in everything said from now on."""
@@ -466,7 +492,10 @@ class Reporter:
 
     def result_json(self, value: object) -> None:
         """A machine-readable result, to stdout."""
-        self.result(json.dumps(value, indent=2, ensure_ascii=False))
+        if self.gathered is not None and isinstance(value, list):
+            self.gathered += value
+        else:
+            self.result(json.dumps(value, indent=2, ensure_ascii=False))
 
     def detail(self, text: str) -> None:
         if self.verbosity > 0:
@@ -539,7 +568,12 @@ class Reporter:
 # ======================================================================================
 # §3 Settings
 #
-# Owns where things are and who we are: flags > HFSHIP_*/HF_* environment > defaults. Pure, but for reading the token.
+# Owns where things are, who we are, and which models a site has: flags > HFSHIP_*/HF_* environment > models file >
+# defaults. Pure, but for reading the token and the models file.
+#
+# Format of a models file, in TOML or (named *.json) in JSON: a table `defaults` and a list of tables `model`. What may
+# stand in them is a tree of Key, made from the options of the commands (§19), so that a file can ask for what a command
+# line can.
 # ======================================================================================
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -576,13 +610,44 @@ class Settings:
     deploy_dir: Path
 
 
-def load_settings(env: Mapping[str, str], endpoint: Optional[str] = None) -> Settings:
-    """Settings from flags (given), environment and defaults. `~` and `$VAR` in paths are expanded."""
+@dataclass(frozen=True)
+class ListedModel:
+    """A [[model]] of a models file, over its [defaults]: what is asked of it, and of serving it, by key."""
+
+    name: str
+    repo: str = ""
+    wishes: Mapping[str, Any] = field(default_factory=dict)
+    serve: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def deployment(self) -> str:
+        return self.serve.get("name") or self.name
+
+
+@dataclass(frozen=True)
+class ModelsFile:
+    """A models file. `others`: what its [defaults] ask of models that it does not list."""
+
+    path: Path
+    defaults: Mapping[str, Any]
+    models: Tuple[ListedModel, ...]
+    others: ListedModel
+
+
+def load_settings(
+    env: Mapping[str, str], endpoint: Optional[str] = None, file: Optional[ModelsFile] = None
+) -> Settings:
+    """Settings from flags (given), environment, models file and defaults. `~` and `$VAR` in paths are expanded; a
+    relative path in the models file starts at its folder."""
+    said = file.defaults if file else {}
+    base = {name: str(file.path.parent) for name in FOLDERS if file and name in said and not env.get(FOLDERS[name][0])}
     folders = {
-        name: Path(os.path.expanduser(os.path.expandvars(env.get(variable) or default)))
+        name: Path(
+            base.get(name, ""), os.path.expanduser(os.path.expandvars(env.get(variable) or said.get(name, default)))
+        )
         for name, (variable, default) in FOLDERS.items()
     }
-    url = (endpoint or env.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    url = (endpoint or env.get("HF_ENDPOINT") or said.get("endpoint") or DEFAULT_ENDPOINT).rstrip("/")
     if not re.match(r"https?://[^/]+", url):
         raise UsageError(
             f"endpoint {url!r} is not an http(s) URL", "", "give --endpoint https://HOST or set HF_ENDPOINT"
@@ -652,6 +717,226 @@ def parse_size(text: str) -> int:
     number, unit, binary = match.groups()
     step = 1024 if binary else 1000
     return int(float(number) * step ** " KMGT".index(unit.upper() or " "))
+
+
+# ---- the models file -----------------------------------------------------------------
+
+KeyPath = Tuple[Union[str, int], ...]  # names of tables and indexes of lists, down to a key
+
+# Kinds of values -> (the types they are parsed to, how a person is told what is expected).
+KINDS: Mapping[str, Tuple[Tuple[type, ...], str]] = {
+    "boolean": ((bool,), "true or false"),
+    "integer": ((int,), "a whole number"),
+    "number": ((int, float), "a number"),
+    "string": ((str,), "a text in quotes"),
+    "array": ((list,), 'a list, like ["a", "b"]'),
+    "object": ((dict,), "a table"),
+    "tables": ((list,), "a list of tables"),
+}
+LATER_KEYS = ("gateway", "host", "hosts", "monitoring", "node", "nodes", "replicas")  # kept free for versions to come
+
+
+@dataclass(frozen=True)
+class Key:
+    """What may stand under a key. `read` makes the option's value of it, or raises ValueError or UsageError; `inside`
+    are the keys of a table, or of each table of a list."""
+
+    kind: str
+    about: str = ""
+    read: Callable[[Any], Any] = lambda value: value
+    choices: Tuple[Any, ...] = ()
+    inside: Mapping[str, Key] = field(default_factory=dict)
+
+
+def mistakes_in(key: Key, value: Any, path: KeyPath = ()) -> Iterator[Tuple[KeyPath, str]]:
+    """(where, what is wrong there) for all that is wrong below `path`."""
+    kinds, expected = KINDS[key.kind]
+    if not any(isinstance(value, kind) for kind in kinds) or isinstance(value, bool) != (key.kind == "boolean"):
+        yield path, f"expects {expected}, not {json.dumps(value, default=str, ensure_ascii=False)[:40]}"
+    elif key.choices and value not in key.choices:
+        yield path, f"{value!r} is not one of: {', '.join(map(str, key.choices))}"
+    elif key.kind == "tables":
+        for index, item in enumerate(value):
+            yield from mistakes_in(replace(key, kind="object"), item, (*path, index))
+    elif key.inside:
+        for name, item in value.items():
+            if name in key.inside:
+                yield from mistakes_in(key.inside[name], item, (*path, name))
+            else:
+                later = "is not yet known to this version" if name in LATER_KEYS else "is not a key"
+                yield (*path, name), later + nearest(name, key.inside) * (name not in LATER_KEYS)
+    else:
+        try:
+            key.read(value)
+        except (UsageError, ValueError, argparse.ArgumentTypeError) as exc:
+            yield path, str(exc)
+
+
+def mistakes_among(models: Sequence[ListedModel]) -> Iterator[Tuple[KeyPath, str]]:
+    """(where, what is wrong) for models that lack a name or would take another's."""
+    for what in ("name", "deployment"):
+        seen: Dict[str, int] = {}
+        for index, model in enumerate(models):
+            name = getattr(model, what)
+            if not name and what == "name":
+                yield ("model", index), "has neither repo nor name"
+            elif name and seen.setdefault(name, index) != index:
+                where: KeyPath = ("model", index, "name") if what == "name" else ("model", index, "serve", "name")
+                yield where, f"the {what} {name} is there twice"
+
+
+def read_models_file(path: Path, schema: Key) -> ModelsFile:
+    """The models file at `path`. Raises UsageError that names file, line and key of all that is wrong with it."""
+    load = json_tables if path.suffix == ".json" else toml_parser()
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        value = load(text)
+    except OSError as exc:
+        step = "hfship models --example > models.toml, and edit that"
+        raise NotFoundError(f"cannot read the models file {path}: {exc.strerror}", "", step) from exc
+    except (ValueError, RecursionError) as exc:
+        line = re.search(r"line (\d+)", str(exc))
+        what = f"{path}{f':{line[1]}' if line else ''}: this is not {'JSON' if path.suffix == '.json' else 'TOML'}"
+        raise UsageError(what, str(exc), "mend it there; hfship models --example shows a whole file") from exc
+    found = list(mistakes_in(schema, value))
+    file = None if found else models_file_of(path, value)
+    found += mistakes_among(file.models) if file else ()
+    if not file or found:
+        line_of = json_line if path.suffix == ".json" else toml_line
+        lines = sorted((line_of(text, where), dotted(where), what) for where, what in found)
+        first, *others = [f"{path}:{line}: {key}: {what}" for line, key, what in lines]
+        raise UsageError(first, "\n".join(others), "hfship models --example shows every key")
+    return file
+
+
+def models_file_of(path: Path, value: Mapping[str, Any]) -> ModelsFile:
+    """The models in the tables of a models file that has no unknown keys."""
+    defaults = value.get("defaults", {})
+    image = {"image": defaults["image"]} if "image" in defaults else {}
+    tables = [{"name": ""}, *value.get("model", ())]
+    others, *models = [
+        ListedModel(
+            name=own.get("name") or own.get("repo", "").partition("@")[0].rpartition("/")[2],
+            repo=own.get("repo", ""),
+            wishes={**defaults, **own},
+            serve={**image, **defaults.get("serve", {}), **own.get("serve", {})},
+        )
+        for own in tables
+    ]
+    return ModelsFile(path, defaults, tuple(models), others)
+
+
+def chosen_models(file: ModelsFile, names: Sequence[str]) -> Tuple[ListedModel, ...]:
+    """The models that `names` (names, deployments or repositories) mean; all, without names. Raises NotFoundError."""
+    known = {word: m for m in file.models for word in (m.repo.partition("@")[0], m.deployment, m.name) if word}
+    if not known:
+        raise NotFoundError(f"{file.path} lists no model", "it has no [[model]]", "hfship models --example")
+    for name in names:
+        if name not in known:
+            here = ", ".join(model.name for model in file.models) or "none"
+            what = f"{file.path} has no model {name}{nearest(name, known)}"
+            raise NotFoundError(what, f"in it are: {here}", f"hfship models {file.path}")
+    return tuple({known[name].name: known[name] for name in names}.values()) if names else file.models
+
+
+def toml_parser() -> Callable[[str], Any]:
+    """`loads` of tomllib, or of tomli that hfship.pyz carries for Pythons below 3.11."""
+    for name in ("tomllib", "tomli"):
+        with contextlib.suppress(ImportError):
+            loads: Callable[[str], Any] = importlib.import_module(name).loads
+            return loads
+    raise HostError("this Python reads no TOML", "tomllib came with 3.11", "use hfship.pyz, or write the file in JSON")
+
+
+def json_tables(text: str) -> Any:
+    """Parsed JSON. Raises ValueError also for a key that is there twice, of which JSON would keep the last."""
+
+    def once(pairs: Sequence[Tuple[str, Any]]) -> Dict[str, Any]:
+        names = [name for name, _ in pairs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"a table has one of its keys twice: {', '.join(names)}")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=once)
+
+
+def toml_line(text: str, path: KeyPath) -> int:
+    """The line of valid TOML on which the statement begins that brings `path`.
+
+    The parser itself finds it: lines are one statement when they parse alone, and the statement is the last one of the
+    shortest beginning of the file that has the path.
+    """
+    loads, lines = toml_parser(), text.replace("\r\n", "\n").split("\n")
+    ends = [0]
+    for end in range(1, len(lines) + 1):
+        with contextlib.suppress(ValueError):
+            loads("\n".join(lines[ends[-1] : end]))
+            ends.append(end)
+    low, high = 1, len(ends) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if has_path(loads("\n".join(lines[: ends[middle]])), path):
+            high = middle
+        else:
+            low = middle + 1
+    return ends[low - 1] + 1
+
+
+def has_path(value: Any, path: KeyPath) -> bool:
+    """Whether the tables and lists of `value` lead down the path.
+
+    >>> has_path({"a": [{}, {"b": 1}]}, ("a", 1, "b")), has_path({"a": [{}]}, ("a", 1, "b"))
+    (True, False)
+    """
+    try:
+        for step in path:
+            value = value[step]
+    except (KeyError, IndexError, TypeError):
+        return False
+    return True
+
+
+def json_line(text: str, path: KeyPath) -> int:
+    """The line of valid JSON on which `path` stands: its key, or where a table of a list opens.
+
+    >>> json_line('{"model": [\\n {"a": "{"},\\n {"a":\\n 1}]}', ("model", 1, "a"))
+    3
+    """
+    here: List[Union[str, int]] = []  # the path to where we are
+    for token in re.finditer(r'("(?:[^"\\]|\\.)*")\s*(:?)|[][{},]', text):
+        sign = token[0]
+        if token[2]:
+            here[-1] = json.loads(token[1])
+        if (token[2] or sign == "{") and tuple(here) == path:
+            return text.count("\n", 0, token.start()) + 1
+        if sign in "[{":
+            here.append(0 if sign == "[" else "")
+        elif sign in "]}":
+            here.pop()
+        elif sign == "," and isinstance(here[-1], int):
+            here[-1] += 1
+    return 1
+
+
+def dotted(path: KeyPath) -> str:
+    """A path for people, who count from 1.
+
+    >>> dotted(("model", 0, "serve", "port"))
+    'model 1: serve.port'
+    """
+    return re.sub(r"\.(\d+)(\.|$)", lambda m: f" {int(m[1]) + 1}" + ": " * bool(m[2]), ".".join(map(str, path)))
+
+
+def json_schema(key: Key) -> Dict[str, Any]:
+    """What `hfship models --schema` prints: the keys as a JSON Schema (draft 2020-12), for editors."""
+    tables = key.kind == "tables"
+    schema: Dict[str, Any] = {"type": "object" if tables else key.kind, "description": key.about}
+    if key.choices:
+        schema["enum"] = list(key.choices)
+    if key.inside:
+        schema["properties"] = {name: json_schema(item) for name, item in key.inside.items()}
+        schema["additionalProperties"] = False
+    return {"type": "array", "items": schema} if tables else schema
 
 
 # ======================================================================================
@@ -6062,6 +6347,7 @@ WEIGHTS_INDEX = "model.safetensors.index.json"
 BRING_AGAIN = "fetch or unpack the model again"
 
 _DTYPE_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)(\.index\.json)?$")
 _SHARD = re.compile(r"-\d{5}-of-0(\d{4})\.safetensors$")
 
 # Folders that hold something else than a model that vLLM can serve: file -> what it is.
@@ -6342,8 +6628,8 @@ def read_json(path: Path) -> Mapping[str, Any]:
     return value
 
 
-def read_facts(folder: Path) -> ModelFacts:
-    """The facts of the model in `folder`.
+def read_facts(folder: Path, allow_changed: Sequence[str] = ()) -> ModelFacts:
+    """The facts of the model in `folder`, of which files named in `allow_changed` may differ from the manifest.
 
     Raises NotFoundError (no model), IntegrityError (a file is missing or damaged), HostError (nothing vLLM serves).
     """
@@ -6352,7 +6638,7 @@ def read_facts(folder: Path) -> ModelFacts:
     for name, reason in _NOT_SERVABLE.items():
         if (folder / name).exists() and not (folder / "config.json").exists():
             raise HostError(f"{folder} cannot be served", f"it {reason}", "serve the base model it belongs to")
-    require_complete(folder)
+    require_complete(folder, allow_changed)
     weights = weight_files(folder)
     config = read_json(folder / "config.json")
     if not config:
@@ -6380,19 +6666,22 @@ def read_facts(folder: Path) -> ModelFacts:
     return replace(facts, max_length=min(cut, facts.max_length)) if cut else facts
 
 
-def require_complete(folder: Path) -> None:
+def require_complete(folder: Path, allow_changed: Sequence[str] = ()) -> None:
     """Every file of the manifest must be there in its full size: cheap, and catches an unpack that was cut short.
 
-    A link that leaves the folder is refused: it dangles inside the container, which sees this folder alone.
+    A site may change the files that it names, weights never. A link that leaves the folder is refused: it dangles
+    inside the container, which sees this folder alone.
     """
     manifest = read_manifest(folder)
     for entry in manifest.files if manifest else ():
         path = folder / entry.path
         size = path.stat().st_size if path.exists() else -1
-        if size != entry.size:
+        changeable = size >= 0 and not _WEIGHTS.search(entry.path)
+        if size != entry.size and not (changeable and entry.path in allow_changed):
             why = f"it has {size} bytes instead of {entry.size}" if size >= 0 else "the manifest lists it"
-            what = f"{path} is {'damaged' if size >= 0 else 'missing'}"
-            raise IntegrityError(what, why, f"hfship verify {folder}")
+            what = f"{path} is {'changed' if changeable else 'damaged' if size >= 0 else 'missing'}"
+            edited = f"if you edited it: hfship serve {folder.name} --allow-changed {entry.path}\nif not: "
+            raise IntegrityError(what, why, edited * changeable + f"hfship verify {folder}")
     for path in folder.iterdir():
         if path.is_symlink() and folder.resolve() not in path.resolve().parents:
             why = f"{path.name} is a link to {os.readlink(path)}, which the container cannot see"
@@ -6464,6 +6753,8 @@ CPU_RUNTIME_BYTES = 3 * GIB  # measured: a container with a tiny model takes 2.4
 CPU_IN_FLIGHT = 2048  # tokens per batch, vLLM's default on CPUs
 
 FLOAT32 = ("float32", "float")  # as vLLM's --dtype spells it
+DTYPES = ("auto", "bfloat16", "float16", "half", *FLOAT32)
+KV_DTYPES = ("auto", "bfloat16", "float16", "fp8", "fp8_e4m3", "fp8_e5m2", "fp8_inc", "fp8_ds_mla")
 
 Version = Tuple[int, int, int]
 Capability = Tuple[int, int]  # NVIDIA's compute capability
@@ -6583,6 +6874,9 @@ class ServeOptions:
     ready_timeout_s: int = 3600
     env: Mapping[str, str] = field(default_factory=dict)
     extra_args: Tuple[str, ...] = ()
+    aliases: Tuple[str, ...] = ()  # served names beside the usual ones
+    allow_changed: Tuple[str, ...] = ()  # files that may differ from the manifest
+    wishes: Mapping[str, Any] = field(default_factory=dict)  # the options as they were given, for the next serve
 
 
 @dataclass(frozen=True)
@@ -6712,7 +7006,8 @@ def choose_image(images: Sequence[Image], wanted: Optional[str], device: str) ->
         what = f"docker has no vLLM image for the {device.upper()}"
         bring = "vllm/vllm-openai-cpu:vX.Y.Z" if device == "cpu" else "vllm/vllm-openai:vX.Y.Z"
     if not found:
-        raise HostError(what, here, f"bring {bring} (docker save), docker load -i FILE, then the same command again")
+        there = f"where there is a network: docker pull {bring} && docker save -o image.tar {bring}"
+        raise HostError(what, here, f"{there}\nhere: docker load -i image.tar, then the same command again")
     return max(found, key=lambda i: (i.version or (0, 0, 0), "vllm/vllm-openai" in i.reference, -len(i.reference)))
 
 
@@ -7775,6 +8070,12 @@ def wait_until_it_answers(deployment: Deployment, restarts_before: int, reporter
         time.sleep(POLL_S)
 
 
+def left_loading(name: str) -> Interrupted:
+    """Ctrl-C ends our wait, not the container: say so, and how to go on."""
+    step = f"hfship serve {name} waits again, hfship logs {name} -f shows how far it is\nhfship stop {name} stops it"
+    return Interrupted(f"interrupted: {name} goes on loading", "its container runs on without hfship", step)
+
+
 def startup_failure(deployment: Deployment, trouble: str) -> HostError:
     """The error for a container that died; it is stopped, lest it restart for ever."""
     name, log = deployment.plan.name, log_tail(deployment, PROGRESS_LINES)
@@ -8190,28 +8491,33 @@ class MirrorServer(ThreadingHTTPServer):
 
 @dataclass(frozen=True)
 class Context:
-    """What a command gets: its arguments, the settings and the one reporter."""
+    """What a command gets: its arguments, the settings and the one reporter. `asked` are the arguments that the command
+    line or a models file gave, `listed` says that a models file has the model."""
 
     args: argparse.Namespace
     settings: Settings
     reporter: Reporter
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    listed: bool = False
 
 
 @dataclass(frozen=True)
 class Command:
-    """One row of the command table."""
+    """One row of the command table. `models` is the dest of the words that mean models, for which a models file can
+    stand; "" where there are none."""
 
     name: str
     summary: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Context], Exit]
+    models: str = ""
 
 
 # ---- fetch ---------------------------------------------------------------------------
 
 
 def fetch_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repos", nargs="+", metavar="REPO[@REV]", help="ORG/NAME, at a branch, tag or commit")
+    parser.add_argument("repos", nargs="*", metavar="REPO[@REV]", help="ORG/NAME, at a branch, tag or commit")
     parser.add_argument("-o", "--output", metavar="DIR", help="folder in which NAME/ appears (default: ~/models)")
     parser.add_argument("--name", help="name of the model folder (default: the last part of REPO)")
     parser.add_argument("--revision", help="revision for REPOs that name none (default: the default branch)")
@@ -8450,7 +8756,8 @@ def pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="*", metavar="NAME|DIR", help="model in the models folder, or any folder")
     parser.add_argument("--all", action="store_true", help="every model in the models folder")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where NAME.tar.zst appears")
-    parser.add_argument("--split", metavar="MEDIUM|SIZE", help="cut into parts: fat32, dvd, bd25, bd50, or e.g. 8G")
+    split = "cut into parts: fat32, dvd, bd25, bd50, or e.g. 8G"
+    parser.add_argument("--split", type=parse_split, metavar="MEDIUM|SIZE", help=split)
     parser.add_argument(
         "--to", type=Path, action="append", default=[], metavar="DIR", help="a medium for parts, filled before the next"
     )
@@ -8482,7 +8789,7 @@ def cmd_pack(context: Context) -> Exit:
         )
     out, *media = args.to or [args.output or settings.package_dir]
     options = PackOptions(
-        split=parse_split(args.split) if args.split else None,
+        split=args.split,
         level=args.level,
         jobs=args.jobs,
         force=args.force,
@@ -8590,7 +8897,7 @@ def _packed_row(packed: Packed) -> Dict[str, Any]:
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "targets", nargs="+", metavar="ARCHIVE|PART|DIR|NAME", help="archive, any part, or model folder"
+        "targets", nargs="*", metavar="ARCHIVE|PART|DIR|NAME", help="archive, any part, or model folder"
     )
     parser.add_argument("--quick", action="store_true", help="archives: prove the medium by checksums, decode nothing")
     parser.add_argument("--repair-from", metavar="ARCHIVE", help="replace what is damaged by bytes of another copy")
@@ -8680,7 +8987,7 @@ def _verify_folder(folder: Path, context: Context) -> str:
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "archives", nargs="+", metavar="ARCHIVE|PART|NAME", help="archive, any part, their folder, or NAME"
+        "archives", nargs="*", metavar="ARCHIVE|PART|NAME", help="archive, any part, their folder, or NAME"
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the folder NAME appears")
     parser.add_argument("--name", help="name of the folder (default: as in the archive)")
@@ -8747,23 +9054,31 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
 def serve_arguments(parser: argparse.ArgumentParser) -> None:
     """Options whose `dest` is a field of ServeOptions become that field."""
     add = parser.add_argument
-    add("names", nargs="+", metavar="NAME|DIR", help="a model of the models folders, or its folder")
+    add("names", nargs="*", metavar="NAME|DIR", help="a model of the models folders, or its folder")
     add("--plan", action="store_true", help="say how it would be served, and do nothing")
     add("--write-only", action="store_true", help="write the deployment's files without starting it")
     add("--name", help="name of the deployment (default: the folder's name)")
+    add("--reset", action="store_true", help="forget the options of earlier calls, which are kept otherwise")
     add = parser.add_argument_group("model").add_argument
-    add("--served-model-name", dest="served_names", action="append", default=[], metavar="NAME", help="name in the API")
+    instead = "name in the API, instead of NAME and ORG/NAME"
+    add("--served-model-name", dest="served_names", action="append", default=[], metavar="NAME", help=instead)
+    add("--alias", dest="aliases", action="append", default=[], metavar="NAME", help="one more name in the API")
+    changed = "serve although this file is not as published (edited here); weights never"
+    add("--allow-changed", action="append", default=[], metavar="FILE", help=changed)
     add("--max-model-len", type=_positive, default=0, metavar="TOKENS", help="context (default: the most that fits)")
     add("--max-num-seqs", type=_positive, default=0, metavar="N", help="requests at a time")
-    add("--dtype", default="auto", help="bfloat16, float16, float32 (default: the model's)")
-    add("--kv-cache-dtype", default="auto", metavar="DTYPE", help="fp8 halves the KV cache (default: the model's)")
+    add(
+        "--dtype", choices=DTYPES, default="auto", metavar="DTYPE", help="bfloat16, float16, ... (default: the model's)"
+    )
+    help_ = "fp8 halves the KV cache (default: the model's)"
+    add("--kv-cache-dtype", choices=KV_DTYPES, default="auto", metavar="DTYPE", help=help_)
     add("--trust-remote-code", action="store_true", help="run the Python code that the model brings")
     add("--env", action="append", default=[], metavar="K=V", help="variable of the container; repeatable")
     passed_on = "passed on to vllm serve, as is everything after --"
     add("--extra-arg", dest="extra_args", action="append", default=[], metavar="ARG", help=passed_on)
     add = parser.add_argument_group("machine").add_argument
     add("--device", choices=("auto", "gpu", "cpu"), default="auto", help="default: %(default)s")
-    add("--gpus", default="", metavar="0,1|UUID", help="GPUs that may be used (default: the free ones)")
+    add("--gpus", type=_gpus, default="", metavar="0,1|UUID", help="GPUs that may be used (default: the free ones)")
     add("--tensor-parallel-size", "-tp", type=_positive, default=0, metavar="N", help="GPUs to split it over")
     add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU that it takes")
     add("--assume-gpus", metavar="2xH100|2x80GB", help="with --plan: plan for a machine with these")
@@ -8773,6 +9088,12 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--shm-size", default="", metavar="SIZE", help="shared memory of the container, like 16gb")
     wait = "to wait until it answers (default: %(default)s)"
     add("--timeout", dest="ready_timeout_s", type=_positive, default=3600, metavar="SECONDS", help=wait)
+
+
+def _gpus(text: str) -> str:
+    if not re.match(r"(all|((\d+|GPU-[\w-]+)(,(?!$)|$))*)$", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPUs, like 0,1")
+    return text
 
 
 def _share(text: str) -> float:
@@ -8790,9 +9111,7 @@ def _port(text: str) -> int:
 
 def serve_options(args: argparse.Namespace) -> ServeOptions:
     """What the operator asked for. Raises UsageError."""
-    env = dict(item.partition("=")[::2] for item in args.env)
-    for name, value in env.items():
-        require_env(name, value)
+    env = parse_env(args.env)
     if args.shm_size:
         parse_size(args.shm_size)
     if args.assume_gpus and not args.plan:
@@ -8800,8 +9119,15 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
     if len(args.names) > 1 and (args.port or args.name or args.served_names):
         raise UsageError("--port, --name and --served-model-name are for one model", "", "serve them one by one")
     gpus = [] if args.gpus == "all" else list(filter(None, args.gpus.split(",")))
-    extra = [*args.extra_args, *getattr(args, "passed_on", ())]
-    return ServeOptions(**known_fields(ServeOptions, {**vars(args), "env": env, "gpus": gpus, "extra_args": extra}))
+    return ServeOptions(**known_fields(ServeOptions, {**vars(args), "env": env, "gpus": gpus}))
+
+
+def parse_env(items: Sequence[str]) -> Dict[str, str]:
+    """The variables in K=V items. Raises UsageError."""
+    env = dict(item.partition("=")[::2] for item in items)
+    for name, value in env.items():
+        require_env(name, value)
+    return env
 
 
 def _address(text: str) -> str:
@@ -8814,27 +9140,54 @@ def _address(text: str) -> str:
 
 def cmd_serve(context: Context) -> Exit:
     """Serve models: plan, write the files, start, wait for a real answer."""
-    options = serve_options(context.args)
-    _tell_rows(context, (serve_model(context, word, options) for word in context.args.names))
+    serve_options(context.args)  # refuses what is wrong before anything is done
+    _tell_rows(context, (serve_model(context, word) for word in context.args.names))
     return Exit.OK
 
 
-def serve_model(context: Context, word: str, options: ServeOptions) -> Dict[str, Any]:
+def with_former_wishes(context: Context, name: str) -> ServeOptions:
+    """What is asked for now, over what was asked for when NAME was served before; a models file says all anew."""
+    kept: Mapping[str, Any] = {}
+    before = read_deployment(context.settings.deploy_dir / name, context.reporter)
+    actions = file_options("serve")
+    if before and not context.listed and not context.args.reset:
+        kept = {k: v for k, v in before.plan.wishes.items() if k not in context.asked and k in actions}
+    if kept:
+        words = " ".join(shlex.quote(word) for dest, value in kept.items() for word in typed(actions[dest], value))
+        context.reporter.info(f"{name}: as asked for before: {words} (--reset forgets that)")
+    wishes = {**kept, **{k: v for k, v in context.asked.items() if k in actions and k != "name"}}
+    args = argparse.Namespace(**{**vars(context.args), **wishes})
+    return replace(serve_options(args), wishes=json.loads(json.dumps(wishes)))
+
+
+def typed(action: argparse.Action, value: Any) -> List[str]:
+    """An option and its value as words of a command line."""
+    option = next(option for option in action.option_strings if option.startswith("--"))
+    if isinstance(value, bool):
+        return [option] * value
+    return [word for item in (value if isinstance(value, list) else [value]) for word in (option, str(item))]
+
+
+def serve_model(context: Context, word: str) -> Dict[str, Any]:
     """Serve one model, NAME or DIR; the row that says what came of it."""
-    args, reporter = context.args, context.reporter
+    args, reporter, deploy_dir = context.args, context.reporter, context.settings.deploy_dir
     folder = find_served_model(context, word)
     name = make_manifest(args.name or folder.name, ()).name  # refuses what cannot be a name
-    facts = read_facts(folder)
+    options = with_former_wishes(context, name)
+    facts = read_facts(folder, options.allow_changed)
     manifest = read_manifest(folder)
     # Clients know the model by its name here or by its name on the Hub.
-    hub_names = (manifest.source.repo,) if manifest and manifest.source else ()
-    options = replace(options, served_names=options.served_names or (name, *hub_names))
+    usual = (name, manifest.source.repo) if manifest and manifest.source else (name,)
+    options = replace(options, served_names=(*(options.served_names or usual), *options.aliases))
     if args.plan:
         return planned_row(context, name, folder, facts, options)
-    require_docker()
-    with FolderLock(context.settings.deploy_dir):  # two at a time would choose the same port and GPUs
-        plan = decide(context, name, folder, facts, options)
-        deployment = write_deployment(context.settings.deploy_dir / name, plan, reporter)
+    if not args.write_only:
+        require_docker()
+    with contextlib.ExitStack() as stack:
+        stack.callback(remove_if_empty, deploy_dir)
+        stack.enter_context(FolderLock(deploy_dir))  # two at a time would choose the same port and GPUs
+        plan = decide(context, name, folder, facts, options, *look_around(context, name, options))
+        deployment = write_deployment(deploy_dir / name, plan, reporter)
         for warning in plan.warnings:
             reporter.warn(f"{name}: {warning}")
         reporter.info(plan_summary(plan))
@@ -8843,7 +9196,10 @@ def serve_model(context: Context, word: str, options: ServeOptions) -> Dict[str,
             text = f"wrote {deployment.folder}\n  start    {start_it}"
             return {"name": name, "state": "written", "folder": str(deployment.folder), "text": text}
         restarts = start(deployment)
-    return served_row(deployment, facts, wait_until_it_answers(deployment, restarts, reporter))
+    try:
+        return served_row(deployment, facts, wait_until_it_answers(deployment, restarts, reporter))
+    except KeyboardInterrupt as exc:
+        raise left_loading(name) from exc
 
 
 def find_served_model(context: Context, name: str) -> Path:
@@ -8864,40 +9220,67 @@ def find_served_model(context: Context, name: str) -> Path:
     return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
 
 
-def decide(context: Context, name: str, folder: Path, facts: ModelFacts, options: ServeOptions) -> Plan:
-    """The plan for this machine as it is now."""
+def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Host, Optional[Plan]]:
+    """This machine as it is now, less what running deployments hold, and the plan of NAME so far. --plan and
+    --write-only do without docker."""
+    args, working = context.args, True
+    images: Tuple[Image, ...] = ()
+    try:
+        images = list_images()
+    except HostError as exc:
+        if not args.plan and not args.write_only:
+            raise
+        context.reporter.warn(f"{exc.what} ({exc.why})")
+        working = False
+    host = read_host(images)
+    if args.assume_gpus:
+        return replace(host, gpus=assumed_gpus(args.assume_gpus)), None
     deployments = list_deployments(context.settings.deploy_dir, context.reporter)
     plans = {d.plan.name: d.plan for d in deployments}
-    running = [n for n in plans if (inspect_container(n) or Container("", "")).status == "running"]
-    host = read_host(list_images())
-    device = choose_device(options, host)
-    if device == "cpu" and options.device == "auto":
-        context.reporter.info("no GPU here, and the image is built for CPUs: serving on the CPU")
-    image = read_image(choose_image(host.images, options.image, device))
+    running = [n for n in plans if working and (inspect_container(n) or Container("", "")).status == "running"]
     previous = plans.pop(name, None)
-    held = previous.port if previous and name in running else None
+    held = previous.port if previous and (name in running or not working) else None
     if previous and name not in running:
         previous = replace(previous, gpus=())
     ports = [options.port] if options.port else PORTS
     taken = {p for p in ports if p != held and not port_is_free(options.bind, p)} | {p.port for p in plans.values()}
     gpus = with_claims(host.gpus, [plan for other, plan in plans.items() if other in running])
-    host = replace(host, gpus=gpus, taken_ports=frozenset(taken))
+    return replace(host, gpus=gpus, taken_ports=frozenset(taken)), previous
+
+
+def decide(
+    context: Context,
+    name: str,
+    folder: Path,
+    facts: ModelFacts,
+    options: ServeOptions,
+    host: Host,
+    previous: Optional[Plan],
+) -> Plan:
+    """The plan for this machine. Raises HostError."""
+    args, device = context.args, choose_device(options, host)
+    if device == "cpu" and options.device == "auto":
+        context.reporter.info("no GPU here, and the image is built for CPUs: serving on the CPU")
+    try:
+        image = read_image(choose_image(host.images, options.image, device))
+    except HostError as exc:
+        named = options.image and not host.images and args.write_only
+        if not args.plan and not named:
+            if not args.write_only:
+                raise
+            raise HostError(exc.what, exc.why, f"{exc.next_step}\nor name one with --image") from exc
+        if host.images:
+            context.reporter.warn(f"{exc.what} ({exc.why})")
+        image = Image(options.image or "vllm/vllm-openai", "", parse_version(options.image), device == "cpu")
     return make_plan(name, str(folder.resolve()), facts, host, image, replace(options, device=device), previous)
 
 
 def planned_row(context: Context, name: str, folder: Path, facts: ModelFacts, options: ServeOptions) -> Dict[str, Any]:
     """--plan: works without docker and GPU, and then says what would be needed."""
-    reporter, assumed = context.reporter, context.args.assume_gpus
-    images: Tuple[Image, ...] = ()
+    reporter, row = context.reporter, {"name": name, "facts": asdict(facts)}
+    host, previous = look_around(context, name, options)
     try:
-        images = list_images()
-    except HostError as exc:
-        reporter.warn(f"{exc.what} ({exc.why})")
-    host = read_host(images)
-    host = replace(host, gpus=assumed_gpus(assumed)) if assumed else host
-    row = {"name": name, "facts": asdict(facts)}
-    try:
-        device = choose_device(options, host)
+        choose_device(options, host)
     except HostError as exc:
         if options.device == "gpu":
             raise
@@ -8905,13 +9288,7 @@ def planned_row(context: Context, name: str, folder: Path, facts: ModelFacts, op
         rows = sizing(facts, options)
         header = ["split", "weights per GPU", "for a short context", "for the full context"]
         return {**row, "sizing": rows, "text": f"{facts_summary(name, facts)}\n{table(rows, header)}"}
-    try:
-        image = read_image(choose_image(images, options.image, device))
-    except HostError as exc:
-        if images:
-            reporter.warn(f"{exc.what} ({exc.why})")
-        image = Image(options.image or "vllm/vllm-openai", "", parse_version(options.image), device == "cpu")
-    plan = make_plan(name, str(folder.resolve()), facts, host, image, replace(options, device=device))
+    plan = decide(context, name, folder, facts, options, host, previous)
     for warning in plan.warnings:
         reporter.warn(f"{name}: {warning}")
     text = f"{facts_summary(name, facts)}\n{plan_summary(plan)}"
@@ -8982,7 +9359,9 @@ def names_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def stop_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="+", metavar="NAME", help="deployments")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="deployments")
+    parser.add_argument("--remove", action="store_true", help="also remove container, compile cache, files and key")
+    parser.add_argument("--yes", action="store_true", help="with --remove: do not ask")
 
 
 def logs_arguments(parser: argparse.ArgumentParser) -> None:
@@ -8998,7 +9377,8 @@ def named_deployment(context: Context, name: str) -> Deployment:
     if found is None:
         here = [d.plan.name for d in list_deployments(context.settings.deploy_dir, context.reporter)]
         why = f"in {folder.parent} there are: {', '.join(here) or 'none'}"
-        raise NotFoundError(f"no such deployment: {name}", why, f"hfship serve {name}")
+        step = "\n".join(f"hfship {context.args.command} {other}" for other in here[:10]) or f"hfship serve {name}"
+        raise NotFoundError(f"no such deployment: {name}{nearest(name, here)}", why, step)
     return found
 
 
@@ -9008,7 +9388,9 @@ _STATE_EXIT = {"healthy": Exit.OK, "loading": Exit.INCOMPLETE, "degraded": Exit.
 def cmd_status(context: Context) -> Exit:
     """The state of deployments, each proven by a real request. Without docker it is unknown, and said so."""
     names, deploy_dir = context.args.names, context.settings.deploy_dir
-    found = [named_deployment(context, n) for n in names] or list_deployments(deploy_dir, context.reporter)
+    absent = [name for name in names if context.listed and not (deploy_dir / name / PLAN_FILE).exists()]
+    found = [named_deployment(context, n) for n in names if n not in absent]
+    found = found or ([] if names else list_deployments(deploy_dir, context.reporter))
     problem = ""
     try:
         if found:
@@ -9017,14 +9399,22 @@ def cmd_status(context: Context) -> Exit:
         problem = exc.what
         context.reporter.error(exc)
     rows = [deployment_status(d, problem) for d in found]
+    rows += [{"name": name, "state": "down", "note": f"not served yet: hfship serve {name}"} for name in absent]
     if context.args.json:
         context.reporter.result_json(rows)
     elif rows:
-        columns = ("name", "state", "image", "url", "gpus", "uptime", "answer", "note")
-        context.reporter.result(table([[status_cell(row[c]) for c in columns] for row in rows], columns))
+        context.reporter.result(status_text(rows, context.reporter.width))
     else:
         context.reporter.info(f"no deployments in {deploy_dir}")
     return max((_STATE_EXIT.get(str(row["state"]), Exit.HOST) for row in rows), default=Exit.OK)
+
+
+def status_text(rows: Sequence[Mapping[str, object]], width: int) -> str:
+    """The table of `status`, and below it what is to be said of single deployments."""
+    columns = ("name", "state", "image", "url", "gpus", "uptime", "answer")
+    cells = [{column: status_cell(row.get(column)) for column in columns} for row in rows]
+    notes = [f"{row['name']}: {row['note']}" for row in rows if row["note"]]
+    return "\n".join([narrow_table(cells, columns, ("image", "gpus", "answer", "uptime"), width), *notes])
 
 
 def deployment_status(deployment: Deployment, problem: str) -> Mapping[str, object]:
@@ -9064,17 +9454,42 @@ def status_cell(value: object) -> str:
 
 
 def cmd_stop(context: Context) -> Exit:
-    """Stop deployments; their files, key and compile cache stay."""
+    """Stop deployments; their files, key and compile cache stay, or go with --remove."""
     found = [named_deployment(context, name) for name in context.args.names]
+    remove = context.args.remove
     require_docker()
+    if remove and not context.args.yes:
+        folders = ", ".join(str(deployment.folder) for deployment in found)
+        confirm(f"remove {folders} with key and compile cache? The model stays.", context.reporter)
 
     def stop(deployment: Deployment) -> Dict[str, Any]:
         name = deployment.plan.name
-        docker(compose(deployment, "down"), f"stop {name}", COMPOSE_TIMEOUT_S, name)
-        return {"name": name, "state": "down", "text": f"stopped {name}; {deployment.folder} stays"}
+        docker(compose(deployment, "down", *["--volumes"] * remove), f"stop {name}", COMPOSE_TIMEOUT_S, name)
+        if remove:
+            remove_tree(deployment.folder)
+        state, text = ("removed", "is gone") if remove else ("down", "stays")
+        said = f"{'removed' if remove else 'stopped'} {name}; {deployment.folder} {text}"
+        return {"name": name, "state": state, "text": said}
 
     _tell_rows(context, map(stop, found))
     return Exit.OK
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of ours with all that is in it. Raises DiskError."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as exc:
+        raise disk_error(exc, "remove", folder) from exc
+
+
+def confirm(question: str, reporter: Reporter) -> None:
+    """Go on if the operator says yes. Raises UsageError for any other answer, and where there is nobody to ask."""
+    if not sys.stdin or not sys.stdin.isatty():
+        raise UsageError(question, "there is no terminal to ask on", "the same command with --yes")
+    reporter.warn(f"{question} [y/N]")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was removed", "the answer was not yes", "")
 
 
 def cmd_logs(context: Context) -> Exit:
@@ -9115,6 +9530,243 @@ def cmd_mirror(context: Context) -> Exit:
         context.reporter.info(f"use it with: HF_ENDPOINT={server.url} hf download {names[0] if names else 'ORG/NAME'}")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
+    return Exit.OK
+
+
+# ---- models --------------------------------------------------------------------------
+
+# Options that a models file may set: of each model (or, for all, in [defaults]), and in [defaults] alone. Of `serve`
+# it may set all but those that are for one call.
+MODEL_OPTIONS = {"fetch": ("revision", "repo_type", "include", "exclude", "all_files"),
+                 "pack": ("profile", "split", "level")}  # fmt: skip
+DEFAULT_OPTIONS = {"fetch": ("mirror", "limit_rate")}
+CALL_OPTIONS = ("help", "plan", "write_only", "reset", "assume_gpus")
+MODELS_EXAMPLE = """\
+# What this site has, for: hfship VERB --models models.toml [NAME...]
+# Flags win over HFSHIP_* and HF_* variables, those over this file. Relative folders start where this file lies.
+
+[defaults]
+endpoint = "https://huggingface.co"
+# mirror = ["https://hub.example.org"]
+models_dir = "~/models"                          # connected side: fetch writes here,
+package_dir = "~/transfer_package"               # and pack here
+transfer_dir = "/data/transfer"                  # offline side: archives arrive here,
+site_models_dir = "/data/models/huggingface"     # are unpacked to here,
+deploy_dir = "/data/deploy"                      # and served from here
+log_dir = "~/logs/hfship"
+profile = "standard"                             # or "smallest", "store"
+# split = "fat32"                                # or "dvd", "bd25", "bd50", "8G"
+# image = "vllm/vllm-openai:v0.27.1"             # default: the newest that docker has
+
+[defaults.serve]
+gpu_memory_utilization = 0.9
+host = "127.0.0.1"                               # "0.0.0.0" listens on all addresses
+
+[[model]]
+repo = "Qwen/Qwen3-8B"                           # NAME is Qwen3-8B unless `name` says otherwise
+revision = "main"                                # branch, tag or commit
+exclude = ["*.onnx"]
+
+[model.serve]
+port = 8001
+max_model_len = 32768
+aliases = ["chat"]                               # beside Qwen3-8B and Qwen/Qwen3-8B
+
+[[model]]
+repo = "meta-llama/Llama-3.1-70B-Instruct"
+name = "llama-70b"
+split = "bd25"
+
+[model.serve]
+gpus = [0, 1, 2, 3]
+tensor_parallel_size = 4
+port = 8002
+env = { VLLM_LOGGING_LEVEL = "INFO" }
+extra_args = ["--enable-auto-tool-choice", "--tool-call-parser", "llama3_json"]
+"""
+
+
+def file_options(command: str) -> Dict[str, argparse.Action]:
+    """The options of a command that a models file may set, by dest."""
+    parser = argparse.ArgumentParser()
+    next(row for row in COMMANDS if row.name == command).arguments(parser)
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    wanted = MODEL_OPTIONS.get(command, ()) + DEFAULT_OPTIONS.get(command, ())
+    return {dest: a for dest, a in actions.items() if (dest in wanted if wanted else dest not in CALL_OPTIONS)}
+
+
+def key_name(action: argparse.Action) -> str:
+    """The key of an option: its name, in the plural where its dest is (--alias, aliases)."""
+    name = action.option_strings[0][2:].replace("-", "_")
+    return action.dest if action.dest.startswith(name) else name
+
+
+def option_key(action: argparse.Action) -> Key:
+    """What a models file may say for an option; argparse's own conversion reads it."""
+    convert: Callable[[str], Any] = action.type if callable(action.type) else str
+    about = (action.help or "").replace("%(default)s", str(action.default)).replace("%%", "%")
+    if action.nargs == 0:
+        return Key("boolean", about)
+    if action.dest == "name":
+        return Key("string", about, lambda name: make_manifest(name, ()).name)
+    if action.metavar == "K=V":
+        return Key("object", about, lambda table: list(typed_env(table)))
+    if isinstance(action.default, list):
+        return Key("array", about, lambda items: [convert(word) for word in texts(items)])
+    if convert is _gpus:
+        return Key("array", about, lambda items: convert(",".join(texts(items))))
+    kinds = {_positive: "integer", _port: "integer", int: "integer", _share: "number"}
+    return Key(kinds.get(convert, "string"), about, lambda value: convert(str(value)), tuple(action.choices or ()))
+
+
+def texts(items: Iterable[Any]) -> List[str]:
+    """Texts and whole numbers as texts. Raises ValueError for anything else."""
+    items = list(items)
+    if not all(isinstance(item, (str, int)) and not isinstance(item, bool) for item in items):
+        raise ValueError(f"expects texts or whole numbers, not {json.dumps(items, default=str)[:40]}")
+    return list(map(str, items))
+
+
+def typed_env(table_: Mapping[str, Any]) -> List[str]:
+    """The variables of a table as K=V. Raises ValueError, UsageError."""
+    items = [f"{name}={value}" for name, value in zip(table_, texts(table_.values()))]
+    parse_env(items)
+    return items
+
+
+def models_schema() -> Key:
+    """What may stand in a models file, made from the options of the commands."""
+
+    def keys(options: Mapping[str, Sequence[str]]) -> Dict[str, Key]:
+        found = {command: file_options(command) for command in options}
+        return {key_name(a): option_key(a) for c, dests in options.items() for a in map(found[c].__getitem__, dests)}
+
+    served = {key_name(action): option_key(action) for action in file_options("serve").values()}
+    shared, single = keys(MODEL_OPTIONS), ("name", "port", "aliases", "served_model_name")
+    named = {"repo": Key("string", "ORG/NAME on the Hub", parse_repo), "name": served["name"]}
+    model = {**named, **shared, "serve": Key("object", "how it is served", inside=served)}
+    all_serve = Key("object", "how models are served", inside={k: v for k, v in served.items() if k not in single})
+    folders = {name: Key("string", f"folder; wins over it: {variable}") for name, (variable, _) in FOLDERS.items()}
+    endpoint = Key("string", "Hub or mirror; wins over it: HF_ENDPOINT")
+    defaults = {"endpoint": endpoint, **folders, **keys(DEFAULT_OPTIONS), **shared, "image": served["image"]}
+    tables = {"defaults": Key("object", "for all models", inside={**defaults, "serve": all_serve})}
+    return Key("object", "models file of hfship", inside={**tables, "model": Key("tables", "a model", inside=model)})
+
+
+def models_file(args: argparse.Namespace) -> Optional[ModelsFile]:
+    """The file of --models or HFSHIP_MODELS_FILE. Raises UsageError, NotFoundError."""
+    path = getattr(args, "models_file", None) or os.environ.get("HFSHIP_MODELS_FILE")
+    return read_models_file(Path(os.path.expanduser(path)), models_schema()) if path else None
+
+
+def wishes_of(command: Command, model: ListedModel) -> Dict[str, Any]:
+    """What a models file asks of a command for a model, as its arguments."""
+    if command.name != "serve" and command.name not in MODEL_OPTIONS:
+        return {}
+    said = model.serve if command.name == "serve" else model.wishes
+    actions = {key_name(action): action for action in file_options(command.name).values()}
+    return {action.dest: option_key(action).read(said[key]) for key, action in actions.items() if key in said}
+
+
+def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, Context]:
+    """One run of the command for each model that the file lists, and one for the words it does not know, by name."""
+    words, given = getattr(context.args, command.models), context.asked
+    if context.args.models_file:
+        chosen, others = chosen_models(file, words), []
+    else:
+        known = {word for m in file.models for word in (m.repo.partition("@")[0], m.deployment, m.name)}
+        chosen = tuple(model for word in words if word in known for model in chosen_models(file, [word]))
+        others = [word for word in words if word not in known]
+    runs: Dict[str, Context] = {}
+
+    def add(label: str, model: ListedModel, words: Sequence[str], **more: Any) -> None:
+        asked = {**more, **wishes_of(command, model), **given}
+        args = argparse.Namespace(**{**vars(context.args), **asked, command.models: list(words)})
+        runs[label] = replace(context, args=args, asked=asked, listed=bool(model.name))
+
+    if command.name == "status" and chosen:
+        add("status", chosen[0], [model.deployment for model in chosen])
+    else:
+        for model in chosen:
+            word = model.deployment if command.name == "stop" else model.name
+            more = {"name": model.name} if command.name == "fetch" else {}
+            add(model.name, model, [model.repo if command.name == "fetch" else word], **more)
+    if others or not chosen:
+        add(", ".join(others), file.others, others)
+    return runs
+
+
+def run_command(command: Command, context: Context, file: Optional[ModelsFile]) -> Exit:
+    """Run a command: once, or for each model of a models file. Raises UsageError when there is nothing to do it to."""
+    runs = runs_of(command, context, file) if file and command.models else {"": context}
+    if len(runs) == 1:
+        (only,) = runs.values()
+        if command.models and not getattr(only.args, command.models) and command.name not in ("pack", "status"):
+            what = f"{command.name} needs a model"
+            raise UsageError(what, "", f"{examples_of(command.name)[0]}\nhfship {command.name} --help shows more")
+        return command.run(only)
+    single = {"--name": "name", "--port": "port", "--served-model-name": "served_names", "--alias": "aliases"}
+    wrong = [option for option, dest in single.items() if dest in context.asked]
+    if wrong:
+        what = f"{wrong[0]} is for one model, not for {len(runs)}"
+        raise UsageError(what, "", f"name one of: {', '.join(runs)}; or say it in {file.path if file else ''}")
+    return run_list(command, runs, context.reporter)
+
+
+def run_list(command: Command, runs: Mapping[str, Context], reporter: Reporter) -> Exit:
+    """Run a command for each of a list, going on after failures; then one summary, and one JSON list of results."""
+    codes: Dict[str, Exit] = {}
+    reporter.gathered = gathered = []
+    try:
+        for name, context in runs.items():
+            try:
+                codes[name] = command.run(context)
+            except Interrupted:
+                raise
+            except HfshipError as exc:
+                reporter.error(exc)
+                error = {"what": exc.what, "why": exc.why, "next": as_typed(exc.next_step)}
+                gathered.append({"name": name, "error": error, "exit_code": int(exc.code)})
+                codes[name] = exc.code
+    finally:
+        reporter.gathered = None
+        if gathered and context.args.json:
+            reporter.result_json(gathered)
+    failed = sum(code != Exit.OK for code in codes.values())
+    rows = [[f"  {name}", code.name.lower().replace("_", " ")] for name, code in codes.items()]
+    said = f"{command.name}: {len(runs)} models, {len(runs) - failed} ok, {failed} failed"
+    reporter.info(said + ("\n" + table(rows)) * bool(failed))
+    return Exit.INCOMPLETE if failed else Exit.OK
+
+
+def models_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", nargs="?", metavar="FILE", help="models file (default: HFSHIP_MODELS_FILE)")
+    parser.add_argument("--example", action="store_true", help="print a models file that shows every part, in TOML")
+    parser.add_argument("--schema", action="store_true", help="print a JSON Schema of all keys, for editors")
+
+
+def cmd_models(context: Context) -> Exit:
+    """What a models file holds, after it was checked."""
+    args, reporter = context.args, context.reporter
+    path = args.file or os.environ.get("HFSHIP_MODELS_FILE")
+    if args.example or args.schema:
+        schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **json_schema(models_schema())}
+        reporter.result(MODELS_EXAMPLE.rstrip("\n")) if args.example else reporter.result_json(schema)
+        return Exit.OK
+    if not path:
+        raise UsageError("no models file is named", "", "hfship models --example > models.toml")
+    file = read_models_file(Path(os.path.expanduser(path)), models_schema())
+    if args.json:
+        models = [{**asdict(model), "deployment": model.deployment} for model in file.models]
+        reporter.result_json({"path": str(file.path), "defaults": file.defaults, "models": models})
+        return Exit.OK
+    header = ("name", "repo", "revision", "serve")
+    rows = [
+        [m.name, m.repo or "-", m.wishes.get("revision", "-"), " ".join(f"{k}={v}" for k, v in m.serve.items())]
+        for m in file.models
+    ]
+    text = table(rows, header) if rows else f"{file.path} lists no model"
+    reporter.result("\n".join(line[: reporter.width] for line in text.splitlines()))
     return Exit.OK
 
 
@@ -9209,26 +9861,33 @@ def cmd_version(context: Context) -> Exit:
 # ---- the table and main --------------------------------------------------------------
 
 COMMANDS: Tuple[Command, ...] = (
-    Command("fetch", "download models from the Hub, resumable and verified", fetch_arguments, cmd_fetch),
-    Command("pack", "pack models into NAME.tar.zst, whole or in parts", pack_arguments, cmd_pack),
+    Command("fetch", "download models from the Hub, resumable and verified", fetch_arguments, cmd_fetch, "repos"),
+    Command("pack", "pack models into NAME.tar.zst, whole or in parts", pack_arguments, cmd_pack, "models"),
     Command(
         "verify",
         "prove archives or model folders offline; names what is damaged and the shortest repair",
         verify_arguments,
         cmd_verify,
+        "targets",
     ),
-    Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack),
+    Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack, "archives"),
     Command(
-        "serve", "put models into service with vLLM in docker, and wait until they answer", serve_arguments, cmd_serve
+        "serve",
+        "put models into service with vLLM in docker, and wait until they answer",
+        serve_arguments,
+        cmd_serve,
+        "names",
     ),
     Command(
         "status",
         "show whether deployments answer; exit code 0 healthy, 3 loading or degraded, 9 down or unknown",
         names_arguments,
         cmd_status,
+        "names",
     ),
-    Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop),
+    Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop, "names"),
     Command("logs", "show the log of a deployment", logs_arguments, cmd_logs),
+    Command("models", "check and list a models file, or print an example", models_arguments, cmd_models),
     Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
     Command(
         "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
@@ -9239,6 +9898,7 @@ COMMANDS: Tuple[Command, ...] = (
 EXAMPLES = """\
 hfship fetch Qwen/Qwen3-8B
 hfship fetch org/name@v1.0 --exclude 'onnx/' -o /mnt/disk
+hfship fetch --models models.toml
 hfship pack Qwen3-14B
 hfship pack --split fat32 -o /media/usb Qwen3-14B
 hfship verify /media/usb/Qwen3-14B.tar.zst.0001
@@ -9246,11 +9906,15 @@ hfship verify /data/models/huggingface/Qwen3-14B
 hfship unpack /data/transfer/Qwen3-14B.tar.zst
 hfship unpack Qwen3-14B -o /data/models/huggingface
 hfship serve Qwen3-8B
+hfship serve --models models.toml Qwen3-8B
 hfship serve Qwen3-8B --plan --assume-gpus 2xH100
 hfship serve Llama-3.1-70B --gpus 0,1 --max-model-len 32768 -- --enable-auto-tool-choice
 hfship status
 hfship status Qwen3-8B --json
 hfship stop Qwen3-8B
+hfship stop Qwen3-8B --remove
+hfship models --example > models.toml
+hfship models models.toml
 hfship logs Qwen3-8B --tail 100
 hfship logs Qwen3-8B -f
 hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
@@ -9271,8 +9935,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The argument parser, made from COMMANDS."""
+def examples_of(command: str) -> List[str]:
+    """The lines of EXAMPLES for a command."""
+    return [line for line in EXAMPLES.splitlines() if line.split()[1] == command]
+
+
+def build_parser(defaults: bool = True) -> argparse.ArgumentParser:
+    """The argument parser, made from COMMANDS. Without defaults, its results hold what was given and no more."""
     parser = argparse.ArgumentParser(
         prog=program_name(),
         description="Carry Hugging Face models across an air gap and put them into service.",
@@ -9282,7 +9951,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"hfship {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
-        examples = [as_typed(line) for line in EXAMPLES.splitlines() if line.split()[1] == command.name]
+        examples = map(as_typed, examples_of(command.name))
         sub = subparsers.add_parser(
             command.name,
             help=command.summary,
@@ -9291,8 +9960,12 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.arguments(sub)
+        if command.models:
+            listed = "do it to what this models file lists, or to what is named of it"
+            sub.add_argument("--models", dest="models_file", metavar="FILE", help=listed)
         add_common_arguments(sub)
-        sub.set_defaults(run=command.run)
+        for action in [] if defaults else sub._actions:
+            action.default = argparse.SUPPRESS
     return parser
 
 
@@ -9301,28 +9974,41 @@ def _terminate(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def split_passed_on(words: Sequence[str]) -> Tuple[Sequence[str], Sequence[str]]:
-    """What is ours and, after `--`, what `serve` passes on to vLLM. argparse cannot tell them apart.
+def with_passed_on(words: Sequence[str]) -> Sequence[str]:
+    """What follows `--` is for vLLM. argparse cannot tell it from our own, so it becomes --extra-arg.
 
-    >>> split_passed_on(["serve", "M", "--", "--enforce-eager"])
-    (['serve', 'M'], ['--enforce-eager'])
+    >>> with_passed_on(["serve", "M", "--", "--enforce-eager"])
+    ['serve', 'M', '--extra-arg=--enforce-eager']
     """
     if "--" not in words or words[0] != "serve":
-        return words, []
+        return words
     at = list(words).index("--")
-    return words[:at], words[at + 1 :]
+    return [*words[:at], *(f"--extra-arg={word}" for word in words[at + 1 :])]
+
+
+def parse_words(words: Sequence[str]) -> Tuple[argparse.Namespace, Dict[str, Any]]:
+    """The arguments, and those of them that were given. Raises UsageError where argparse would not help."""
+    names = [command.name for command in COMMANDS]
+    if not words:
+        raise UsageError("no command given", "the commands are: " + ", ".join(names), "hfship --help")
+    if not words[0].startswith("-") and words[0] not in names:
+        what = f"there is no command {words[0]}{nearest(words[0], names)}"
+        raise UsageError(what, "the commands are: " + ", ".join(names), "hfship --help")
+    words = with_passed_on(words)
+    return build_parser().parse_args(words), vars(build_parser(defaults=False).parse_args(words))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one command; the only place where errors become exit codes."""
-    words, passed_on = split_passed_on(sys.argv[1:] if argv is None else argv)
-    args = build_parser().parse_args(words)
-    args.passed_on = passed_on
-    reporter = Reporter(args.progress, args.verbose - args.quiet)
+    reporter = Reporter()
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        settings = load_settings(os.environ, getattr(args, "endpoint", None))
-        return int(args.run(Context(args, settings, reporter)))
+        args, given = parse_words(sys.argv[1:] if argv is None else argv)
+        reporter = Reporter(args.progress, args.verbose - args.quiet)
+        command = next(row for row in COMMANDS if row.name == args.command)
+        file = None if command.name in ("models", "version") else models_file(args)
+        settings = load_settings(os.environ, getattr(args, "endpoint", None), file)
+        return int(run_command(command, Context(args, settings, reporter, given), file))
     except HfshipError as exc:
         reporter.error(exc)
         return int(exc.code)

@@ -28,9 +28,11 @@ import hfship
 @pytest.mark.parametrize(
     "arguments, code, words",
     [
-        ([], 2, "COMMAND"),
-        (["nonsense"], 2, "invalid choice"),
-        (["fetch"], 2, "REPO"),
+        ([], 2, "the commands are: fetch, "),
+        (["nonsense"], 2, "there is no command nonsense\n"),
+        (["fetsh", "org/x"], 2, "did you mean fetch?"),
+        (["fetch"], 2, "fetch Qwen/Qwen3-8B"),
+        (["fetch", "org/x", "--limit-rate", "fast"], 2, "is not a size"),
         (["fetch", "org/x", "--endpoint", "ftp://x"], 2, "not an http"),
         (["fetch", "org/x", "-j", "0"], 2, "--jobs"),
         (["verify", "nowhere.tar.zst"], 5, "nowhere.tar.zst"),
