@@ -73,10 +73,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, reduce
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
+from operator import getitem
 from pathlib import Path
 from types import MappingProxyType
 from typing import (
@@ -91,6 +92,7 @@ from typing import (
     Iterator,
     List,
     Mapping,
+    Match,
     NamedTuple,
     NoReturn,
     Optional,
@@ -773,23 +775,22 @@ def mistakes_in(key: Key, value: Any, path: KeyPath = ()) -> Iterator[Tuple[KeyP
 
 
 def mistakes_among(models: Sequence[ListedModel]) -> Iterator[Tuple[KeyPath, str]]:
-    """(where, what is wrong) for models that lack a name or would take another's."""
-    for what in ("name", "deployment"):
-        seen: Dict[str, int] = {}
-        for index, model in enumerate(models):
-            name = getattr(model, what)
-            if not name and what == "name":
-                yield ("model", index), "has neither repo nor name"
-            elif name and seen.setdefault(name, index) != index:
-                where: KeyPath = ("model", index, "name") if what == "name" else ("model", index, "serve", "name")
-                yield where, f"the {what} {name} is there twice"
+    """(where, what is wrong) for models that lack a name, or have that of another."""
+    names, deployments = [model.name for model in models], [model.deployment for model in models]
+    for i, model in enumerate(models):
+        if not model.name:
+            yield ("model", i), "has neither repo nor name"
+        elif model.name in names[:i]:
+            yield ("model", i), f"the name {model.name} is there twice"
+        elif model.deployment in deployments[:i]:
+            yield ("model", i, "serve"), f"another model has the deployment {model.deployment}"
 
 
 def read_models_file(path: Path, schema: Key) -> ModelsFile:
     """The models file at `path`. Raises UsageError that names file, line and key of all that is wrong with it."""
     load = json_tables if path.suffix == ".json" else toml_parser()
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")  # an editor of Windows may have put a mark before it
         value = load(text)
     except OSError as exc:
         step = "hfship models --example > models.toml, and edit that"
@@ -803,9 +804,9 @@ def read_models_file(path: Path, schema: Key) -> ModelsFile:
     found += mistakes_among(file.models) if file else ()
     if not file or found:
         line_of = json_line if path.suffix == ".json" else toml_line
-        lines = sorted((line_of(text, where), dotted(where), what) for where, what in found)
+        lines = sorted((line_of(text, where), dotted(where) or "the file", what) for where, what in found)
         first, *others = [f"{path}:{line}: {key}: {what}" for line, key, what in lines]
-        raise UsageError(first, "\n".join(others), "hfship models --example shows every key")
+        raise UsageError(first, "\n".join(others), "hfship models --schema lists every key")
     return file
 
 
@@ -818,7 +819,7 @@ def models_file_of(path: Path, value: Mapping[str, Any]) -> ModelsFile:
         ListedModel(
             name=own.get("name") or own.get("repo", "").partition("@")[0].rpartition("/")[2],
             repo=own.get("repo", ""),
-            wishes={**defaults, **own},
+            wishes={k: v for k, v in {**defaults, **own}.items() if k not in (*FOLDERS, "endpoint", "serve")},
             serve={**image, **defaults.get("serve", {}), **own.get("serve", {})},
         )
         for own in tables
@@ -866,7 +867,7 @@ def toml_line(text: str, path: KeyPath) -> int:
     The parser itself finds it: lines are one statement when they parse alone, and the statement is the last one of the
     shortest beginning of the file that has the path.
     """
-    loads, lines = toml_parser(), text.replace("\r\n", "\n").split("\n")
+    loads, lines = toml_parser(), text.split("\n")
     ends = [0]
     for end in range(1, len(lines) + 1):
         with contextlib.suppress(ValueError):
@@ -875,47 +876,33 @@ def toml_line(text: str, path: KeyPath) -> int:
     low, high = 1, len(ends) - 1
     while low < high:
         middle = (low + high) // 2
-        if has_path(loads("\n".join(lines[: ends[middle]])), path):
+        try:
+            reduce(getitem, path, loads("\n".join(lines[: ends[middle]])))
             high = middle
-        else:
+        except (KeyError, IndexError):
             low = middle + 1
     return ends[low - 1] + 1
 
 
-def has_path(value: Any, path: KeyPath) -> bool:
-    """Whether the tables and lists of `value` lead down the path.
-
-    >>> has_path({"a": [{}, {"b": 1}]}, ("a", 1, "b")), has_path({"a": [{}]}, ("a", 1, "b"))
-    (True, False)
-    """
-    try:
-        for step in path:
-            value = value[step]
-    except (KeyError, IndexError, TypeError):
-        return False
-    return True
-
-
 def json_line(text: str, path: KeyPath) -> int:
-    """The line of valid JSON on which `path` stands: its key, or where a table of a list opens.
+    """The line of valid JSON on which the last key of `path` stands.
+
+    The parser itself finds it, in a text whose every key was given its line.
 
     >>> json_line('{"model": [\\n {"a": "{"},\\n {"a":\\n 1}]}', ("model", 1, "a"))
     3
     """
-    here: List[Union[str, int]] = []  # the path to where we are
-    for token in re.finditer(r'("(?:[^"\\]|\\.)*")\s*(:?)|[][{},]', text):
-        sign = token[0]
-        if token[2]:
-            here[-1] = json.loads(token[1])
-        if (token[2] or sign == "{") and tuple(here) == path:
-            return text.count("\n", 0, token.start()) + 1
-        if sign in "[{":
-            here.append(0 if sign == "[" else "")
-        elif sign in "]}":
-            here.pop()
-        elif sign == "," and isinstance(here[-1], int):
-            here[-1] += 1
-    return 1
+
+    def numbered(token: Match[str]) -> str:
+        return f'"{token[1]}\\n{text.count(chr(10), 0, token.start()) + 1}":' if token[2] else token[0]
+
+    here, line = json.loads(re.sub(r'"((?:[^"\\]|\\.)*)"(\s*:)?', numbered, text)), 1
+    for step in path:
+        if isinstance(step, int):
+            here = here[step]
+        else:
+            line, here = next((int(k.rpartition("\n")[2]), v) for k, v in here.items() if k.rpartition("\n")[0] == step)
+    return line
 
 
 def dotted(path: KeyPath) -> str:
@@ -9111,7 +9098,7 @@ def _port(text: str) -> int:
 
 def serve_options(args: argparse.Namespace) -> ServeOptions:
     """What the operator asked for. Raises UsageError."""
-    env = parse_env(args.env)
+    env = dict(item.partition("=")[::2] for item in checked_env(args.env))
     if args.shm_size:
         parse_size(args.shm_size)
     if args.assume_gpus and not args.plan:
@@ -9122,12 +9109,13 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
     return ServeOptions(**known_fields(ServeOptions, {**vars(args), "env": env, "gpus": gpus}))
 
 
-def parse_env(items: Sequence[str]) -> Dict[str, str]:
-    """The variables in K=V items. Raises UsageError."""
-    env = dict(item.partition("=")[::2] for item in items)
-    for name, value in env.items():
+def checked_env(items: Iterable[str]) -> List[str]:
+    """Variables, K=V each, that a container can be given. Raises UsageError."""
+    items = list(items)
+    for item in items:
+        name, _, value = item.partition("=")
         require_env(name, value)
-    return env
+    return items
 
 
 def _address(text: str) -> str:
@@ -9466,21 +9454,16 @@ def cmd_stop(context: Context) -> Exit:
         name = deployment.plan.name
         docker(compose(deployment, "down", *["--volumes"] * remove), f"stop {name}", COMPOSE_TIMEOUT_S, name)
         if remove:
-            remove_tree(deployment.folder)
+            try:
+                shutil.rmtree(deployment.folder)
+            except OSError as exc:
+                raise disk_error(exc, "remove", deployment.folder) from exc
         state, text = ("removed", "is gone") if remove else ("down", "stays")
         said = f"{'removed' if remove else 'stopped'} {name}; {deployment.folder} {text}"
         return {"name": name, "state": state, "text": said}
 
     _tell_rows(context, map(stop, found))
     return Exit.OK
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder of ours with all that is in it. Raises DiskError."""
-    try:
-        shutil.rmtree(folder)
-    except OSError as exc:
-        raise disk_error(exc, "remove", folder) from exc
 
 
 def confirm(question: str, reporter: Reporter) -> None:
@@ -9542,35 +9525,34 @@ MODEL_OPTIONS = {"fetch": ("revision", "repo_type", "include", "exclude", "all_f
 DEFAULT_OPTIONS = {"fetch": ("mirror", "limit_rate")}
 CALL_OPTIONS = ("help", "plan", "write_only", "reset", "assume_gpus")
 MODELS_EXAMPLE = """\
-# What this site has, for: hfship VERB --models models.toml [NAME...]
+# The models of a site, for: hfship VERB --models models.toml [NAME...]
 # Flags win over HFSHIP_* and HF_* variables, those over this file. Relative folders start where this file lies.
 
 [defaults]
-endpoint = "https://huggingface.co"
-# mirror = ["https://hub.example.org"]
 models_dir = "~/models"                          # connected side: fetch writes here,
 package_dir = "~/transfer_package"               # and pack here
 transfer_dir = "/data/transfer"                  # offline side: archives arrive here,
 site_models_dir = "/data/models/huggingface"     # are unpacked to here,
 deploy_dir = "/data/deploy"                      # and served from here
 log_dir = "~/logs/hfship"
-profile = "standard"                             # or "smallest", "store"
-# split = "fat32"                                # or "dvd", "bd25", "bd50", "8G"
+# endpoint = "https://hub.example.org"           # default: huggingface.co
+# mirror = ["https://mirror.example.org"]        # asked before the endpoint
+# profile = "smallest"                           # of archives; default: standard
+# split = "fat32"                                # or dvd, bd25, bd50, 8G; default: one file
 # image = "vllm/vllm-openai:v0.27.1"             # default: the newest that docker has
 
 [defaults.serve]
 gpu_memory_utilization = 0.9
-host = "127.0.0.1"                               # "0.0.0.0" listens on all addresses
 
 [[model]]
-repo = "Qwen/Qwen3-8B"                           # NAME is Qwen3-8B unless `name` says otherwise
+repo = "Qwen/Qwen3-8B"                           # called Qwen3-8B unless `name` says otherwise
 revision = "main"                                # branch, tag or commit
 exclude = ["*.onnx"]
 
-[model.serve]
+[model.serve]                                    # whatever `hfship serve` has as an option
 port = 8001
 max_model_len = 32768
-aliases = ["chat"]                               # beside Qwen3-8B and Qwen/Qwen3-8B
+aliases = ["chat"]                               # names in the API beside Qwen3-8B and Qwen/Qwen3-8B
 
 [[model]]
 repo = "meta-llama/Llama-3.1-70B-Instruct"
@@ -9610,7 +9592,7 @@ def option_key(action: argparse.Action) -> Key:
     if action.dest == "name":
         return Key("string", about, lambda name: make_manifest(name, ()).name)
     if action.metavar == "K=V":
-        return Key("object", about, lambda table: list(typed_env(table)))
+        return Key("object", about, lambda items: checked_env(map("=".join, zip(items, texts(items.values())))))
     if isinstance(action.default, list):
         return Key("array", about, lambda items: [convert(word) for word in texts(items)])
     if convert is _gpus:
@@ -9622,16 +9604,9 @@ def option_key(action: argparse.Action) -> Key:
 def texts(items: Iterable[Any]) -> List[str]:
     """Texts and whole numbers as texts. Raises ValueError for anything else."""
     items = list(items)
-    if not all(isinstance(item, (str, int)) and not isinstance(item, bool) for item in items):
+    if not all(isinstance(item, (str, int)) for item in items):
         raise ValueError(f"expects texts or whole numbers, not {json.dumps(items, default=str)[:40]}")
     return list(map(str, items))
-
-
-def typed_env(table_: Mapping[str, Any]) -> List[str]:
-    """The variables of a table as K=V. Raises ValueError, UsageError."""
-    items = [f"{name}={value}" for name, value in zip(table_, texts(table_.values()))]
-    parse_env(items)
-    return items
 
 
 def models_schema() -> Key:

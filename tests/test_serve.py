@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import signal
 import socket
 import stat
 import subprocess
@@ -12,6 +15,8 @@ from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
 from conftest import PYZ, Program
+
+import hfship as program
 
 HERE = Path(__file__).parent
 STUB_SMI = HERE / "stubs" / "nvidia-smi"
@@ -178,13 +183,15 @@ def test_refusals_leave_nothing_behind(site: Site, arguments: List[str], env: Di
     assert not (site.deploy / "m").exists() and not (site.state / "up").exists()
 
 
-def test_taken_port_is_named(site: Site) -> None:
+@pytest.mark.parametrize("plan", [[], ["--plan"]])
+def test_taken_port_is_named(site: Site, plan: List[str]) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        done = site("serve", "m", "--port", port, code=9)
+        done = site("serve", "m", "--port", port, *plan, code=9)
     assert f"port {port} is taken" in done.stderr and "--port 8" in done.stderr
+    assert not site.deploy.exists()  # not even a lock
 
 
 def test_model_that_is_nowhere_names_where_it_looked(site: Site) -> None:
@@ -193,6 +200,10 @@ def test_model_that_is_nowhere_names_where_it_looked(site: Site) -> None:
     for command in ("status", "stop", "logs"):
         assert "no such deployment" in site(command, "nope", code=5).stderr
     assert "no deployments" in site("status").stderr
+    site("serve", "m", "--name", "chat", "--write-only")
+    for command in ("status", "stop", "logs"):
+        said = site(command, "cht", code=5).stderr.replace(f"python3 {PYZ}", "hfship")
+        assert "did you mean chat?" in said and f"next  hfship {command} chat" in said
 
 
 def test_cpu_image_without_gpu_serves_on_the_cpu(site: Site) -> None:
@@ -231,9 +242,146 @@ def test_plan_needs_neither_docker_nor_gpu(site: Site) -> None:
         ["--name", "../x"],
         ["--host", "localhost"],
         ["--shm-size", "lots"],
+        ["--plan", "--port", "99999"],
+        ["--plan", "--dtype", "foo"],
+        ["--plan", "--kv-cache-dtype", "foo"],
+        ["--plan", "--gpus", "first"],
         ["--", "--api-key", "sk-0123456789"],
         ["other", "--port", "8000"],
     ],
 )
 def test_wrong_usage(site: Site, arguments: List[str]) -> None:
     site("serve", "m", *arguments, code=2)
+
+
+# -- what a deployment was asked for, and what a site may change
+
+
+def plan_of(site: Site, name: str = "m") -> Dict[str, Any]:
+    return json.loads((site.deploy / name / "plan.json").read_text())
+
+
+def test_a_second_serve_keeps_what_was_asked_for(site: Site) -> None:
+    first = (
+        "--host",
+        "0.0.0.0",
+        "--port",
+        8123,
+        "--max-model-len",
+        "512",
+        "--env",
+        "A=b",
+        "--gpus",
+        "1",
+        "--alias",
+        "x",
+    )
+    site("serve", "m", "--write-only", *first, "--", "--enforce-eager")
+    before = plan_of(site)
+    again = site("serve", "m", "--write-only")
+    assert plan_of(site) == before and before["served_names"][-1] == "x"
+    assert "m: as asked for before: " in again.stderr and "--port 8123" in again.stderr
+    site("serve", "m", "--write-only", "--max-model-len", "1024")
+    now = plan_of(site)
+    assert (now["bind"], now["port"], now["max_model_len"], now["extra_args"]) == (
+        "0.0.0.0",
+        8123,
+        1024,
+        ["--enforce-eager"],
+    )
+    said = site("serve", "m", "--write-only", "--reset").stderr
+    now = plan_of(site)
+    assert (now["bind"], now["extra_args"], now["wishes"]) == ("127.0.0.1", [], {}) and "as asked" not in said
+
+
+def test_a_models_file_says_all_anew(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text('[[model]]\nname = "m"\n[model.serve]\nname = "chat"\nport = 8200\nmax_model_len = 512\n')
+    site("serve", "--models", path, "--write-only", "--max-num-seqs", "4")
+    assert [plan_of(site, "chat")[k] for k in ("port", "max_model_len", "max_num_seqs")] == [8200, 512, 4]
+    path.write_text('[[model]]\nname = "m"\n[model.serve]\nname = "chat"\nport = 8200\n')
+    site("serve", "--models", path, "--write-only")
+    assert [plan_of(site, "chat")[k] for k in ("port", "max_num_seqs")] == [8200, 0]
+    assert plan_of(site, "chat")["max_model_len"] != 512
+    path.write_text(path.read_text() + '[[model]]\nname = "later"\n')
+    done = site("status", "--models", path, code=9)
+    assert "later  down" in done.stdout and "not served yet" in done.stdout and "chat   down" in done.stdout
+
+
+@pytest.fixture
+def editable(site: Site, model: Path) -> Path:
+    """The model `e`, with a manifest and a folder of its own."""
+    site.hfship("pack", model, "-o", site.hfship.home / "transfer", "--name", "e")
+    site.hfship("unpack", "e")
+    return site.models / "e"
+
+
+def test_a_site_may_change_a_config_that_it_names(site: Site, editable: Path) -> None:
+    config = editable / "config.json"
+    config.write_text(config.read_text() + "\n")
+    refused = site("serve", "e", "--write-only", code=6).stderr.replace(f"python3 {PYZ}", "hfship")
+    assert "config.json is changed" in refused and "hfship serve e --allow-changed config.json" in refused
+    site("serve", "e", "--write-only", "--allow-changed", "config.json")
+    assert "--allow-changed config.json" in site("serve", "e", "--write-only").stderr
+
+
+def test_weights_are_never_allowed_to_change(site: Site, editable: Path) -> None:
+    weights = next(editable.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1])
+    refused = site("serve", "e", "--write-only", "--allow-changed", weights.name, code=6).stderr
+    assert f"{weights.name} is damaged" in refused and "--allow-changed" not in refused
+
+
+def test_write_only_needs_no_docker(site: Site) -> None:
+    (site.bin / "docker").unlink()
+    assert "or name one with --image" in site("serve", "m", "--write-only", code=9).stderr
+    site("serve", "m", "--write-only", "--image", "vllm/vllm-openai:v0.27.1")
+    assert 'image: "vllm/vllm-openai:v0.27.1"' in site.text("docker-compose.yml")
+
+
+# -- ending
+
+
+def test_remove_takes_the_whole_deployment_after_a_yes(site: Site) -> None:
+    site("serve", "m")
+    assert "--yes" in site("stop", "m", "--remove", code=2).stderr and (site.deploy / "m").exists()
+    done = json.loads(site("stop", "m", "--remove", "--yes", "--json").stdout)
+    assert done == [{"name": "m", "state": "removed"}] and not (site.deploy / "m").exists()
+    assert [*site.calls()[-1][5:]] == ["down", "--volumes"] and (site.models / "m").exists()
+
+
+@pytest.mark.parametrize("answer, code", [("y\n", 0), ("\n", 2), ("no\n", 2)])
+def test_remove_asks_on_a_terminal(site: Site, answer: str, code: int) -> None:
+    site("serve", "m", "--write-only")
+    ours, theirs = pty.openpty()
+    os.write(ours, answer.encode())
+    env = {"PATH": str(site.bin), "FAKE_STATE": str(site.state)}
+    done = site.hfship("stop", "m", "--remove", env=env, code=code, stdin=theirs)
+    assert "[y/N]" in done.stderr and (site.deploy / "m").exists() == bool(code)
+    os.close(ours), os.close(theirs)
+
+
+def test_ctrl_c_says_that_the_container_goes_on(site: Site) -> None:
+    env = {"PATH": str(site.bin), "FAKE_STATE": str(site.state), "FAKE_DOCKER": "hangs"}
+    process = site.hfship.start("serve", "m", env=env)
+    said = ""
+    while "loading weights" not in said:
+        line = process.stderr.readline() if process.stderr else ""
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1].replace(f"python3 {PYZ}", "hfship")
+    assert process.returncode == 130
+    assert "m goes on loading" in said and "hfship logs m -f" in said and "hfship stop m" in said
+
+
+@pytest.mark.parametrize(
+    "width, there, gone", [(80, ["name", "state", "url"], ["image"]), (300, ["image", "gpus"], [])]
+)
+def test_status_fits_the_terminal(width: int, there: List[str], gone: List[str]) -> None:
+    name = "a-model-with-a-rather-long-name"
+    rows = [{"name": name, "state": "down", "image": "vllm/vllm-openai:v0.27.1", "url": "http://127.0.0.1:8000/v1",
+             "gpus": ["GPU-00000000-0000"], "uptime": 3700, "answer": 0.2, "note": "no container"}]  # fmt: skip
+    table = program.status_text(rows, width).splitlines()
+    assert max(map(len, table)) <= width and table[-1] == f"{name}: no container"
+    assert all(word in table[0] for word in there) and not any(word in table[0] for word in gone)
