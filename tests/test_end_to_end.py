@@ -48,6 +48,8 @@ def test_offline_commands_on_every_python(python: components.Interpreter, packag
     hfship("unpack", medium / "tiny.tar.zst.0001", "-o", tmp_path / "site")
     plan = json.loads(hfship("serve", tmp_path / "site" / "tiny", "--plan", "--assume-gpus", "1x24GB", "--json").stdout)
     assert plan and files_of(tmp_path / "site" / "tiny") == files_of(model)
+    (tmp_path / "models.toml").write_text(hfship("models", "--example").stdout)  # read by tomllib or our own tomli
+    assert "llama-70b" in hfship("models", tmp_path / "models.toml").stdout
 
 
 @pytest.mark.parametrize("suite", ["chroot-bullseye", "chroot-forky"])
@@ -70,6 +72,8 @@ def test_offline_commands_on_other_debians_without_network(suite: str, package: 
     inside("unpack", "/medium/tiny.tar.zst.0001", "-o", "/carried/site")
     assert "context" in inside("serve", "/carried/site/tiny", "--plan", "--assume-gpus", "1x24GB")
     assert files_of(work / "site" / "tiny") == files_of(model)
+    (work / "models.toml").write_text(inside("models", "--example"))
+    assert "llama-70b" in inside("models", "/carried/models.toml")
 
 
 def test_forky_reads_our_archive_with_its_own_zstd_module(package: Package, tmp_path: Path) -> None:
