@@ -13,7 +13,7 @@ Contents, in the order in which data flows; each section uses only those above i
 
      1  errors and exit codes      what, why, next step
      2  reporting                  the one Reporter: log, progress, JSON events, redaction
-     3  settings                   flags > environment > defaults
+     3  settings                   flags > environment > models file > defaults
      4  files and processes        atomic write, lock, room on the target, hashing, running other programs
      5  manifest                   the contract that travels with a model
      6  hub                        Hub API client
@@ -60,6 +60,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 import types
@@ -6667,7 +6668,7 @@ def require_complete(folder: Path, allow_changed: Sequence[str] = ()) -> None:
         if size != entry.size and not (changeable and entry.path in allow_changed):
             why = f"it has {size} bytes instead of {entry.size}" if size >= 0 else "the manifest lists it"
             what = f"{path} is {'changed' if changeable else 'damaged' if size >= 0 else 'missing'}"
-            edited = f"if you edited it: hfship serve {folder.name} --allow-changed {entry.path}\nif not: "
+            edited = f"if you edited it: hfship serve {folder} --allow-changed {entry.path}\nif not: "
             raise IntegrityError(what, why, edited * changeable + f"hfship verify {folder}")
     for path in folder.iterdir():
         if path.is_symlink() and folder.resolve() not in path.resolve().parents:
@@ -8059,7 +8060,7 @@ def wait_until_it_answers(deployment: Deployment, restarts_before: int, reporter
 
 def left_loading(name: str) -> Interrupted:
     """Ctrl-C ends our wait, not the container: say so, and how to go on."""
-    step = f"hfship serve {name} waits again, hfship logs {name} -f shows how far it is\nhfship stop {name} stops it"
+    step = f"hfship logs {name} -f    # how far it is\nhfship serve {name}     # waits again\nhfship stop {name}"
     return Interrupted(f"interrupted: {name} goes on loading", "its container runs on without hfship", step)
 
 
@@ -8599,11 +8600,11 @@ def plan_all(
     return plans, failures
 
 
-def remove_if_empty(folder: Path) -> None:
-    """Take back a model folder into which nothing came but our lock."""
+def remove_if_empty(folder: Path, itself: bool = True) -> None:
+    """Take back a folder into which nothing came but our lock, or the lock alone."""
     with contextlib.suppress(OSError):
         if os.listdir(folder) == [WORK_DIR] and os.listdir(folder / WORK_DIR) == ["lock"]:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder if itself else folder / WORK_DIR)
 
 
 def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, reporter: Reporter) -> FetchPlan:
@@ -9172,7 +9173,7 @@ def serve_model(context: Context, word: str) -> Dict[str, Any]:
     if not args.write_only:
         require_docker()
     with contextlib.ExitStack() as stack:
-        stack.callback(remove_if_empty, deploy_dir)
+        stack.callback(remove_if_empty, deploy_dir, not deploy_dir.exists())
         stack.enter_context(FolderLock(deploy_dir))  # two at a time would choose the same port and GPUs
         plan = decide(context, name, folder, facts, options, *look_around(context, name, options))
         deployment = write_deployment(deploy_dir / name, plan, reporter)
@@ -9252,11 +9253,10 @@ def decide(
     try:
         image = read_image(choose_image(host.images, options.image, device))
     except HostError as exc:
-        named = options.image and not host.images and args.write_only
-        if not args.plan and not named:
-            if not args.write_only:
-                raise
+        if args.write_only and not options.image:
             raise HostError(exc.what, exc.why, f"{exc.next_step}\nor name one with --image") from exc
+        if not args.plan and not args.write_only:
+            raise
         if host.images:
             context.reporter.warn(f"{exc.what} ({exc.why})")
         image = Image(options.image or "vllm/vllm-openai", "", parse_version(options.image), device == "cpu")
@@ -9300,7 +9300,7 @@ def plan_summary(plan: Plan) -> str:
         image=image,
         runs_on=(", ".join(plan.gpu_names) or "CPU") + split,
         context=f"{plan.max_model_len} tokens" if plan.max_model_len else "as vLLM decides",
-        cache=f"{cache}, enough for about {plan.concurrency:g} requests of full length",
+        cache=f"{cache}, for about {plan.concurrency:g} requests of full length",
         names=", ".join(plan.served_names),
         address=plan.url,
     )
@@ -9387,7 +9387,7 @@ def cmd_status(context: Context) -> Exit:
         problem = exc.what
         context.reporter.error(exc)
     rows = [deployment_status(d, problem) for d in found]
-    rows += [{"name": name, "state": "down", "note": f"not served yet: hfship serve {name}"} for name in absent]
+    rows += [{"name": name, "state": "down", "note": "not served yet"} for name in absent]
     if context.args.json:
         context.reporter.result_json(rows)
     elif rows:
@@ -9458,6 +9458,7 @@ def cmd_stop(context: Context) -> Exit:
                 shutil.rmtree(deployment.folder)
             except OSError as exc:
                 raise disk_error(exc, "remove", deployment.folder) from exc
+            remove_if_empty(context.settings.deploy_dir, False)
         state, text = ("removed", "is gone") if remove else ("down", "stays")
         said = f"{'removed' if remove else 'stopped'} {name}; {deployment.folder} {text}"
         return {"name": name, "state": state, "text": said}
@@ -9964,11 +9965,10 @@ def with_passed_on(words: Sequence[str]) -> Sequence[str]:
 def parse_words(words: Sequence[str]) -> Tuple[argparse.Namespace, Dict[str, Any]]:
     """The arguments, and those of them that were given. Raises UsageError where argparse would not help."""
     names = [command.name for command in COMMANDS]
-    if not words:
-        raise UsageError("no command given", "the commands are: " + ", ".join(names), "hfship --help")
-    if not words[0].startswith("-") and words[0] not in names:
-        what = f"there is no command {words[0]}{nearest(words[0], names)}"
-        raise UsageError(what, "the commands are: " + ", ".join(names), "hfship --help")
+    if not words or not words[0].startswith("-") and words[0] not in names:
+        what = f"there is no command {words[0]}{nearest(words[0], names)}" if words else "no command given"
+        known = textwrap.fill("the commands are: " + ", ".join(names), 70)
+        raise UsageError(what, known, "hfship --help")
     words = with_passed_on(words)
     return build_parser().parse_args(words), vars(build_parser(defaults=False).parse_args(words))
 

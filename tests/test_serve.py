@@ -192,6 +192,9 @@ def test_taken_port_is_named(site: Site, plan: List[str]) -> None:
         done = site("serve", "m", "--port", port, *plan, code=9)
     assert f"port {port} is taken" in done.stderr and "--port 8" in done.stderr
     assert not site.deploy.exists()  # not even a lock
+    site.deploy.mkdir()
+    site("serve", "m", "--gpus", "7", *plan, code=2)
+    assert not list(site.deploy.iterdir())
 
 
 def test_model_that_is_nowhere_names_where_it_looked(site: Site) -> None:
@@ -320,7 +323,7 @@ def test_a_site_may_change_a_config_that_it_names(site: Site, editable: Path) ->
     config = editable / "config.json"
     config.write_text(config.read_text() + "\n")
     refused = site("serve", "e", "--write-only", code=6).stderr.replace(f"python3 {PYZ}", "hfship")
-    assert "config.json is changed" in refused and "hfship serve e --allow-changed config.json" in refused
+    assert "config.json is changed" in refused and f"hfship serve {editable} --allow-changed config.json" in refused
     site("serve", "e", "--write-only", "--allow-changed", "config.json")
     assert "--allow-changed config.json" in site("serve", "e", "--write-only").stderr
 
@@ -339,6 +342,12 @@ def test_write_only_needs_no_docker(site: Site) -> None:
     assert 'image: "vllm/vllm-openai:v0.27.1"' in site.text("docker-compose.yml")
 
 
+def test_write_only_takes_an_image_that_is_still_to_come(site: Site) -> None:
+    done = site("serve", "m", "--write-only", "--image", "vllm/vllm-openai:v9.9.9")
+    assert "docker has no image vllm/vllm-openai:v9.9.9" in done.stderr and "not loaded here" in done.stderr
+    assert 'image: "vllm/vllm-openai:v9.9.9"' in site.text("docker-compose.yml")
+
+
 # -- ending
 
 
@@ -347,7 +356,8 @@ def test_remove_takes_the_whole_deployment_after_a_yes(site: Site) -> None:
     assert "--yes" in site("stop", "m", "--remove", code=2).stderr and (site.deploy / "m").exists()
     done = json.loads(site("stop", "m", "--remove", "--yes", "--json").stdout)
     assert done == [{"name": "m", "state": "removed"}] and not (site.deploy / "m").exists()
-    assert [*site.calls()[-1][5:]] == ["down", "--volumes"] and (site.models / "m").exists()
+    assert site.calls()[-1][5:] == ["down", "--volumes"] and (site.models / "m").exists()
+    assert not list(site.deploy.iterdir())
 
 
 @pytest.mark.parametrize("answer, code", [("y\n", 0), ("\n", 2), ("no\n", 2)])
