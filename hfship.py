@@ -776,15 +776,15 @@ def mistakes_in(key: Key, value: Any, path: KeyPath = ()) -> Iterator[Tuple[KeyP
 
 
 def mistakes_among(models: Sequence[ListedModel]) -> Iterator[Tuple[KeyPath, str]]:
-    """(where, what is wrong) for models that lack a name, or have that of another."""
-    names, deployments = [model.name for model in models], [model.deployment for model in models]
-    for i, model in enumerate(models):
+    """(where, what is wrong) for models that lack a name, or that a name would confuse with another."""
+    for index, model in enumerate(models):
+        taken = {name for other in models if other is not model for name in (other.name, other.deployment)}
         if not model.name:
-            yield ("model", i), "has neither repo nor name"
-        elif model.name in names[:i]:
-            yield ("model", i), f"the name {model.name} is there twice"
-        elif model.deployment in deployments[:i]:
-            yield ("model", i, "serve"), f"another model has the deployment {model.deployment}"
+            yield ("model", index), "has neither repo nor name"
+        elif model.name in taken:
+            yield ("model", index), f"another model or its deployment is called {model.name} too"
+        elif model.deployment in taken:
+            yield ("model", index, "serve"), f"another model or its deployment is called {model.deployment} too"
 
 
 def read_models_file(path: Path, schema: Key) -> ModelsFile:
@@ -9154,6 +9154,8 @@ def typed(action: argparse.Action, value: Any) -> List[str]:
     option = next(option for option in action.option_strings if option.startswith("--"))
     if isinstance(value, bool):
         return [option] * value
+    if action.metavar == "K=V":  # values may be secret
+        value = [item.partition("=")[0] + "=..." for item in value]
     return [word for item in (value if isinstance(value, list) else [value]) for word in (option, str(item))]
 
 
@@ -9658,7 +9660,8 @@ def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, C
     def add(label: str, model: ListedModel, words: Sequence[str], **more: Any) -> None:
         asked = {**more, **wishes_of(command, model), **given}
         args = argparse.Namespace(**{**vars(context.args), **asked, command.models: list(words)})
-        runs[label] = replace(context, args=args, asked=asked, listed=bool(model.name))
+        listed = bool(model.name)  # what an earlier serve asked for beats what a file says of all models
+        runs[label] = replace(context, args=args, asked=asked if listed else given, listed=listed)
 
     if command.name == "status" and chosen:
         add("status", chosen[0], [model.deployment for model in chosen])
@@ -9716,7 +9719,7 @@ def run_list(command: Command, runs: Mapping[str, Context], reporter: Reporter) 
 
 
 def models_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", nargs="?", metavar="FILE", help="models file (default: HFSHIP_MODELS_FILE)")
+    parser.add_argument("models_file", nargs="?", metavar="FILE", help="models file (default: HFSHIP_MODELS_FILE)")
     parser.add_argument("--example", action="store_true", help="print a models file that shows every part, in TOML")
     parser.add_argument("--schema", action="store_true", help="print a JSON Schema of all keys, for editors")
 
@@ -9724,14 +9727,13 @@ def models_arguments(parser: argparse.ArgumentParser) -> None:
 def cmd_models(context: Context) -> Exit:
     """What a models file holds, after it was checked."""
     args, reporter = context.args, context.reporter
-    path = args.file or os.environ.get("HFSHIP_MODELS_FILE")
     if args.example or args.schema:
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **json_schema(models_schema())}
         reporter.result(MODELS_EXAMPLE.rstrip("\n")) if args.example else reporter.result_json(schema)
         return Exit.OK
-    if not path:
+    file = models_file(args)
+    if not file:
         raise UsageError("no models file is named", "", "hfship models --example > models.toml")
-    file = read_models_file(Path(os.path.expanduser(path)), models_schema())
     if args.json:
         models = [{**asdict(model), "deployment": model.deployment} for model in file.models]
         reporter.result_json({"path": str(file.path), "defaults": file.defaults, "models": models})

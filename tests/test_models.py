@@ -92,8 +92,9 @@ MISTAKES = [
     ('[[model]]\nname = "../x"', "cannot be the name of a model"),
     ('[[model]]\nname = "x"\nsplit = "lots"', "models.toml:3: model 1: split: 'lots' is not a size"),
     ('[defaults.serve]\nport = 1', "models.toml:2: defaults.serve.port: is not a key"),
-    ('[[model]]\nrepo = "a/b"\n\n[[model]]\nrepo = "c/b"', "models.toml:4: model 2: the name b is there twice"),
-    ('[[model]]\nname = "a"\n[[model]]\nname = "b"\nserve.name = "a"', "models.toml:5: model 2: serve: another model has"),
+    ('[[model]]\nrepo = "a/b"\n\n[[model]]\nrepo = "c/b"', "models.toml:4: model 2: another model or its deployment is called b too"),
+    ('[[model]]\nname = "a"\n[[model]]\nname = "b"\nserve.name = "a"', "models.toml:5: model 2: serve: another model or"),
+    ('[[model]]\nname = "a"\nserve.name = "b"\n[[model]]\nname = "b"\nserve.name = "c"', "models.toml:3: model 1: serve: another"),
     ("[[model]]\nrevision = 'x'", "models.toml:1: model 1: has neither repo nor name"),
     ("model = 1", "models.toml:1: model: expects a list of tables"),
     ("a = \n", "models.toml:1: this is not TOML"),
@@ -110,7 +111,10 @@ def test_mistakes_are_named_with_file_line_and_key(text: str, said: str, tmp_pat
     "text, said",
     [
         ('{"model": [\n {"repo": "a/b",\n  "revison": 1}]}', "models.json:3: model 1: revison: is not a key"),
-        ('{"model": [{"repo": "a/b"},\n {"name": "b"}]}', "models.json:1: model 2: the name b is there twice"),
+        (
+            '{"model": [{"repo": "a/b"},\n {"name": "b"}]}',
+            "models.json:1: model 2: another model or its deployment is called b too",
+        ),
         ('{"model":\n [,]}', "models.json:2: this is not JSON"),
         ('{"model": [], "model": []}', "one of its keys twice"),
         ("[]", "models.json:1: the file: expects a table"),

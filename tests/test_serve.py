@@ -284,6 +284,7 @@ def test_a_second_serve_keeps_what_was_asked_for(site: Site) -> None:
     again = site("serve", "m", "--write-only")
     assert plan_of(site) == before and before["served_names"][-1] == "x"
     assert "m: as asked for before: " in again.stderr and "--port 8123" in again.stderr
+    assert "--env A=... " in again.stderr  # the value may be secret
     site("serve", "m", "--write-only", "--max-model-len", "1024")
     now = plan_of(site)
     assert (now["bind"], now["port"], now["max_model_len"], now["extra_args"]) == (
@@ -309,6 +310,15 @@ def test_a_models_file_says_all_anew(site: Site, tmp_path: Path) -> None:
     path.write_text(path.read_text() + '[[model]]\nname = "later"\n')
     done = site("status", "--models", path, code=9)
     assert "later  down" in done.stdout and "not served yet" in done.stdout and "chat   down" in done.stdout
+
+
+def test_what_was_asked_for_beats_what_a_file_says_of_all_models(site: Site, tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text("[defaults.serve]\nmax_model_len = 1024\nmax_num_seqs = 4\n")
+    env = {"HFSHIP_MODELS_FILE": str(path)}
+    site("serve", "m", "--write-only", "--max-model-len", "512", env=env)
+    site("serve", "m", "--write-only", env=env)
+    assert (plan_of(site)["max_model_len"], plan_of(site)["max_num_seqs"]) == (512, 4)
 
 
 @pytest.fixture
