@@ -93,7 +93,6 @@ from typing import (
     Iterator,
     List,
     Mapping,
-    Match,
     NamedTuple,
     NoReturn,
     Optional,
@@ -642,14 +641,11 @@ def load_settings(
 ) -> Settings:
     """Settings from flags (given), environment, models file and defaults. `~` and `$VAR` in paths are expanded; a
     relative path in the models file starts at its folder."""
-    said = file.defaults if file else {}
-    base = {name: str(file.path.parent) for name in FOLDERS if file and name in said and not env.get(FOLDERS[name][0])}
-    folders = {
-        name: Path(
-            base.get(name, ""), os.path.expanduser(os.path.expandvars(env.get(variable) or said.get(name, default)))
-        )
-        for name, (variable, default) in FOLDERS.items()
-    }
+    said: Mapping[str, Any] = file.defaults if file else {}
+    folders = {}
+    for name, (variable, default) in FOLDERS.items():
+        path = Path(os.path.expanduser(os.path.expandvars(env.get(variable) or said.get(name) or default)))
+        folders[name] = file.path.parent.absolute() / path if file and not env.get(variable) else path
     url = (endpoint or env.get("HF_ENDPOINT") or said.get("endpoint") or DEFAULT_ENDPOINT).rstrip("/")
     if not re.match(r"https?://[^/]+", url):
         raise UsageError(
@@ -771,7 +767,9 @@ def mistakes_in(key: Key, value: Any, path: KeyPath = ()) -> Iterator[Tuple[KeyP
     else:
         try:
             key.read(value)
-        except (UsageError, ValueError, argparse.ArgumentTypeError) as exc:
+        except UsageError as exc:
+            yield path, f"{exc.what}; {exc.why}" if exc.why else exc.what
+        except (ValueError, argparse.ArgumentTypeError) as exc:
             yield path, str(exc)
 
 
@@ -894,7 +892,7 @@ def json_line(text: str, path: KeyPath) -> int:
     3
     """
 
-    def numbered(token: Match[str]) -> str:
+    def numbered(token: re.Match[str]) -> str:
         return f'"{token[1]}\\n{text.count(chr(10), 0, token.start()) + 1}":' if token[2] else token[0]
 
     here, line = json.loads(re.sub(r'"((?:[^"\\]|\\.)*)"(\s*:)?', numbered, text)), 1
@@ -9137,7 +9135,7 @@ def cmd_serve(context: Context) -> Exit:
 def with_former_wishes(context: Context, name: str) -> ServeOptions:
     """What is asked for now, over what was asked for when NAME was served before; a models file says all anew."""
     kept: Mapping[str, Any] = {}
-    before = read_deployment(context.settings.deploy_dir / name, context.reporter)
+    before = next((d for d in readable_deployments(context) if d.plan.name == name), None)
     actions = file_options("serve")
     if before and not context.listed and not context.args.reset:
         kept = {k: v for k, v in before.plan.wishes.items() if k not in context.asked and k in actions}
@@ -9211,6 +9209,16 @@ def find_served_model(context: Context, name: str) -> Path:
     return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
 
 
+def readable_deployments(context: Context) -> List[Deployment]:
+    """All deployments; none, for a --plan by a user who may not read them."""
+    try:
+        return list_deployments(context.settings.deploy_dir, context.reporter)
+    except HostError:
+        if not context.args.plan:
+            raise
+        return []
+
+
 def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Host, Optional[Plan]]:
     """This machine as it is now, less what running deployments hold, and the plan of NAME so far. --plan and
     --write-only do without docker."""
@@ -9226,8 +9234,7 @@ def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Hos
     host = read_host(images)
     if args.assume_gpus:
         return replace(host, gpus=assumed_gpus(args.assume_gpus)), None
-    deployments = list_deployments(context.settings.deploy_dir, context.reporter)
-    plans = {d.plan.name: d.plan for d in deployments}
+    plans = {d.plan.name: d.plan for d in readable_deployments(context)}
     running = [n for n in plans if working and (inspect_container(n) or Container("", "")).status == "running"]
     previous = plans.pop(name, None)
     held = previous.port if previous and (name in running or not working) else None
