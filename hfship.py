@@ -399,7 +399,7 @@ class Stage:
     def __init__(self, reporter: Reporter, name: str, total: int, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
-        self.started = time.monotonic()
+        self.started, self._ended = time.monotonic(), 0.0
         self.skipped = 0
         self.files = self.finished = 0  # how many it is about, and how many of them are done, where that is known
         self._reporter = reporter
@@ -425,7 +425,7 @@ class Stage:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        return (self._ended or time.monotonic()) - self.started
 
     @property
     def rate(self) -> float:
@@ -441,9 +441,10 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._ticker.join()
-        self._reporter.stages.remove(self)
-        self._reporter.past.append(self)
+        self._ended = time.monotonic()
         self._reporter.log_progress(self)
+        self._reporter.past.append(self)
+        self._reporter.stages.remove(self)
 
     def _tick(self) -> None:
         render = self._reporter.progress_renderer(self)
@@ -524,9 +525,9 @@ class _BarProgress:
 _Progress = Union[_NoProgress, _PlainProgress, _JsonProgress, _BarProgress]
 
 
-def silence_stdout() -> None:
-    """Drop what is buffered for a stdout that takes no more: Python would end with an error of its own over it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def silence(fd: int) -> None:
+    """Drop what is buffered for an output that takes no more: Python would end with an error of its own over it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 class Reporter:
@@ -616,7 +617,7 @@ class Reporter:
         except BrokenPipeError:
             raise
         except OSError as exc:
-            silence_stdout()
+            silence(1)
             step = "the work is done; run the same command again to see its result"
             raise DiskError(f"cannot write the result: {exc.strerror}", "", step) from exc
 
@@ -689,12 +690,15 @@ class Reporter:
 
     def _write(self, line: str) -> None:
         with self.lock:
-            if self.bar is not None:
-                self.bar.clear()
-            self.err.write(line + "\n")
-            self.err.flush()
-            if self.bar is not None:
-                self.bar.refresh()
+            try:
+                if self.bar is not None:
+                    self.bar.clear()
+                self.err.write(line + "\n")
+                self.err.flush()
+                if self.bar is not None:
+                    self.bar.refresh()
+            except OSError:  # the terminal is closed, or the reader of a pipe has gone: the work goes on
+                silence(2)
 
 
 # ======================================================================================
@@ -1060,19 +1064,9 @@ def still_runs(pid: int, start: str, boot: str) -> bool:
 class InUseError(IncompleteError):
     """Another hfship holds the folder or the archive; `pid` is its process, 0 when that is not known."""
 
-    def __init__(self, what: str, why: str, next_step: str, pid: int) -> None:
+    def __init__(self, what: str, why: str, next_step: str, pid: int = 0) -> None:
         super().__init__(what, why, next_step)
         self.pid = pid
-
-
-def flock_owner(fd: int) -> int:
-    """The process of this machine that holds the flock on an open file, 0 when it cannot be told (proc_locks(5))."""
-    status = os.fstat(fd)
-    held = rf"FLOCK .* (\d+) {os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino} "
-    with contextlib.suppress(OSError):
-        match = re.search(held, Path("/proc/locks").read_text(encoding="ascii", errors="replace"))
-        return int(match[1]) if match else 0
-    return 0
 
 
 def own_file() -> Path:
@@ -5267,8 +5261,7 @@ def claim(path: Path, journal: bool = False) -> Iterator[int]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             why = "it would write the same files"
-            step = "wait for it, or stop it"
-            raise InUseError(f"another hfship writes {path}", why, step, flock_owner(fd)) from exc
+            raise InUseError(f"another hfship writes {path}", why, "wait for it, or stop it") from exc
         try:
             if not journal:
                 os.ftruncate(fd, 0)
@@ -8428,8 +8421,8 @@ class JobRecord:
     pid: int = 0
     start: str = ""  # process_start and boot_id: no other process that gets the number is taken for it
     boot_id: str = ""
-    began_at: float = 0
-    updated_at: float = 0
+    began_at: float = 0.0
+    updated_at: float = 0.0
     state: str = "running"
     stage: str = ""
     unit: str = "B"
@@ -8437,7 +8430,7 @@ class JobRecord:
     total: int = 0
     files: int = 0
     finished: int = 0  # files
-    rate: float = 0  # units per second, lately
+    rate: float = 0.0  # units per second, lately
     exit_code: Optional[int] = None
     error: Mapping[str, str] = field(default_factory=dict)  # what, why, next
 
@@ -8555,7 +8548,7 @@ def read_job(path: Path) -> Job:
 
 
 def read_jobs(folders: Iterable[Path], complain: Callable[[str], None] = lambda _: None) -> List[Job]:
-    """All jobs of log folders: the running ones, then the others, the youngest first."""
+    """All jobs of log folders: the running ones by name, then the others, the youngest first."""
     jobs = []
     for path in (path for folder in folders for path in folder.glob("*.json")):
         try:
@@ -8564,7 +8557,8 @@ def read_jobs(folders: Iterable[Path], complain: Callable[[str], None] = lambda 
             continue  # it has just expired
         except (OSError, ValueError) as exc:
             complain(f"{path} is not the record of a job ({exc}); remove it if it is not needed")
-    return sorted(jobs, key=lambda job: (job.state != "running", -job.record.updated_at, job.record.name))
+    running = sorted((job for job in jobs if job.state == "running"), key=lambda job: job.record.name)
+    return running + sorted((j for j in jobs if j.state != "running"), key=lambda job: -job.record.updated_at)
 
 
 def write_job(folder: Path, record: JobRecord) -> None:
@@ -8700,15 +8694,15 @@ class JobKeeper:
     def _summarize(self, stages: Sequence[Stage], code: int) -> None:
         """The block at the end: in the log, and on stderr after a run long enough to be looked after."""
         record, reporter, took = self._record, self._reporter, time.time() - self._record.began_at
-        moved = [
-            f"{s.name} {human_bytes(s.done)} in {human_seconds(s.seconds)} ({human_bytes(s.rate)}/s)"
-            for s in stages
-            if s.unit == "B" and s.done
-        ]
+        moved: Dict[str, Tuple[int, float]] = {}
+        for stage in (stage for stage in stages if stage.unit == "B" and stage.done > stage.skipped):
+            size, seconds = moved.get(stage.name, (0, 0.0))
+            moved[stage.name] = size + stage.done - stage.skipped, seconds + max(stage.seconds, 1e-3)
+        speeds = [f"{k} {human_bytes(b)} in {human_seconds(t)} ({human_bytes(b / t)}/s)" for k, (b, t) in moved.items()]
         rows = {
             "command": "hfship " + " ".join(map(shlex.quote, record.words)),
             "result": shorten(reporter.results, 5, "; "),
-            "moved": shorten(moved[-5:], 5, "; "),
+            "moved": "; ".join(speeds),
             "took": human_seconds(took),
             "exit": f"{code} ({record.state})",
             "why": record.error.get("what", ""),
@@ -8732,7 +8726,8 @@ def detach(folder: Path) -> Tuple[int, int]:
     Raises DiskError when the log folder cannot be used: nobody would know of the job.
     """
     try:
-        with tempfile.TemporaryFile(dir=make_dir(folder), buffering=0) as probe:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
             probe.write(bytes(4096))
     except OSError as exc:
         step = "free space, or choose another folder with --log-dir"
@@ -8796,9 +8791,10 @@ def again(record: JobRecord) -> str:
     return place + program_name() + " " + " ".join(map(shlex.quote, record.words))
 
 
-def with_job(exc: InUseError, jobs: Sequence[Job]) -> InUseError:
-    """The error with the name of the job that is in the way."""
-    name = next((j.record.name for j in jobs if exc.pid and j.record.pid == exc.pid and j.state == "running"), "")
+def with_job(exc: InUseError, jobs: Sequence[Job], asked: str) -> InUseError:
+    """The error with the name of the job that is in the way of the one which would be called `asked`."""
+    running = [job.record for job in jobs if job.state == "running"]
+    name = next((r.name for r in running if (r.pid == exc.pid if exc.pid else r.name == asked)), "")
     step = f"hfship logs -f {name}   or: hfship stop {name}"
     return InUseError(exc.what, f"{exc.why}\nthat is the job {name}", step, exc.pid) if name else exc
 
@@ -8879,7 +8875,7 @@ WantedBy=default.target
 
 # ---- watch ---------------------------------------------------------------------------
 
-_WATCH_HEADER = ("doing", "files", "bytes", "done", "speed", "time")
+_WATCH_HEADER = ("doing", "files", "   bytes", " done", "     speed", "time")
 
 
 def short_seconds(seconds: float) -> str:
@@ -8909,9 +8905,9 @@ def job_cells(job: Job, now: float) -> Tuple[str, ...]:
     return (
         printable(r.stage) if running else f"{job.state} {r.exit_code}" if job.state == "failed" else job.state,
         f"{r.finished}/{r.files}" if r.files else "",
-        amount if r.total else "",
-        f"{min(100 * r.done // r.total, 100)} %" if r.total > 0 else "",
-        speed,
+        f"{amount if r.total else '':>8}",  # as wide as ever, so that columns keep their place
+        f"{min(100 * r.done // r.total, 100)} %".rjust(5) if r.total > 0 else "",
+        f"{speed:>10}",
         left if running else f"{short_seconds(max(now - r.updated_at, 0))} ago",
     )
 
@@ -8971,7 +8967,7 @@ def watch_on_screen(jobs: Callable[[], Sequence[Job]], interval_s: float, report
             width, height = os.get_terminal_size(reporter.out.fileno())
             lines = watch_lines(jobs(), time.time(), width, height - 2) if height > 3 else []
             lines += [""] * (height - 1 - len(lines)) + ["q quits   hfship logs -f JOB   hfship stop JOB"[:width]]
-            reporter.show("\x1b[H" + "\r\n".join(line + "\x1b[K" for line in lines) + "\x1b[J")
+            reporter.show("\x1b[H" + "\n".join(line + "\x1b[K" for line in lines) + "\x1b[J")
             if "q" in key(interval_s):
                 return
 
@@ -8987,7 +8983,9 @@ def watch_in_lines(jobs: Callable[[], Sequence[Job]], interval_s: float, as_json
             if as_json:
                 reporter.show(json.dumps([job_row(job) for job in now], ensure_ascii=False) + "\n")
             for job in [] if as_json else told:
-                reporter.show(f"{utc()} {job.label}: {'  '.join(filter(None, job_cells(job, time.time())))}\n")
+                reporter.show(
+                    f"{utc()} {job.label}: {'  '.join(filter(None, map(str.strip, job_cells(job, time.time()))))}\n"
+                )
             seen = running
             if not running:
                 return
@@ -9807,8 +9805,6 @@ def named_deployment(context: Context, name: str) -> Deployment:
     if found is None:
         here = [d.plan.name for d in list_deployments(context.settings.deploy_dir, context.reporter)]
         why = f"in {folder.parent} there are: {', '.join(here) or 'none'}"
-        jobs = [job.label for job in read_jobs(log_folders(context))]
-        why += f"\njobs: {shorten(jobs)}" if jobs else ""
         raise NotFoundError(f"no such deployment: {name}", why, f"hfship serve {name}")
     return found
 
@@ -9876,7 +9872,7 @@ def status_cell(value: object) -> str:
 
 def cmd_stop(context: Context) -> Exit:
     """Stop jobs and deployments; the files of both stay, and so do a deployment's key and compile cache."""
-    found = [named_job(context, name) or named_deployment(context, name) for name in context.args.names]
+    found = [job_or_deployment(context, name) for name in context.args.names]
     if any(isinstance(each, Deployment) for each in found):
         require_docker()
 
@@ -9896,13 +9892,12 @@ def cmd_logs(context: Context) -> Exit:
     """The log of a job or of a deployment."""
     if not re.match(r"(all|\d+)$", context.args.tail):
         raise UsageError(f"--tail {context.args.tail} is not a number", "", "hfship logs NAME --tail 100")
-    job = named_job(context, context.args.name)
-    if job:
-        follow_log(job, context.args.follow, context.args.tail, context.reporter)
+    found = job_or_deployment(context, context.args.name)
+    if isinstance(found, Job):
+        follow_log(found, context.args.follow, context.args.tail, context.reporter)
         return Exit.OK
-    deployment = named_deployment(context, context.args.name)
     require_docker()
-    return stream_logs(deployment, context.args.follow, context.args.tail, context.reporter)
+    return stream_logs(found, context.args.follow, context.args.tail, context.reporter)
 
 
 # ---- watch ---------------------------------------------------------------------------
@@ -9925,10 +9920,26 @@ def log_folders(context: Context) -> List[Path]:
     return list(dict.fromkeys(folder.resolve() for folder in [context.settings.log_dir, *also, *others]))
 
 
-def named_job(context: Context, name: str) -> Optional[Job]:
-    """The job called `name`, or USER:NAME for another user's; None when there is none."""
+def named_job(context: Context, name: str) -> Job:
+    """The job called `name`, or USER:NAME for another user's. Raises NotFoundError."""
     jobs = read_jobs(log_folders(context), context.reporter.warn)
-    return next((job for job in jobs if name == job.label), None)
+    for job in jobs:
+        if name == job.label:
+            return job
+    here = shorten([job.label for job in jobs]) or "none"
+    raise NotFoundError(f"no such job: {name}", f"jobs: {here}", "hfship watch --once")
+
+
+def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
+    """What is called `name`. Raises NotFoundError."""
+    try:
+        return named_job(context, name)
+    except NotFoundError as no_job:
+        try:
+            return named_deployment(context, name)
+        except NotFoundError as exc:
+            step = "hfship watch --once   or: hfship status"
+            raise NotFoundError(f"no such job or deployment: {name}", f"{exc.why}\n{no_job.why}", step) from exc
 
 
 def cmd_watch(context: Context) -> Exit:
@@ -9942,9 +9953,8 @@ def cmd_watch(context: Context) -> Exit:
         problems = resume_jobs(read_jobs([context.settings.log_dir], reporter.warn), reporter)
         return Exit.INCOMPLETE if problems else Exit.OK
     for name in args.jobs:
-        if named_job(context, name) is None:
-            here = shorten([job.label for job in read_jobs(log_folders(context))]) or "none"
-            raise NotFoundError(f"no such job: {name}", f"there are: {here}", "hfship watch --once")
+        named_job(context, name)
+    read_jobs(log_folders(context), reporter.warn)
 
     def jobs() -> List[Job]:
         return [job for job in read_jobs(log_folders(context)) if not args.jobs or job.label in args.jobs]
@@ -10223,7 +10233,7 @@ def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:
         reporter.error(Interrupted("interrupted", "", "run the same command again: it goes on where it stopped"))
         return int(Exit.INTERRUPTED), "interrupted" if isinstance(exc, Terminated) else "stopped"
     except BrokenPipeError:  # the reader of our stdout (head, less) went away
-        silence_stdout()
+        silence(1)
         return int(Exit.OK), "done"
 
 
@@ -10245,7 +10255,7 @@ def run_job(context: Context, words: Sequence[str]) -> int:
         try:
             return int(args.run(context))
         except InUseError as exc:
-            raise with_job(exc, read_jobs([folder])) from exc
+            raise with_job(exc, read_jobs([folder]), name) from exc
 
     code, state = 1, "failed"
     try:
