@@ -556,7 +556,7 @@ class Reporter:
         self.phase = ""  # what is done outside stages
         self.stages: List[Stage] = []  # under way
         self.past: List[Stage] = []
-        self.results: List[str] = []  # the first line of each
+        self.results: Deque[str] = deque(maxlen=5)  # the first line of each
         self.failure: Optional[HfshipError] = None  # the last
         self.next_step = ""  # what comes after a success
         self._logs: List[LogFile] = []
@@ -8463,7 +8463,7 @@ class Job(NamedTuple):
     def left_s(self) -> Optional[float]:
         """Seconds to the end of the stage at the present speed; None when that cannot be told."""
         r = self.record
-        return (r.total - r.done) / r.rate if self.state == "running" and r.rate > 0 and r.total >= r.done else None
+        return (r.total - r.done) / r.rate if self.state == "running" and r.rate >= 1 and r.total >= r.done else None
 
 
 def job_name(command: str, subjects: Sequence[str]) -> str:
@@ -8573,7 +8573,8 @@ def expire_jobs(folder: Path) -> None:
     for number, job in enumerate(ended):
         if number >= JOBS_KEPT or time.time() - job.record.updated_at > JOB_DAYS * 86400:
             for path in [folder / (job.record.name + ".json"), *log_files(job)]:
-                path.unlink()
+                with contextlib.suppress(OSError):  # another run expires it too
+                    path.unlink()
 
 
 def log_files(job: Job) -> List[Path]:
@@ -8689,7 +8690,7 @@ class JobKeeper:
     def _complain(self, exc: DiskError) -> None:
         if not self._broken:
             self._broken = True
-            self._reporter.say(f"warning: {exc.what}; the work goes on, but `hfship watch` does not see it", "warning")
+            self._reporter.warn(f"{exc.what}; the work goes on, but `hfship watch` does not see it")
 
     def _summarize(self, stages: Sequence[Stage], code: int) -> None:
         """The block at the end: in the log, and on stderr after a run long enough to be looked after."""
@@ -8701,7 +8702,7 @@ class JobKeeper:
         speeds = [f"{k} {human_bytes(b)} in {human_seconds(t)} ({human_bytes(b / t)}/s)" for k, (b, t) in moved.items()]
         rows = {
             "command": "hfship " + " ".join(map(shlex.quote, record.words)),
-            "result": shorten(reporter.results, 5, "; "),
+            "result": "; ".join(reporter.results),
             "moved": "; ".join(speeds),
             "took": human_seconds(took),
             "exit": f"{code} ({record.state})",
@@ -8780,8 +8781,10 @@ def stop_job(job: Job) -> str:
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline and still_runs(record.pid, record.start, record.boot_id):
             time.sleep(0.05)
-    ended = read_job(job.folder / (record.name + ".json")).record
-    write_job(job.folder, replace(ended, state="stopped", exit_code=int(Exit.INTERRUPTED)))
+    with contextlib.suppress(OSError, ValueError):
+        ended = read_job(job.folder / (record.name + ".json")).record
+        if ended.state in ("running", "interrupted"):  # it could not say so itself
+            write_job(job.folder, replace(ended, state="stopped", exit_code=int(Exit.INTERRUPTED)))
     return f"stopped {record.name}; the same command goes on: {again(record)}"
 
 
@@ -8800,19 +8803,26 @@ def with_job(exc: InUseError, jobs: Sequence[Job], asked: str) -> InUseError:
 
 
 def follow_log(job: Job, follow: bool, tail: str, reporter: Reporter) -> None:
-    """Show a job's log; with `follow` go on until the job or the operator ends it."""
-    lines = [line for path in log_files(job) for line in path.read_text("utf-8", "replace").splitlines()]
-    for line in lines if tail == "all" else lines[-int(tail) :] if int(tail) else []:
-        reporter.show(line + "\n")
-    with contextlib.suppress(KeyboardInterrupt), job.log.open("rb") as stream:
-        stream.seek(0, os.SEEK_END)
-        while follow:
-            running = read_job(job.folder / (job.record.name + ".json")).state == "running"
-            reporter.show(stream.read().decode("utf-8", "replace"))
-            if not running:
-                return
-            if not os.path.samestat(os.fstat(stream.fileno()), job.log.stat()):
+    """Show a job's log; with `follow` go on until the job or the operator ends it. Raises NotFoundError."""
+    try:
+        stream = job.log.open("rb")
+    except OSError as exc:
+        raise NotFoundError(f"there is no log of {job.label}", f"{job.log}: {exc.strerror}", "hfship watch") from exc
+    old = [line for path in log_files(job)[:-1] for line in path.read_bytes().splitlines()]
+    lines = [*old, *stream.readlines()]
+    lines = lines if tail == "all" else lines[max(len(lines) - int(tail), 0) :]
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            for line in lines:
+                reporter.show(printable(line.decode("utf-8", "replace")) + "\n")
+            running = job.record.name in {j.record.name for j in read_jobs([job.folder]) if j.state == "running"}
+            turned_over = not job.log.exists() or not os.path.samestat(os.fstat(stream.fileno()), job.log.stat())
+            lines = stream.readlines()
+            if turned_over and job.log.exists():
                 stream = job.log.open("rb")
+                lines += stream.readlines()
+            if not (follow and (running or lines)):
+                return
             time.sleep(RECORD_INTERVAL_S)
 
 
@@ -8916,7 +8926,8 @@ def watch_lines(jobs: Sequence[Job], now: float, width: int, height: int) -> Lis
     """The jobs as a table that fits: at most `height` lines of `width` columns. Names give way, then the oldest."""
     running = [job for job in jobs if job.state == "running"]
     speed = sum(job.record.rate for job in running if job.record.unit == "B")
-    title = f"{len(running)} running, {human_bytes(speed)}/s together; {len(jobs) - len(running)} ended"
+    together = f", {human_bytes(speed)}/s together" if speed else ""
+    title = f"{len(running)} running{together}; {len(jobs) - len(running)} ended" if jobs else "no jobs yet"
     shown = jobs[: max(height - 5, 1)]
     rest = table([job_cells(job, now) for job in shown], _WATCH_HEADER).splitlines()
     room = max(width - max(map(len, rest)) - 2, 8)
@@ -8964,7 +8975,7 @@ def watch_on_screen(jobs: Callable[[], Sequence[Job]], interval_s: float, report
     """Show the jobs until q or Ctrl-C; every frame is one write over the one before, so nothing flickers."""
     with contextlib.suppress(KeyboardInterrupt), full_screen(reporter) as key:
         while True:
-            width, height = os.get_terminal_size(reporter.out.fileno())
+            width, height = (size or 80 for size in os.get_terminal_size(reporter.out.fileno()))
             lines = watch_lines(jobs(), time.time(), width, height - 2) if height > 3 else []
             lines += [""] * (height - 1 - len(lines)) + ["q quits   hfship logs -f JOB   hfship stop JOB"[:width]]
             reporter.show("\x1b[H" + "\n".join(line + "\x1b[K" for line in lines) + "\x1b[J")
