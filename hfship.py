@@ -433,8 +433,9 @@ class Stage:
         return (self.done - self.skipped) / max(self.seconds, 1e-6)
 
     def __enter__(self) -> Stage:
-        self._reporter.stages.append(self)
-        self._reporter.working.set()
+        if self.total:  # else there is nothing to do, and nothing to tell
+            self._reporter.stages.append(self)
+            self._reporter.working.set()
         self._ticker.start()
         return self
 
@@ -442,9 +443,10 @@ class Stage:
         self._stop.set()
         self._ticker.join()
         self._ended = time.monotonic()
-        self._reporter.log_progress(self)
-        self._reporter.past.append(self)
-        self._reporter.stages.remove(self)
+        if self.total:
+            self._reporter.log_progress(self)
+            self._reporter.past.append(self)
+            self._reporter.stages.remove(self)
 
     def _tick(self) -> None:
         render = self._reporter.progress_renderer(self)
@@ -598,9 +600,8 @@ class Reporter:
 
     def log_progress(self, stage: Stage) -> None:
         """How far a stage is, for the logs."""
-        if stage.total:
-            counts = {"done": stage.done, "total": stage.total, "unit": stage.unit, "rate": round(stage.rate)}
-            self.log("info", stage.line(), **counts)
+        counts = {"done": stage.done, "total": stage.total, "unit": stage.unit, "rate": round(stage.rate)}
+        self.log("info", stage.line(), **counts)
 
     def result(self, text: str) -> None:
         """A result of the command, to stdout."""

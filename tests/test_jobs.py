@@ -314,19 +314,19 @@ def screens(output: bytes) -> List[List[str]]:
 def test_watch_on_a_terminal(hfship: Program, fetch: List[Any]) -> None:
     hfship(*fetch, "--background")
     pid, terminal = in_terminal(hfship, "watch")
-    seen = read_until(terminal, b"fetching")
-    before = termios.tcgetattr(terminal)
+    seen = read_until(terminal, b"B/s  ") + read_until(terminal, b"\x1b[J")
+    silent = not termios.tcgetattr(terminal)[3] & termios.ECHO
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 60, 0, 0))
-    seen += read_until(terminal, b"\x1b[J")
-    small = read_until(terminal, b"\x1b[J")
+    small = read_until(terminal, b"\x1b[J") + read_until(terminal, b"\x1b[J") + read_until(terminal, b"\x1b[J")
     os.write(terminal, b"q")
     end = read_until(terminal, b"\x1b[?1049l")  # what was there before comes back, and so does the cursor
     assert os.waitpid(pid, 0)[1] == 0 and b"\x1b[?25h" in end
-    assert not before[3] & termios.ECHO
-    first = screens(seen)[0]
-    assert len(first) == 24 and max(map(len, first)) <= 80 and first[0].startswith("1 running")
-    assert re.match(r"fetch-tiny +fetching +\d+/\d+ +.* [kM]?B +\d+ %", first[3]) and "q quits" in first[-1]
-    assert len(screens(small)[-1]) == 10 and max(map(len, screens(small)[-1])) <= 60
+    assert silent and termios.tcgetattr(terminal)[3] & termios.ECHO
+    frame = next(frame for frame in screens(seen) if "B/s  " in frame[3] and "q quits" in frame[-1])
+    assert len(frame) == 24 and max(map(len, frame)) <= 80 and frame[0].startswith("1 running, ")
+    assert re.match(r"fetch-tiny +fetching +\d+/\d+ +.* [kM]?B +\d+ % +.*B/s +\d+s left", frame[3])
+    frame = [frame for frame in screens(small) if "q quits" in frame[-1]][-1]
+    assert len(frame) == 10 and max(map(len, frame)) <= 60
 
 
 def test_watch_in_a_pipe_ends_with_the_last_job(pyz: Program, fetch: List[Any]) -> None:
