@@ -8461,6 +8461,11 @@ class Job(NamedTuple):
             return str(self.uid)
 
     @property
+    def resumable(self) -> bool:
+        """Did something else than its own work end it, or the network, which comes back?"""
+        return self.state == "interrupted" or self.state == "failed" and self.record.exit_code == Exit.NETWORK
+
+    @property
     def left_s(self) -> Optional[float]:
         """Seconds to the end of the stage at the present speed; None when that cannot be told."""
         r = self.record
@@ -8593,7 +8598,7 @@ def free_name(folder: Path, record: JobRecord) -> str:
         except (FileNotFoundError, ValueError):
             break
         asked = [[w for w in r.words if w != "--background"] + [r.cwd] for r in (record, old.record)]
-        over = old.state not in ("running", "interrupted") or old.state != "running" and asked[0] == asked[1]
+        over = old.state != "running" and (not old.resumable or asked[0] == asked[1])
         if over and old.uid == os.geteuid():
             break
     return name
@@ -8772,7 +8777,7 @@ def stop_job(job: Job) -> str:
         if not here or len(owners) > 1 or os.geteuid() not in (0, job.uid):
             why = f"it is a job of {job.user} on {record.host}"
             raise HostError(f"cannot stop {job.label}", why, f"stop it there as {job.user}: hfship stop {record.name}")
-    if job.state not in ("running", "interrupted"):
+    if job.state != "running" and not job.resumable:
         return f"{record.name} has ended already ({job.state})"
     for signum, patience_s in STOP_STEPS:
         if not still_runs(record.pid, record.start, record.boot_id):
@@ -8784,7 +8789,7 @@ def stop_job(job: Job) -> str:
             time.sleep(0.05)
     with contextlib.suppress(OSError, ValueError):
         ended = read_job(job.folder / (record.name + ".json")).record
-        if ended.state in ("running", "interrupted"):  # it could not say so itself
+        if ended.state != "done":  # where it could not say so itself
             write_job(job.folder, replace(ended, state="stopped", exit_code=int(Exit.INTERRUPTED)))
     return f"stopped {record.name}; the same command goes on: {again(record)}"
 
@@ -8828,11 +8833,11 @@ def follow_log(job: Job, follow: bool, tail: str, reporter: Reporter) -> None:
 
 
 def resume_jobs(jobs: Sequence[Job], reporter: Reporter) -> List[HfshipError]:
-    """Start again what was interrupted in the background on this machine; what could not be."""
+    """Start again what was interrupted in the background on this machine. Returns what could not be."""
     problems: List[HfshipError] = []
     for job in jobs:
         record = job.record
-        if job.state != "interrupted" or job.uid != os.geteuid() or record.host != socket.gethostname():
+        if not job.resumable or job.uid != os.geteuid() or record.host != socket.gethostname():
             continue
         if not record.background:
             reporter.info(f"{record.name} ran in the foreground, and is left to you: {again(record)}")
@@ -8863,7 +8868,8 @@ def resume_job(record: JobRecord, reporter: Reporter) -> None:
 
 
 def install_text(argv: Sequence[str], home: Path) -> str:
-    """How to resume jobs after a reboot: a systemd user unit, and a line for cron where there is no systemd."""
+    """How to resume jobs after a reboot: a systemd user unit, and a line for cron where there is no systemd. Neither
+    can wait for the network, so they give it a minute; a job that finds none is resumable again."""
     command = " ".join(map(shlex.quote, argv))
     unit = home / ".config/systemd/user/hfship-resume.service"
     return f"""\
@@ -8874,13 +8880,14 @@ Description=Resume interrupted hfship jobs
 [Service]
 Type=oneshot
 RemainAfterExit=yes
-SuccessExitStatus=0 3
+SuccessExitStatus=3
+ExecStartPre=/bin/sleep 60
 ExecStart={command.replace("%", "%%")}
 [Install]
 WantedBy=default.target
 
 # Without systemd: add this line with crontab -e
-@reboot {command.replace("%", chr(92) + "%")}
+@reboot sleep 60; {command.replace("%", chr(92) + "%")}
 """
 
 
@@ -8937,7 +8944,7 @@ def watch_lines(jobs: Sequence[Job], now: float, width: int, height: int) -> Lis
     lines += [f"and {len(jobs) - len(shown)} more"] * (len(jobs) > len(shown))
     failed = [f"{job.label}: {printable(job.record.error.get('what', ''))}" for job in shown if job.state == "failed"]
     failed += ["hfship watch --resume-all goes on with what was interrupted"] * any(
-        job.state == "interrupted" and job.record.background for job in shown
+        job.resumable and job.record.background for job in shown
     )
     return [line[:width].rstrip() for line in [*lines, *[""][: len(failed)], *failed][:height]]
 

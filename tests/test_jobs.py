@@ -425,6 +425,16 @@ def test_old_jobs_leave_with_their_logs(tmp_path: Path, monkeypatch: pytest.Monk
     assert left == ["a.json", "a.log", "a.log.1", "b.json", "b.log", "b.log.1", "e.json"]
 
 
+@pytest.mark.parametrize(
+    "state, code, resumable",
+    [("interrupted", None, True), ("interrupted", 130, True), ("failed", 8, True), ("failed", 7, False)]
+    + [("stopped", 130, False), ("done", 0, False), ("running", None, False)],
+)
+def test_what_resume_all_goes_on_with(state: str, code: Any, resumable: bool, tmp_path: Path) -> None:
+    """A job that lost its network is among them: at boot the network may come later than we do."""
+    assert hfship.Job(replace(a_record(tmp_path), exit_code=code), tmp_path, 0, state).resumable is resumable
+
+
 def test_install_prints_what_resumes_jobs_at_boot(hfship: Program) -> None:
     text = hfship("watch", "--install").stdout
     assert "@reboot " in text and "ExecStart=" in text and text.count("watch --resume-all --log-dir") == 2
