@@ -8396,7 +8396,7 @@ LOG_PROGRESS_S = 30.0
 START_WAIT_S = 5.0  # a run that neither works nor ended by then has begun: it waits for a network, a disk, docker
 JOBS_KEPT, JOB_DAYS = 100, 14  # ended jobs beyond these go, with their logs
 OTHER_LOGS = "/home/*/logs/hfship"  # where watch looks for the jobs of other users
-STOP_STEPS = ((signal.SIGINT, 15.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))  # and how long each may take
+STOP_STEPS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))  # and how long each may take
 SECRET_OPTIONS = ("--env", "--api-key", "--token", "--password")  # their values are in no record
 JOB_SUBJECTS = ("repos", "models", "targets", "archives", "names")  # arguments that say what a run is about
 TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
@@ -8497,6 +8497,13 @@ def public_words(words: Sequence[str]) -> Tuple[str, ...]:
     return tuple(clean)
 
 
+def current_folder() -> str:
+    """Where we are; / when that was removed."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.getcwd()
+    return "/"
+
+
 def new_record(name: str, words: Sequence[str], background: bool, env: Mapping[str, str]) -> JobRecord:
     """The record of this process."""
     pid, now = os.getpid(), time.time()
@@ -8506,7 +8513,7 @@ def new_record(name: str, words: Sequence[str], background: bool, env: Mapping[s
         name=name,
         command=words[0],
         words=public_words(words),
-        cwd=os.getcwd(),
+        cwd=current_folder(),
         env={k: v for k, v in kept.items() if k not in secret},
         needs=tuple(secret),
         background=background,
@@ -8771,12 +8778,13 @@ def await_job(pid: int, listen: int) -> Tuple[str, int]:
 def stop_job(job: Job) -> str:
     """End a job as Ctrl-C does, and by force when it does not listen; what came of it. Raises HostError."""
     record = job.record
-    here = record.host == socket.gethostname()
-    with contextlib.suppress(FileNotFoundError):
-        owners = {job.uid, *([os.stat(f"/proc/{record.pid}").st_uid] if job.state == "running" and here else [])}
-        if not here or len(owners) > 1 or os.geteuid() not in (0, job.uid):
-            why = f"it is a job of {job.user} on {record.host}"
-            raise HostError(f"cannot stop {job.label}", why, f"stop it there as {job.user}: hfship stop {record.name}")
+    ours = record.host == socket.gethostname() and os.geteuid() in (0, job.uid)
+    if ours and job.state == "running":
+        with contextlib.suppress(FileNotFoundError):
+            ours = os.stat(f"/proc/{record.pid}").st_uid == job.uid  # else the record is a trap for root
+    if not ours:
+        why = f"it is a job of {job.user} on {record.host}"
+        raise HostError(f"cannot stop {job.label}", why, f"stop it there as {job.user}: hfship stop {record.name}")
     if job.state != "running" and not job.resumable:
         return f"{record.name} has ended already ({job.state})"
     for signum, patience_s in STOP_STEPS:
@@ -8787,16 +8795,18 @@ def stop_job(job: Job) -> str:
         deadline = time.monotonic() + patience_s
         while time.monotonic() < deadline and still_runs(record.pid, record.start, record.boot_id):
             time.sleep(0.05)
+    if still_runs(record.pid, record.start, record.boot_id):
+        raise HostError(f"{record.name} does not end", f"process {record.pid} hangs in the kernel", "check its disk")
     with contextlib.suppress(OSError, ValueError):
         ended = read_job(job.folder / (record.name + ".json")).record
-        if ended.state != "done":  # where it could not say so itself
+        if ended.state != "done" and job.uid == os.geteuid():  # where it could not say so itself
             write_job(job.folder, replace(ended, state="stopped", exit_code=int(Exit.INTERRUPTED)))
     return f"stopped {record.name}; the same command goes on: {again(record)}"
 
 
 def again(record: JobRecord) -> str:
     """The command of a job, to be typed once more."""
-    place = "" if record.cwd == os.getcwd() else f"cd {shlex.quote(record.cwd)} && "
+    place = "" if record.cwd == current_folder() else f"cd {shlex.quote(record.cwd)} && "
     return place + program_name() + " " + " ".join(map(shlex.quote, record.words))
 
 
@@ -8810,11 +8820,13 @@ def with_job(exc: InUseError, jobs: Sequence[Job], asked: str) -> InUseError:
 
 def follow_log(job: Job, follow: bool, tail: str, reporter: Reporter) -> None:
     """Show a job's log; with `follow` go on until the job or the operator ends it. Raises NotFoundError."""
-    try:
-        stream = job.log.open("rb")
-    except OSError as exc:
-        raise NotFoundError(f"there is no log of {job.label}", f"{job.log}: {exc.strerror}", "hfship watch") from exc
-    old = [line for path in log_files(job)[:-1] for line in path.read_bytes().splitlines()]
+    files = log_files(job)
+    if job.log not in files:
+        raise NotFoundError(
+            f"there is no log of {job.label}", f"{job.log} is not there", "hfship watch --json tells more"
+        )
+    stream = job.log.open("rb")
+    old = [line for path in files[:-1] for line in path.read_bytes().splitlines()]
     lines = [*old, *stream.readlines()]
     lines = lines if tail == "all" else lines[max(len(lines) - int(tail), 0) :]
     with contextlib.suppress(KeyboardInterrupt):
@@ -8902,16 +8914,12 @@ def short_seconds(seconds: float) -> str:
     >>> [short_seconds(s) for s in (0.4, 59.9, 61, 3700, 200_000, 1e12)]
     ['0s', '59s', '1m01s', '1h01m', '2d07h', '>999d']
     """
-    minutes, hours, days = int(seconds // 60), int(seconds // 3600), int(seconds // 86400)
-    if days:
-        return f"{days}d{hours % 24:02d}h" if days < 1000 else ">999d"
-    return (
-        f"{hours}h{minutes % 60:02d}m"
-        if hours
-        else f"{minutes}m{seconds % 60:02.0f}s"
-        if minutes
-        else f"{int(seconds)}s"
-    )
+    for size, unit, part, part_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= 1000 * size == 86_400_000:
+            return ">999d"
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}{int(seconds % size // part):02d}{part_unit}"
+    return f"{int(seconds)}s"
 
 
 def job_cells(job: Job, now: float) -> Tuple[str, ...]:
@@ -8943,9 +8951,8 @@ def watch_lines(jobs: Sequence[Job], now: float, width: int, height: int) -> Lis
     lines = [title, "", *(f"{name:<{max(map(len, names))}}  {cells}" for name, cells in zip(names, rest))]
     lines += [f"and {len(jobs) - len(shown)} more"] * (len(jobs) > len(shown))
     failed = [f"{job.label}: {printable(job.record.error.get('what', ''))}" for job in shown if job.state == "failed"]
-    failed += ["hfship watch --resume-all goes on with what was interrupted"] * any(
-        job.resumable and job.record.background for job in shown
-    )
+    if any(job.resumable and job.record.background for job in shown):
+        failed.append(as_typed("hfship watch --resume-all") + " goes on with what was interrupted")
     return [line[:width].rstrip() for line in [*lines, *[""][: len(failed)], *failed][:height]]
 
 
@@ -8985,7 +8992,9 @@ def watch_on_screen(jobs: Callable[[], Sequence[Job]], interval_s: float, report
         while True:
             width, height = (size or 80 for size in os.get_terminal_size(reporter.out.fileno()))
             lines = watch_lines(jobs(), time.time(), width, height - 2) if height > 3 else []
-            lines += [""] * (height - 1 - len(lines)) + ["q quits   hfship logs -f JOB   hfship stop JOB"[:width]]
+            lines += [""] * (height - 1 - len(lines)) + [
+                'q quits; "logs -f JOB" follows one, "stop JOB" ends it'[:width]
+            ]
             reporter.show("\x1b[H" + "\n".join(line + "\x1b[K" for line in lines) + "\x1b[J")
             if "q" in key(interval_s):
                 return

@@ -94,6 +94,7 @@ def read_until(terminal: int, words: bytes) -> bytes:
 
 
 def test_a_background_fetch_outlives_its_terminal(hfship: Program, fetch: List[Any], published: Path) -> None:
+    fetch[-1] = "500k"
     pid, terminal = in_terminal(hfship, *fetch, "--background")
     read_until(terminal, b"fetch-tiny\r\n")
     os.close(terminal)  # SIGHUP to everything in it
@@ -130,6 +131,7 @@ def test_killed_and_resumed_byte_for_byte(hfship: Program, hub: FaultHub, fetch:
 
 
 def test_stop_saves_the_state_and_means_it(hfship: Program, fetch: List[Any], published: Path) -> None:
+    fetch[-1] = "200k"
     hfship(*fetch, "--background")
     until(lambda: job(hfship, "fetch-tiny").record.done > 100_000)
     assert "stopped fetch-tiny" in hfship("stop", "fetch-tiny").stdout
@@ -312,6 +314,7 @@ def screens(output: bytes) -> List[List[str]]:
 
 
 def test_watch_on_a_terminal(hfship: Program, fetch: List[Any]) -> None:
+    fetch[-1] = "200k"
     hfship(*fetch, "--background")
     pid, terminal = in_terminal(hfship, "watch")
     seen = read_until(terminal, b"B/s  ") + read_until(terminal, b"\x1b[J")
@@ -331,15 +334,17 @@ def test_watch_on_a_terminal(hfship: Program, fetch: List[Any]) -> None:
 
 def test_watch_in_a_pipe_ends_with_the_last_job(pyz: Program, fetch: List[Any]) -> None:
     assert pyz("watch").stdout == "" and json.loads(pyz("watch", "--json").stdout) == []
+    fetch[-1] = "100k"
     pyz(*fetch, "--background")
     (row,) = json.loads(pyz("watch", "--json").stdout)
     assert row["state"] == "running" and row["total"] > row["done"] >= 0 and row["user"] and row["unit"] == "B"
-    plain = pyz.start("watch", "fetch-tiny", "--interval", "0.5")
-    lines = pyz("watch", "--json", "--interval", "1").stdout.splitlines()
-    assert [json.loads(line)[0]["state"] for line in lines][-1] == "done" and len(lines) > 1
-    said = plain.communicate(timeout=60)[0].splitlines()
-    assert re.match(r"\d{4}-\d\d-\d\dT[\d:]+Z fetch-tiny: fetching  \d+/\d+", said[0]) and ": done" in said[-1]
-    assert "fetch-tiny" in pyz("watch", "--once").stdout
+    watchers = [pyz.start("watch", "fetch-tiny", "--interval", "0.2", *more) for more in ([], ["--json"])]
+    first = [watcher.stdout.readline() for watcher in watchers]  # type: ignore[union-attr]
+    pyz("stop", "fetch-tiny")
+    last = [watcher.communicate(timeout=60)[0].splitlines()[-1] for watcher in watchers]
+    assert re.match(r"\d{4}-\d\d-\d\dT[\d:]+Z fetch-tiny: fetching  \d+/\d+", first[0]) and ": stopped" in last[0]
+    assert [json.loads(line)[0]["state"] for line in (first[1], last[1])] == ["running", "stopped"]
+    assert "fetch-tiny  stopped" in pyz("watch", "--once").stdout
 
 
 def test_logs_follow_a_job_to_its_end(pyz: Program, fetch: List[Any]) -> None:
