@@ -28,7 +28,7 @@ Contents, in the order in which data flows; each section uses only those above i
     15  deployment files           plan -> text of .env and docker-compose.yml
     16  docker                     compose up and down, readiness, status
     17  mirror                     read-only Hub API over a models folder
-    18  jobs                       (reserved)
+    18  jobs                       records of running and recent runs, background, watch, resume after reboot
     19  command line               argparse tables, thin cmd_* functions, main()
 """
 
@@ -47,10 +47,12 @@ import io
 import json
 import os
 import platform
+import pwd
 import random
 import re
 import resource
 import secrets
+import select
 import shlex
 import shutil
 import signal
@@ -60,14 +62,16 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import textwrap
 import threading
 import time
+import tty
 import types
 import warnings
 import weakref
 import zlib
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -75,6 +79,7 @@ from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache, reduce
+from glob import glob
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -179,6 +184,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def error_fields(error: HfshipError) -> Dict[str, str]:
+    """An error for JSON."""
+    return {"what": error.what, "why": error.why, "next": as_typed(error.next_step)}
+
+
 class UsageError(HfshipError):
     """The command line or a settings file is wrong."""
 
@@ -238,10 +248,18 @@ class Interrupted(HfshipError):
 #
 # Owns every byte that reaches a terminal, a log file or an event stream. Results go to stdout, all else to stderr.
 # Promises: secrets that were registered, and whatever looks like one, never pass. Nothing else in this file prints.
+# A log that cannot be written never stops the work: it is said once, and what was lost is counted in the log.
+#
+# A log has one line per event: UTC time, level, job, stage, message. As text
+#     2026-01-31T04:05:06Z WARNING fetch-Qwen3-8B fetching: warning: the Hub answers 503: waiting 2 s
+# with the line breaks of a message as " | "; as JSON an object with the keys time, level, job, stage, message, and
+# those of its kind: progress (done, total, unit, rate), error (what, why, next, exit_code), summary (its rows).
 # ======================================================================================
 
 PLAIN_INTERVAL_S = 10.0  # one progress line per interval where there is no terminal
 BAR_INTERVAL_S = 0.25
+LOG_SIZE = 8 << 20  # bytes; a log that would grow larger becomes NAME.1, and a new one begins
+LOG_KEEP = 4  # NAME.1 is the youngest
 
 _SECRET_PATTERNS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_***"),
@@ -259,11 +277,34 @@ def redact(text: str, secrets: Iterable[str] = ()) -> str:
     >>> redact("GET https://cdn/x?Signature=abc with Bearer hf_abcdefghij")
     'GET https://cdn/x?*** with Bearer ***'
     """
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one may be the beginning of another
         text = text.replace(secret, "***")
     for pattern, replacement in _SECRET_PATTERNS:
         text = pattern.sub(replacement, text)
     return text
+
+
+def redact_all(value: Any, secrets: Iterable[str] = ()) -> Any:
+    """`value` with every text in it redacted: before it becomes JSON, whose escapes would hide a secret."""
+    if isinstance(value, str):
+        return redact(value, secrets)
+    if isinstance(value, Mapping):
+        return {redact(str(k), secrets): redact_all(v, secrets) for k, v in value.items()}
+    return [redact_all(v, secrets) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def printable(text: str) -> str:
+    """`text` on one line, and without characters that steer a terminal.
+
+    >>> printable("a\\n  b \\x1b[2J\\udcff")
+    'a | b ?[2J?'
+    """
+    return "".join(c if c.isprintable() else "?" for c in re.sub(r"\s*[\r\n]+\s*", " | ", text.strip()))
+
+
+def utc(seconds: Optional[float] = None) -> str:
+    """A time (since the epoch; default: now) as ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def human_bytes(count: float) -> str:
@@ -318,14 +359,71 @@ def narrow_table(rows: Sequence[Mapping[str, str]], columns: Sequence[str], opti
     return text
 
 
+def labelled(**rows: str) -> str:
+    """Lines with a label each.
+
+    >>> print(labelled(runs_on="CPU"))
+      runs on  CPU
+    """
+    return "\n".join(f"  {label.replace('_', ' '):<8} {text}" for label, text in rows.items() if text)
+
+
+class LogFile:
+    """A log to which lines are appended, each in one write. `line` is called under the Reporter's lock."""
+
+    def __init__(self, path: Path, form: str = "text") -> None:
+        self.path, self._json = path, form == "json"
+        self._lost = 0
+        self._fd = self._open()
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY, 0o666)
+
+    def write(self, event: Mapping[str, Any]) -> str:
+        """Append an event. Returns why that is impossible when it is the first time in a row, else ""."""
+        lost = {**event, "level": "warning", "message": f"{self._lost} lines before this one could not be written"}
+        try:
+            if self._lost:
+                self._append(lost)
+            self._append(event)
+            self._lost = 0
+        except OSError as exc:
+            self._lost += 1
+            return (exc.strerror or str(exc)) if self._lost == 1 else ""
+        return ""
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        if self._json:
+            text = json.dumps(event, ensure_ascii=False) + "\n"
+        else:
+            head = f"{event['time']} {event['level'].upper():<7} {event['job'] or '-'} {event['stage'] or '-'}: "
+            rows = [f"{event['message']}: {label} {printable(row)}" for label, row in event.get("rows", {}).items()]
+            text = "".join(head + line + "\n" for line in rows or [printable(event["message"])])
+        data = text.encode("utf-8", "backslashreplace")
+        status = os.fstat(self._fd)
+        if stat.S_ISREG(status.st_mode) and status.st_size and status.st_size + len(data) > LOG_SIZE:
+            self._turn_over()
+        written = os.write(self._fd, data)
+        if written < len(data):  # the disk became full in the middle of the line
+            os.write(self._fd, data[written:])
+
+    def _turn_over(self) -> None:
+        for number in range(LOG_KEEP, 0, -1):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{self.path}.{number - 1}" if number > 1 else self.path, f"{self.path}.{number}")
+        os.close(self._fd)
+        self._fd = self._open()
+
+
 class Stage:
     """Progress of one step (fetching, packing, ...). `add` may be called from any thread."""
 
     def __init__(self, reporter: Reporter, name: str, total: int, unit: str) -> None:
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
-        self.started = time.monotonic()
+        self.started, self._ended = time.monotonic(), 0.0
         self.skipped = 0
+        self.files = self.finished = 0  # how many it is about, and how many of them are done, where that is known
         self._reporter = reporter
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -342,9 +440,14 @@ class Stage:
             self.done += count
             self.skipped += count
 
+    def finish(self, files: int) -> None:
+        """Count files as done."""
+        with self._lock:
+            self.finished += files
+
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        return (self._ended or time.monotonic()) - self.started
 
     @property
     def rate(self) -> float:
@@ -352,12 +455,20 @@ class Stage:
         return (self.done - self.skipped) / max(self.seconds, 1e-6)
 
     def __enter__(self) -> Stage:
+        if self.total:  # else there is nothing to do, and nothing to tell
+            self._reporter.stages.append(self)
+            self._reporter.working.set()
         self._ticker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._ticker.join()
+        self._ended = time.monotonic()
+        if self.total:
+            self._reporter.log_progress(self)
+            self._reporter.past.append(self)
+            self._reporter.stages.remove(self)
 
     def _tick(self) -> None:
         render = self._reporter.progress_renderer(self)
@@ -395,7 +506,7 @@ class _PlainProgress:
 
     def update(self, final: bool) -> None:
         if not final or self._stage.seconds > self.interval_s:
-            self._reporter.info(self._stage.line())
+            self._reporter.say(self._stage.line())
 
 
 class _JsonProgress:
@@ -438,9 +549,9 @@ class _BarProgress:
 _Progress = Union[_NoProgress, _PlainProgress, _JsonProgress, _BarProgress]
 
 
-def silence_stdout() -> None:
-    """Drop what is buffered for a stdout that takes no more: Python would end with an error of its own over it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def silence(fd: int) -> None:
+    """Drop what is buffered for an output that takes no more: Python would end with an error of its own over it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 class Reporter:
@@ -456,18 +567,30 @@ class Reporter:
         verbosity: int = 0,
         out: Optional[IO[str]] = None,
         err: Optional[IO[str]] = None,
-        log: Optional[IO[str]] = None,
     ) -> None:
         closed = io.StringIO()  # what is said into a stream that the caller closed
         self.out = out or sys.stdout or closed
         self.err = err or sys.stderr or closed
-        self.log = log
-        self.verbosity = verbosity
-        self.progress = ("bar" if self.err.isatty() else "plain") if progress == "auto" else progress
+        self.adjust(progress, verbosity)
         self.lock = threading.RLock()
         self.bar: Any = None
         self.gathered: Optional[List[Any]] = None  # JSON results of the runs of a list, which are said as one
+        self.job = ""  # its name, once it has one
+        self.working = threading.Event()  # the first stage or phase has begun: arguments and locks are fine
+        self.phase = ""  # what is done outside stages
+        self.stages: List[Stage] = []  # under way
+        self.past: List[Stage] = []
+        self.results: Deque[str] = deque(maxlen=5)  # the first line of each
+        self.failure: Optional[HfshipError] = None  # the last
+        self.next_step = ""  # what comes after a success
+        self._logs: List[LogFile] = []
+        self._early: Deque[Dict[str, Any]] = deque(maxlen=1000)  # events from before the job's log was opened
         self._secrets: Set[str] = set()
+
+    def adjust(self, progress: str, verbosity: int) -> None:
+        """Talk as the command line asks."""
+        self.verbosity = verbosity
+        self.progress = ("bar" if self.err.isatty() else "plain") if progress == "auto" else progress
 
     @property
     def width(self) -> int:
@@ -475,20 +598,59 @@ class Reporter:
         return shutil.get_terminal_size().columns if self.out.isatty() else 1000
 
     def hide(self, secret: str) -> None:
-        """Register a secret: it is replaced by *** in everything said from now on."""
+        """Register a secret: it is replaced by *** in everything said from now on, also as it looks in a URL."""
         if secret:
-            self._secrets.add(secret)
+            self._secrets |= {secret, quote(secret), quote(secret, safe="")}
+
+    def redacted(self, value: Any) -> Any:
+        """A value as it may be shown: see `redact_all`."""
+        return redact_all(value, self._secrets)
+
+    def open_log(self, path: Path, form: str) -> None:
+        """Write a log from now on, what was said so far included. Raises OSError."""
+        log = LogFile(path, form)
+        with self.lock:
+            for event in self._early:
+                log.write({**event, "job": self.job})
+            self._logs.append(log)
+
+    @property
+    def doing(self) -> str:
+        """The name of the stage or phase."""
+        return self.stages[-1].name if self.stages else self.phase
+
+    def log(self, level: str, message: str, **details: Any) -> None:
+        """An event for the logs alone. `details` are for JSON, but for `rows`, each of which is a line of its own."""
+        event = {"time": utc(), "level": level, "job": self.job, "stage": self.doing, "message": message, **details}
+        event = self.redacted(event)
+        with self.lock:
+            self._early.append(event)
+            for log in self._logs:
+                trouble = log.write(event)
+                if trouble:
+                    self.say(f"warning: cannot write the log {log.path}: {trouble}; the work goes on without it")
+
+    def log_progress(self, stage: Stage) -> None:
+        """How far a stage is, for the logs."""
+        counts = {"done": stage.done, "total": stage.total, "unit": stage.unit, "rate": round(stage.rate)}
+        self.log("info", stage.line(), **counts)
 
     def result(self, text: str) -> None:
         """A result of the command, to stdout."""
+        self.results.append(text.partition("\n")[0])
+        self.log("result", text)
+        self.show(text + "\n")
+
+    def show(self, text: str) -> None:
+        """A part of the result that is not worth a log, to stdout."""
         try:
             with self.lock:
-                self.out.write(redact(text, self._secrets) + "\n")
+                self.out.write(redact(text, self._secrets))
                 self.out.flush()
         except BrokenPipeError:
             raise
         except OSError as exc:
-            silence_stdout()
+            silence(1)
             step = "the work is done; run the same command again to see its result"
             raise DiskError(f"cannot write the result: {exc.strerror}", "", step) from exc
 
@@ -496,8 +658,10 @@ class Reporter:
         """A machine-readable result, to stdout."""
         if self.gathered is not None and isinstance(value, list):
             self.gathered += value
-        else:
-            self.result(json.dumps(value, indent=2, ensure_ascii=False))
+            return
+        clean = self.redacted(value)
+        self.log("result", json.dumps(clean, ensure_ascii=False))
+        self.show(json.dumps(clean, indent=2, ensure_ascii=False) + "\n")
 
     def detail(self, text: str) -> None:
         if self.verbosity > 0:
@@ -512,22 +676,25 @@ class Reporter:
 
     def error(self, error: HfshipError) -> None:
         """Print an error; with JSON events also as an event that carries its exit code."""
+        self.failure = error
+        fields = {**error_fields(error), "exit_code": int(error.code)}
+        self.log("error", error.text(), **fields)
         if self.progress == "json":
-            fields = {
-                "what": error.what,
-                "why": error.why,
-                "next": as_typed(error.next_step),
-                "exit_code": int(error.code),
-            }
             self.event("error", **fields)
         else:
-            self._say("error", error.text())
+            self.say(error.text())
+
+    def enter_phase(self, name: str, phase: str) -> None:
+        """What `name` does now, where no amount is known."""
+        self.phase = phase
+        self.working.set()
+        self.info(f"{name}: {phase}")
+        self.event("phase", name=name, phase=phase)
 
     def event(self, kind: str, **fields: object) -> None:
         """One JSON line to stderr, where --progress json asked for events."""
         if self.progress == "json":
-            clean = {k: redact(v, self._secrets) if isinstance(v, str) else v for k, v in fields.items()}
-            self._write(json.dumps({"event": kind, **clean}, ensure_ascii=False))
+            self._write(json.dumps({"event": kind, **self.redacted(fields)}, ensure_ascii=False))
 
     def stage(self, name: str, total: int, unit: str = "B") -> Stage:
         """A step with progress; use as a context manager."""
@@ -547,24 +714,27 @@ class Reporter:
         return _PlainProgress(self, stage)
 
     def _say(self, level: str, text: str) -> None:
-        clean = redact(text, self._secrets)
+        self.log(level, text)
+        self.say(text, level)
+
+    def say(self, text: str, level: str = "info") -> None:
+        """Something for people, that no log needs."""
         if self.progress == "json":
-            self._write(json.dumps({"event": "log", "level": level, "text": clean}, ensure_ascii=False))
+            self.event("log", level=level, text=text)
         else:
-            self._write(clean)
-        if self.log:
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            self.log.write(f"{stamp} {level.upper():<7} {clean}\n")
-            self.log.flush()
+            self._write(redact(text, self._secrets))
 
     def _write(self, line: str) -> None:
         with self.lock:
-            if self.bar is not None:
-                self.bar.clear()
-            self.err.write(line + "\n")
-            self.err.flush()
-            if self.bar is not None:
-                self.bar.refresh()
+            try:
+                if self.bar is not None:
+                    self.bar.clear()
+                self.err.write(line + "\n")
+                self.err.flush()
+                if self.bar is not None:
+                    self.bar.refresh()
+            except OSError:  # the terminal is closed, or the reader of a pipe has gone: the work goes on
+                silence(2)
 
 
 # ======================================================================================
@@ -1153,11 +1323,32 @@ def boot_id() -> str:
 
 
 def process_start(pid: int) -> str:
-    """When a process of this machine started (clock ticks since boot); "" when there is none (proc_pid_stat(5))."""
+    """When a process of this machine started (clock ticks since boot); "" when there is none (proc_pid_stat(5)), or
+    only what is left of one until its parent has seen it end."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return "" if fields[0] in "ZX" else fields[19]
     except (OSError, IndexError):
         return ""
+
+
+def still_runs(pid: int, start: str, boot: str) -> bool:
+    """Is the process that was written down as these three still there, and no other that has its number now?"""
+    return boot == boot_id() and bool(start) and process_start(pid) == start
+
+
+class InUseError(IncompleteError):
+    """Another hfship holds the folder or the archive; `pid` is its process, 0 when that is not known."""
+
+    def __init__(self, what: str, why: str, next_step: str, pid: int = 0) -> None:
+        super().__init__(what, why, next_step)
+        self.pid = pid
+
+
+def own_file() -> Path:
+    """The file that runs: hfship.pyz, or hfship.py."""
+    source = Path(__file__).absolute()
+    return source.parent if source.parent.is_file() else source  # /x/hfship.pyz/hfship.py
 
 
 class FolderLock:
@@ -1225,8 +1416,7 @@ class FolderLock:
             return
         owner = self._read_lease()
         if owner.get("host") == socket.gethostname():
-            same_boot = owner.get("boot_id") == boot_id()
-            if same_boot and owner.get("start") and process_start(int(owner.get("pid", 0))) == owner["start"]:
+            if still_runs(int(owner.get("pid", 0)), owner.get("start", ""), owner.get("boot_id", "")):
                 raise self._in_use(owner)
         else:
             os.utime(self._path)  # the file server's clock, not ours, wrote the time of the lease
@@ -1235,10 +1425,11 @@ class FolderLock:
             self.doubtful = True
         atomic_write(self._lease, self._owner, durable=False)
 
-    def _in_use(self, owner: Mapping[str, Any]) -> IncompleteError:
+    def _in_use(self, owner: Mapping[str, Any]) -> InUseError:
         who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} holds {self._path}"
         step = f"wait for it, or stop it; a host that is gone is forgotten after {LEASE_EXPIRY_S:.0f} s"
-        return IncompleteError(f"{self.folder} is in use by another hfship", who, step)
+        pid = int(owner.get("pid", 0)) if owner.get("host") == socket.gethostname() else 0
+        return InUseError(f"{self.folder} is in use by another hfship", who, step, pid)
 
     def _beat(self) -> None:
         while not self._released.wait(LEASE_BEAT_S):
@@ -2752,6 +2943,7 @@ class Download:
         self._speeds: Dict[int, float] = {}  # worker -> bytes per second of its connection
         self._evictions: Deque[float] = deque(maxlen=EVICTIONS_PER_MINUTE)
         stage.skip(sum(intervals.total for intervals in have))
+        stage.files = len(jobs)
 
     def run(self) -> None:
         """Fetch, verify and finish every file. Raises the first HfshipError of any thread, or KeyboardInterrupt;
@@ -2983,6 +3175,7 @@ class Download:
         with self._changed:
             self._open.discard(file)
             self._finished += 1
+        self._stage.finish(1)
 
     def _reject(self, file: int) -> None:
         """The bytes are not what the Hub listed: fetch them again, from elsewhere if there is an elsewhere."""
@@ -3365,7 +3558,7 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
     changed = [entry.path for entry in entries if not entry.sha256]
     if changed:
         raise IntegrityError(f"{changed[0]} changed while it was fetched", "", "run the same command again")
-    stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    stamp = utc()
     manifest = make_manifest(plan.name, entries, replace(plan.snapshot.source, fetched_at=stamp))
     with contextlib.suppress(OSError):
         (plan.folder / WORK_DIR / "partial").rmdir()  # kept while it holds journals of other files
@@ -5263,6 +5456,8 @@ class PackRun:
         )
         proofs = [provers.submit(self._prove, weight) for weight in self._weights if self._ahead]
         extents = self._plan.frames[len(frames) :]
+        ends = [segment.stop for segment in self._plan.segments if segment.entry]
+        stage.files, stage.finished = len(ends), bisect_right(ends, start)
         for (start, stop), (content, unit) in zip(extents, workers.in_order(self._produce, extents, self._jobs + 2)):
             offset = frames[-1].offset + frames[-1].size if frames else 0
             frames.append(Frame(offset, len(unit), start, stop - start, zlib.crc32(unit)))
@@ -5270,6 +5465,7 @@ class PackRun:
                 checker.call(check.feed, content, stop - start)
             writer.write(unit)
             stage.add(stop - start)
+            stage.finish(bisect_right(ends, stop) - stage.finished)
         checker.drain()
         for proof in proofs:
             proof.result()
@@ -5341,7 +5537,7 @@ def claim(path: Path, journal: bool = False) -> Iterator[int]:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as exc:
             why = "it would write the same files"
-            raise IncompleteError(f"another hfship writes {path}", why, "wait for it, or stop it") from exc
+            raise InUseError(f"another hfship writes {path}", why, "wait for it, or stop it") from exc
         try:
             if not journal:
                 os.ftruncate(fd, 0)
@@ -5519,6 +5715,7 @@ class ArchiveCheck:
         """All damage, in the order of the archive. With `after`, lanes run one after the other, and it is told up to
         where the stream is safe in the sink, unless there is damage."""
         stop = threading.Event()
+        stage.files = sum(len(lane.files) for lane in self._lanes)
         count = 1 if after or self.archive.media else max(1, min(self._jobs, len(self._lanes)))
         window = max(2, (self._jobs + 4) // count)
         with Workers(self._jobs, stop) as decoders, Workers(count, stop) as runners:
@@ -5562,6 +5759,7 @@ class ArchiveCheck:
                 check.feed(content, frame.length)
             stage.add(frame.length)
         check.close()
+        stage.finish(len(lane.files))
         self._tell(after, lane.frames[-1][1].stop)
 
     def _tell(self, after: Optional[Callable[[int], None]], position: int) -> None:
@@ -5893,6 +6091,7 @@ def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter
             if size != entry.size:
                 return Damage(f"{entry.path} has {size} bytes instead of {entry.size}")
             found = sha256_file(path, stage.add)
+            stage.finish(1)
         except OSError as exc:
             return Damage(
                 f"{entry.path} cannot be read: {exc.strerror}" if path.exists() else f"{entry.path} is missing"
@@ -5901,6 +6100,7 @@ def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter
         return None if found == entry.sha256 else Damage(what)
 
     with reporter.stage("verify", manifest.size) as stage, Workers(jobs) as workers:
+        stage.files = len(manifest.files)
         return [damage for damage in workers.in_order(check, manifest.files, jobs) if damage]
 
 
@@ -8046,8 +8246,7 @@ def wait_until_it_answers(deployment: Deployment, restarts_before: int, reporter
         phase = phase_of(log_tail(deployment, PROGRESS_LINES))
         if phase != said and (phase[:8] != said[:8] or time.monotonic() - said_at > PLAIN_INTERVAL_S):
             said, said_at = phase, time.monotonic()
-            reporter.info(f"{name}: {phase}")
-            reporter.event("phase", name=name, phase=phase)
+            reporter.enter_phase(name, phase)
         if time.monotonic() > deadline:
             what = f"{name} does not answer after {human_seconds(timeout_s)} ({phase})"
             why = f"last answer: {answer}; the end of its log:\n{log_tail(deployment, TAIL_LINES).rstrip()}"
@@ -8468,6 +8667,651 @@ class MirrorServer(ThreadingHTTPServer):
 
 
 # ======================================================================================
+# §18 Jobs
+#
+# Owns what is known of runs while they run and after: each fetch, pack, verify, unpack, serve and push has a log
+# JOB.log in the log folder and beside it a record JOB.json, and watch, stop, logs and --resume-all work with these.
+#
+# The record (`hfship-job/1`, JSON, replaced atomically up to four times a second) holds the fields of JobRecord.
+# `state` is running, done, failed, stopped (by Ctrl-C or `stop`) or interrupted (killed, terminal closed, reboot),
+# and whoever reads it takes "running" for interrupted when the process is gone. A run that is refused before it began
+# (arguments, locks, nothing found) leaves no record.
+#
+# Promises: a record or a log that cannot be written never stops the work; no secret is in a record.
+# Never: signals, resumes or believes a process because of what another user's record says.
+# ======================================================================================
+
+JOB_FORMAT = "hfship-job/1"
+RECORD_INTERVAL_S = 0.25
+LOG_PROGRESS_S = 30.0
+START_WAIT_S = 5.0  # a run that neither works nor ended by then has begun: it waits for a network, a disk, docker
+JOBS_KEPT, JOB_DAYS = 100, 14  # ended jobs beyond these go, with their logs
+OTHER_LOGS = "/home/*/logs/hfship"  # where watch looks for the jobs of other users
+STOP_STEPS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))  # and how long each may take
+SECRET_OPTIONS = ("--env", "--api-key", "--token", "--password")  # their values are in no record
+JOB_SUBJECTS = ("repos", "models", "targets", "archives", "names")  # arguments that say what a run is about
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
+# What a job that is resumed by cron or systemd must find again of the environment that it was started in.
+_KEPT_VARIABLES = re.compile(
+    r"HFSHIP_(\w+_DIR|KEY)|HF_(ENDPOINT|HOME|TOKEN_PATH|HUB_\w+)|XDG_CACHE_HOME|PATH|LANG|LC_ALL|TMPDIR|DOCKER_(HOST"
+    r"|CONFIG)|SSL_CERT_(FILE|DIR)|(REQUESTS|CURL)_CA_BUNDLE|(?i:https?|all|no)_(?i:proxy)"
+)
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """One run: how it was started, the process, and how far it is. Times are seconds since the epoch."""
+
+    name: str = ""
+    command: str = ""
+    words: Tuple[str, ...] = ()  # the command line after the program; *** where a secret was
+    cwd: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    needs: Tuple[str, ...] = ()  # environment variables with secrets that it had
+    background: bool = False
+    host: str = ""
+    pid: int = 0
+    start: str = ""  # process_start and boot_id: no other process that gets the number is taken for it
+    boot_id: str = ""
+    began_at: float = 0.0
+    updated_at: float = 0.0
+    state: str = "running"
+    stage: str = ""
+    unit: str = "B"
+    done: int = 0
+    total: int = 0
+    files: int = 0
+    finished: int = 0  # files
+    rate: float = 0.0  # units per second, lately
+    exit_code: Optional[int] = None
+    error: Mapping[str, str] = field(default_factory=dict)  # what, why, next
+
+
+class Job(NamedTuple):
+    """A record, the folder in which it lies, whose it is, and its state as it is now."""
+
+    record: JobRecord
+    folder: Path
+    uid: int
+    state: str
+
+    @property
+    def log(self) -> Path:
+        return self.folder / (self.record.name + ".log")
+
+    @property
+    def label(self) -> str:
+        """The name, with that of its user when that is somebody else."""
+        return self.record.name if self.uid == os.geteuid() else f"{self.user}:{self.record.name}"
+
+    @property
+    def user(self) -> str:
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return str(self.uid)
+
+    @property
+    def resumable(self) -> bool:
+        """Did something else than its own work end it, or the network, which comes back?"""
+        return self.state == "interrupted" or self.state == "failed" and self.record.exit_code == Exit.NETWORK
+
+    @property
+    def left_s(self) -> Optional[float]:
+        """Seconds to the end of the stage at the present speed; None when that cannot be told."""
+        r = self.record
+        return (r.total - r.done) / r.rate if self.state == "running" and r.rate >= 1 and r.total >= r.done else None
+
+
+def job_name(command: str, subjects: Sequence[str]) -> str:
+    """The name for a run of `command` on these models or archives.
+
+    >>> [job_name("fetch", w) for w in (["Qwen/Qwen3-8B@main"], ["/t/m.tar.zst.0001", "n"], [])]
+    ['fetch-Qwen3-8B', 'fetch-m+1', 'fetch-all']
+    """
+    first = re.sub(r"@.*|\.tar\.zst.*", "", subjects[0].rstrip("/").rpartition("/")[2]) if subjects else ""
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", first).strip("-.")[:60] or "all"
+    return f"{command}-{label}" + (f"+{len(subjects) - 1}" if len(subjects) > 1 else "")
+
+
+def public_words(words: Sequence[str]) -> Tuple[str, ...]:
+    """A command line as it may be written down.
+
+    >>> public_words(["serve", "m", "--env", "A=b", "--token=c", "http://u:pass@h"])
+    ('serve', 'm', '--env', '***', '--token=***', 'http://u:***@h')
+    """
+    clean: List[str] = []
+    for before, word in zip(["", *words], words):
+        option, has_value, _ = word.partition("=")
+        secret = f"{option}=***" if option in SECRET_OPTIONS and has_value else ""
+        clean.append("***" if before in SECRET_OPTIONS else secret or redact(word))
+    return tuple(clean)
+
+
+def current_folder() -> str:
+    """Where we are; / when that was removed."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.getcwd()
+    return "/"
+
+
+def new_record(name: str, words: Sequence[str], background: bool, env: Mapping[str, str]) -> JobRecord:
+    """The record of this process."""
+    pid, now = os.getpid(), time.time()
+    kept = {k: v for k, v in env.items() if _KEPT_VARIABLES.fullmatch(k)}
+    secret = [k for k, v in kept.items() if redact(v) != v] + [k for k in TOKEN_VARIABLES if env.get(k)]
+    return JobRecord(
+        name=name,
+        command=words[0],
+        words=public_words(words),
+        cwd=current_folder(),
+        env={k: v for k, v in kept.items() if k not in secret},
+        needs=tuple(secret),
+        background=background,
+        host=socket.gethostname(),
+        pid=pid,
+        start=process_start(pid),
+        boot_id=boot_id(),
+        began_at=now,
+        updated_at=now,
+    )
+
+
+def parse_job(content: bytes) -> JobRecord:
+    """Read a record. Raises ValueError for what is none."""
+    value = json.loads(content)
+    if not isinstance(value, dict) or value.get("format") != JOB_FORMAT:
+        raise ValueError(f"its format is not {JOB_FORMAT}")
+    known = known_fields(JobRecord, value)
+    for key, default in vars(JobRecord()).items():
+        found = known.get(key, default)
+        kinds = {float: (int, float), type(None): (int, type(None))}.get(type(default), type(default))
+        inner = [*found.values()] if isinstance(found, dict) else found if isinstance(found, tuple) else []
+        number = isinstance(found, (int, float)) and not abs(found) < 1e18  # also NaN
+        if not isinstance(found, kinds) or number or not all(isinstance(x, str) for x in inner):
+            raise ValueError(f"{key} is not what it should be")
+    return JobRecord(**known)
+
+
+def state_of(record: JobRecord) -> str:
+    """The state now. Of another machine's process its silence tells."""
+    if record.host == socket.gethostname():
+        alive = still_runs(record.pid, record.start, record.boot_id)
+    else:
+        alive = time.time() - record.updated_at < LEASE_EXPIRY_S
+    return record.state if alive or record.state != "running" else "interrupted"
+
+
+def read_job(path: Path) -> Job:
+    """The job whose record lies at `path`. Raises OSError and ValueError."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:
+        record, uid = parse_job(stream.read(1 << 20)), os.fstat(stream.fileno()).st_uid
+    if record.name != path.stem or not re.fullmatch(r"[A-Za-z0-9._+-]+", record.name):
+        raise ValueError(f"it is of another job, {printable(record.name)}")
+    return Job(record, path.parent, uid, state_of(record))
+
+
+def read_jobs(folders: Iterable[Path], complain: Callable[[str], None] = lambda _: None) -> List[Job]:
+    """All jobs of log folders: the running ones by name, then the others, the youngest first."""
+    jobs = []
+    for path in (path for folder in folders for path in folder.glob("*.json")):
+        try:
+            jobs.append(read_job(path))
+        except FileNotFoundError:
+            continue  # it has just expired
+        except (OSError, ValueError) as exc:
+            complain(f"{path} is not the record of a job ({exc}); remove it if it is not needed")
+    running = sorted((job for job in jobs if job.state == "running"), key=lambda job: job.record.name)
+    return running + sorted((j for j in jobs if j.state != "running"), key=lambda job: -job.record.updated_at)
+
+
+def write_job(folder: Path, record: JobRecord) -> None:
+    """Replace a record. Raises DiskError."""
+    text = json.dumps({"format": JOB_FORMAT, **asdict(record)}, indent=1)
+    atomic_write(folder / (record.name + ".json"), text, durable=False)
+
+
+def expire_jobs(folder: Path) -> None:
+    """Remove our ended jobs that are old or too many, with their logs."""
+    ended = [job for job in read_jobs([folder]) if job.state != "running" and job.uid == os.geteuid()]
+    for number, job in enumerate(ended):
+        if number >= JOBS_KEPT or time.time() - job.record.updated_at > JOB_DAYS * 86400:
+            for path in [folder / (job.record.name + ".json"), *log_files(job)]:
+                with contextlib.suppress(OSError):  # another run expires it too
+                    path.unlink()
+
+
+def log_files(job: Job) -> List[Path]:
+    """The log of a job, the oldest part first."""
+    parts = [job.log.with_name(f"{job.log.name}.{number}") for number in range(LOG_KEEP, 0, -1)]
+    return [path for path in [*parts, job.log] if path.is_file()]
+
+
+def free_name(folder: Path, record: JobRecord) -> str:
+    """The name of an earlier run of the same command, or one that no run needs any more."""
+    for number in range(1, 1000):
+        name = record.name + (f"-{number}" if number > 1 else "")
+        try:
+            old = read_job(folder / f"{name}.json")
+        except (FileNotFoundError, ValueError):
+            break
+        asked = [[w for w in r.words if w != "--background"] + [r.cwd] for r in (record, old.record)]
+        over = old.state != "running" and (not old.resumable or asked[0] == asked[1])
+        if over and old.uid == os.geteuid():
+            break
+    return name
+
+
+class JobKeeper:
+    """Keeps the record and the log of this run up to date, from a thread of its own. A detached process tells its
+    name through `pipe`, and lets go of the terminal, when it has begun."""
+
+    def __init__(self, reporter: Reporter, folder: Path, record: JobRecord, form: str, pipe: int = -1) -> None:
+        self._reporter, self._folder, self._form, self._pipe = reporter, folder, form, pipe
+        self._record = record
+        self._seen: Deque[Tuple[Stage, float, int]] = deque(maxlen=40)  # ten seconds of (stage, time, done)
+        self._broken = self._running = False
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="job", daemon=True)
+        self._thread.start()
+
+    def end(self, code: int, state: str) -> None:
+        """Write down how the run ended, unless it was refused before it began."""
+        worked = self._reporter.working.is_set()
+        self._over.set()
+        self._reporter.working.set()
+        self._thread.join()
+        if code and not (worked or self._running):
+            return
+        if not self._running:
+            self._begin()
+        failure, stages = self._reporter.failure, self._reporter.past
+        main = max(stages, key=lambda stage: (stage.unit == "B", stage.done), default=None)
+        error = self._reporter.redacted(error_fields(failure)) if code and failure else {}
+        rate = main.rate if main else 0.0
+        self._write(replace(self._now(main), rate=rate, stage="", state=state, exit_code=code, error=error))
+        self._summarize(stages, code)
+
+    def _keep(self) -> None:
+        self._reporter.working.wait(START_WAIT_S)
+        if self._over.is_set():
+            return
+        self._begin()
+        logged = time.monotonic()
+        while not self._over.wait(RECORD_INTERVAL_S):
+            stages = self._reporter.stages[-1:]
+            new, old = self._now(*stages), self._record
+            if replace(new, updated_at=old.updated_at) != old or new.updated_at - old.updated_at > LEASE_BEAT_S:
+                self._write(new)
+            if stages and time.monotonic() - logged > LOG_PROGRESS_S:
+                logged = time.monotonic()
+                self._reporter.log_progress(stages[0])
+
+    def _begin(self) -> None:
+        """Take a name, write the first record and open the log."""
+        self._running = True
+        try:
+            fd = os.open(make_dir(self._folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                with contextlib.suppress(OSError):  # NFS does not lock folders
+                    fcntl.flock(fd, fcntl.LOCK_EX)  # two runs that begin together get two names
+                self._record = replace(self._record, name=free_name(self._folder, self._record))
+                self._write(self._now(*self._reporter.stages[-1:]))
+            finally:
+                os.close(fd)
+            self._reporter.job = self._record.name
+            expire_jobs(self._folder)
+            self._reporter.open_log(self._folder / (self._record.name + ".log"), self._form)
+        except (OSError, DiskError) as exc:
+            self._complain(exc if isinstance(exc, DiskError) else disk_error(exc, "write the log in", self._folder))
+        if self._pipe >= 0:
+            os.dup2(1, 2)
+            with contextlib.suppress(BrokenPipeError), os.fdopen(self._pipe, "w") as stream:
+                stream.write(self._record.name)
+
+    def _now(self, stage: Optional[Stage] = None) -> JobRecord:
+        """The record as it is now."""
+        record = replace(self._record, updated_at=time.time(), stage=self._reporter.doing)
+        if stage is None:
+            return record
+        now, new = time.monotonic(), stage.done - stage.skipped
+        if self._seen and self._seen[-1][0] is not stage:
+            self._seen.clear()
+        self._seen.append((stage, now, new))
+        _, then, old = self._seen[0]
+        rate = round(max(new - old, 0) / (now - then)) if now - then > 1 else round(stage.rate)
+        record = replace(record, files=stage.files, finished=stage.finished, rate=rate)
+        return replace(record, done=stage.done, total=stage.total, unit=stage.unit)
+
+    def _write(self, record: JobRecord) -> None:
+        self._record = record
+        try:
+            write_job(self._folder, record)
+            self._broken = False
+        except DiskError as exc:
+            self._complain(exc)
+
+    def _complain(self, exc: DiskError) -> None:
+        if not self._broken:
+            self._broken = True
+            self._reporter.warn(f"{exc.what}; the work goes on, but `hfship watch` does not see it")
+
+    def _summarize(self, stages: Sequence[Stage], code: int) -> None:
+        """The block at the end: in the log, and on stderr after a run long enough to be looked after."""
+        record, reporter, took = self._record, self._reporter, time.time() - self._record.began_at
+        moved: Dict[str, Tuple[int, float]] = {}
+        for stage in (stage for stage in stages if stage.unit == "B" and stage.done > stage.skipped):
+            size, seconds = moved.get(stage.name, (0, 0.0))
+            moved[stage.name] = size + stage.done - stage.skipped, seconds + max(stage.seconds, 1e-3)
+        speeds = [f"{k} {human_bytes(b)} in {human_seconds(t)} ({human_bytes(b / t)}/s)" for k, (b, t) in moved.items()]
+        rows = {
+            "command": "hfship " + " ".join(map(shlex.quote, record.words)),
+            "result": "; ".join(reporter.results),
+            "moved": "; ".join(speeds),
+            "took": human_seconds(took),
+            "exit": f"{code} ({record.state})",
+            "why": record.error.get("what", ""),
+            "next": as_typed(reporter.next_step) if not code else record.error.get("next", ""),
+            "log": str(self._folder / (record.name + ".log")),
+        }
+        rows = reporter.redacted({label: text for label, text in rows.items() if text})
+        reporter.log("info", "summary", rows=rows)
+        reporter.event("summary", **rows)
+        if reporter.progress != "json" and reporter.verbosity >= (took < PLAIN_INTERVAL_S):
+            reporter.say(labelled(**rows))
+
+
+# ---- background ----------------------------------------------------------------------
+
+
+def detach(folder: Path) -> Tuple[int, int]:
+    """Fork a process of its own session, which no terminal's end ends. Returns its id (0 in it) and a pipe: for it to
+    say its name, for us to hear it. What it says goes to our stderr until it has begun.
+
+    Raises DiskError when the log folder cannot be used: nobody would know of the job.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(bytes(4096))
+    except OSError as exc:
+        step = "free space, or choose another folder with --log-dir"
+        raise disk_error(exc, "keep the log of a background job in", folder, step) from exc
+    listen, tell = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(tell)
+        return pid, listen
+    os.close(listen)
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & has it ignored, and `stop` sends it
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nowhere, 0)
+    os.dup2(nowhere, 1)
+    return 0, tell
+
+
+def await_job(pid: int, listen: int) -> Tuple[str, int]:
+    """Wait until a detached process has begun: its name and 0; or ended: "" and its exit code."""
+    with os.fdopen(listen) as stream:
+        try:
+            name = stream.read()
+        except KeyboardInterrupt:
+            os.kill(pid, signal.SIGINT)
+            name = ""
+    if name:
+        return name, 0
+    _, status = os.waitpid(pid, 0)
+    return "", os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+def stop_job(job: Job) -> str:
+    """End a job as Ctrl-C does, and by force when it does not listen; what came of it. Raises HostError."""
+    record = job.record
+    ours = record.host == socket.gethostname() and os.geteuid() in (0, job.uid)
+    if ours and job.state == "running":
+        with contextlib.suppress(FileNotFoundError):
+            ours = os.stat(f"/proc/{record.pid}").st_uid == job.uid  # else the record is a trap for root
+    if not ours:
+        why = f"it is a job of {job.user} on {record.host}"
+        raise HostError(f"cannot stop {job.label}", why, f"stop it there as {job.user}: hfship stop {record.name}")
+    if job.state != "running" and not job.resumable:
+        return f"{record.name} has ended already ({job.state})"
+    for signum, patience_s in STOP_STEPS:
+        if not still_runs(record.pid, record.start, record.boot_id):
+            break
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(record.pid, signum)
+        deadline = time.monotonic() + patience_s
+        while time.monotonic() < deadline and still_runs(record.pid, record.start, record.boot_id):
+            time.sleep(0.05)
+    if still_runs(record.pid, record.start, record.boot_id):
+        raise HostError(f"{record.name} does not end", f"process {record.pid} hangs in the kernel", "check its disk")
+    with contextlib.suppress(OSError, ValueError):
+        ended = read_job(job.folder / (record.name + ".json")).record
+        if ended.state != "done" and job.uid == os.geteuid():  # where it could not say so itself
+            write_job(job.folder, replace(ended, state="stopped", exit_code=int(Exit.INTERRUPTED)))
+    return f"stopped {record.name}; the same command goes on: {again(record)}"
+
+
+def again(record: JobRecord) -> str:
+    """The command of a job, to be typed once more."""
+    place = "" if record.cwd == current_folder() else f"cd {shlex.quote(record.cwd)} && "
+    return place + program_name() + " " + " ".join(map(shlex.quote, record.words))
+
+
+def with_job(exc: InUseError, jobs: Sequence[Job], asked: str) -> InUseError:
+    """The error with the name of the job that is in the way of the one which would be called `asked`."""
+    running = [job.record for job in jobs if job.state == "running"]
+    name = next((r.name for r in running if (r.pid == exc.pid if exc.pid else r.name == asked)), "")
+    step = f"hfship logs -f {name}   or: hfship stop {name}"
+    return InUseError(exc.what, f"{exc.why}\nthat is the job {name}", step, exc.pid) if name else exc
+
+
+def follow_log(job: Job, follow: bool, tail: str, reporter: Reporter) -> None:
+    """Show a job's log; with `follow` go on until the job or the operator ends it. Raises NotFoundError."""
+    files = log_files(job)
+    if job.log not in files:
+        raise NotFoundError(
+            f"there is no log of {job.label}", f"{job.log} is not there", "hfship watch --json tells more"
+        )
+    stream = job.log.open("rb")
+    old = [line for path in files[:-1] for line in path.read_bytes().splitlines()]
+    lines = [*old, *stream.readlines()]
+    lines = lines if tail == "all" else lines[max(len(lines) - int(tail), 0) :]
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            for line in lines:
+                reporter.show(printable(line.decode("utf-8", "replace")) + "\n")
+            running = job.record.name in {j.record.name for j in read_jobs([job.folder]) if j.state == "running"}
+            turned_over = not job.log.exists() or not os.path.samestat(os.fstat(stream.fileno()), job.log.stat())
+            lines = stream.readlines()
+            if turned_over and job.log.exists():
+                stream = job.log.open("rb")
+                lines += stream.readlines()
+            if not (follow and (running or lines)):
+                return
+            time.sleep(RECORD_INTERVAL_S)
+
+
+def resume_jobs(jobs: Sequence[Job], reporter: Reporter) -> List[HfshipError]:
+    """Start again what was interrupted in the background on this machine. Returns what could not be."""
+    problems: List[HfshipError] = []
+    for job in jobs:
+        record = job.record
+        if not job.resumable or job.uid != os.geteuid() or record.host != socket.gethostname():
+            continue
+        if not record.background:
+            reporter.info(f"{record.name} ran in the foreground, and is left to you: {again(record)}")
+            continue
+        try:
+            resume_job(record, reporter)
+        except HfshipError as exc:
+            problems.append(exc)
+            reporter.error(exc)
+    return problems
+
+
+def resume_job(record: JobRecord, reporter: Reporter) -> None:
+    """Run a job's command again, with its folder and environment. Secrets come from where they always come from."""
+    what, step = f"cannot resume {record.name}", again(record)
+    if "***" in " ".join(record.words):
+        raise UsageError(what, "its command line had a secret, and no secret is written down", step)
+    if not Path(record.cwd).is_dir():
+        raise NotFoundError(what, f"its folder {record.cwd} is not there", f"mount it, or: hfship stop {record.name}")
+    missing = [name for name in record.needs if not os.environ.get(name)]
+    if set(missing) - set(TOKEN_VARIABLES) or missing and find_token({**os.environ, **record.env}) is None:
+        file = hub_path({**os.environ, **record.env}, "token", "HF_TOKEN_PATH")
+        reporter.warn(f"{record.name} had {', '.join(missing)}, which is not set now; a token is also read from {file}")
+    done = run_program([sys.executable, str(own_file()), *record.words], env=record.env, cwd=Path(record.cwd))
+    if done.code:
+        raise IncompleteError(f"{what}: exit code {done.code}", done.err.strip(), step)
+    reporter.result(f"resumed {done.out.strip() or record.name}")
+
+
+def install_text(argv: Sequence[str], home: Path) -> str:
+    """How to resume jobs after a reboot: a systemd user unit, and a line for cron where there is no systemd. Neither
+    can wait for the network, so they give it a minute; a job that finds none is resumable again."""
+    command = " ".join(map(shlex.quote, argv))
+    unit = home / ".config/systemd/user/hfship-resume.service"
+    return f"""\
+# With systemd: save these lines as {unit}, then run
+#   systemctl --user enable hfship-resume && loginctl enable-linger
+[Unit]
+Description=Resume interrupted hfship jobs
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+SuccessExitStatus=3
+ExecStartPre=/bin/sleep 60
+ExecStart={command.replace("%", "%%")}
+[Install]
+WantedBy=default.target
+
+# Without systemd: add this line with crontab -e
+@reboot sleep 60; {command.replace("%", chr(92) + "%")}
+"""
+
+
+# ---- watch ---------------------------------------------------------------------------
+
+_WATCH_HEADER = ("doing", "files", "   bytes", " done", "     speed", "time")
+
+
+def short_seconds(seconds: float) -> str:
+    """A duration in at most seven characters.
+
+    >>> [short_seconds(s) for s in (0.4, 59.9, 61, 3700, 200_000, 1e12)]
+    ['0s', '59s', '1m01s', '1h01m', '2d07h', '>999d']
+    """
+    for size, unit, part, part_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if seconds >= 1000 * size == 86_400_000:
+            return ">999d"
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit}{int(seconds % size // part):02d}{part_unit}"
+    return f"{int(seconds)}s"
+
+
+def job_cells(job: Job, now: float) -> Tuple[str, ...]:
+    """What watch shows of a job beside its name."""
+    r, running = job.record, job.state == "running"
+    amount = human_bytes(r.done) if r.unit == "B" else str(r.done)
+    speed = f"{human_bytes(r.rate)}/s" if r.unit == "B" and r.rate > 0 else ""
+    left = f"{short_seconds(job.left_s)} left" if job.left_s is not None else ""
+    return (
+        printable(r.stage) if running else f"{job.state} {r.exit_code}" if job.state == "failed" else job.state,
+        f"{r.finished}/{r.files}" if r.files else "",
+        f"{amount if r.total else '':>8}",  # as wide as ever, so that columns keep their place
+        f"{min(100 * r.done // r.total, 100)} %".rjust(5) if r.total > 0 else "",
+        f"{speed:>10}",
+        left if running else f"{short_seconds(max(now - r.updated_at, 0))} ago",
+    )
+
+
+def watch_lines(jobs: Sequence[Job], now: float, width: int, height: int) -> List[str]:
+    """The jobs as a table that fits: at most `height` lines of `width` columns. Names give way, then the oldest."""
+    running = [job for job in jobs if job.state == "running"]
+    speed = sum(job.record.rate for job in running if job.record.unit == "B")
+    together = f", {human_bytes(speed)}/s together" if speed else ""
+    title = f"{len(running)} running{together}; {len(jobs) - len(running)} ended" if jobs else "no jobs yet"
+    shown = jobs[: max(height - 5, 1)]
+    rest = table([job_cells(job, now) for job in shown], _WATCH_HEADER).splitlines()
+    room = max(width - max(map(len, rest)) - 2, 8)
+    names = ["job", *(n if len(n) <= room else n[: room - 1] + "~" for n in (job.label for job in shown))]
+    lines = [title, "", *(f"{name:<{max(map(len, names))}}  {cells}" for name, cells in zip(names, rest))]
+    lines += [f"and {len(jobs) - len(shown)} more"] * (len(jobs) > len(shown))
+    failed = [f"{job.label}: {printable(job.record.error.get('what', ''))}" for job in shown if job.state == "failed"]
+    if any(job.resumable and job.record.background for job in shown):
+        failed.append(as_typed("hfship watch --resume-all") + " goes on with what was interrupted")
+    return [line[:width].rstrip() for line in [*lines, *[""][: len(failed)], *failed][:height]]
+
+
+def job_row(job: Job) -> Dict[str, Any]:
+    """A job for JSON."""
+    left = None if job.left_s is None else round(job.left_s)
+    extra = {"state": job.state, "user": job.user, "log": str(job.log), "seconds_left": left}
+    return {**asdict(job.record), **extra}
+
+
+@contextlib.contextmanager
+def full_screen(reporter: Reporter) -> Iterator[Callable[[float], str]]:
+    """The terminal's second screen; gives a function that waits up to so many seconds for a key. What was there before
+    comes back at the end."""
+    before = termios.tcgetattr(0) if os.isatty(0) else None
+
+    def key(seconds: float) -> str:
+        if before and select.select([0], [], [], seconds)[0]:
+            return os.read(0, 16).decode("latin-1")
+        time.sleep(0 if before else seconds)
+        return ""
+
+    try:
+        if before:
+            tty.setcbreak(0, termios.TCSADRAIN)
+        reporter.show("\x1b[?1049h\x1b[?25l")
+        yield key
+    finally:
+        reporter.show("\x1b[?25h\x1b[?1049l")
+        if before:
+            termios.tcsetattr(0, termios.TCSADRAIN, before)
+
+
+def watch_on_screen(jobs: Callable[[], Sequence[Job]], interval_s: float, reporter: Reporter) -> None:
+    """Show the jobs until q or Ctrl-C; every frame is one write over the one before, so nothing flickers."""
+    with contextlib.suppress(KeyboardInterrupt), full_screen(reporter) as key:
+        while True:
+            width, height = (size or 80 for size in os.get_terminal_size(reporter.out.fileno()))
+            lines = watch_lines(jobs(), time.time(), width, height - 2) if height > 3 else []
+            lines += [""] * (height - 1 - len(lines)) + [
+                'q quits; "logs -f JOB" follows one, "stop JOB" ends it'[:width]
+            ]
+            reporter.show("\x1b[H" + "\n".join(line + "\x1b[K" for line in lines) + "\x1b[J")
+            if "q" in key(interval_s):
+                return
+
+
+def watch_in_lines(jobs: Callable[[], Sequence[Job]], interval_s: float, as_json: bool, reporter: Reporter) -> None:
+    """A line per job and interval until no job runs, for files and pipes; with `as_json` an array of jobs per line."""
+    seen: Set[str] = set()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            now = jobs()
+            running = {job.label for job in now if job.state == "running"}
+            told = [job for job in now if job.label in running | seen]
+            if as_json:
+                reporter.show(json.dumps([job_row(job) for job in now], ensure_ascii=False) + "\n")
+            for job in [] if as_json else told:
+                reporter.show(
+                    f"{utc()} {job.label}: {'  '.join(filter(None, map(str.strip, job_cells(job, time.time()))))}\n"
+                )
+            seen = running
+            if not running:
+                return
+            time.sleep(interval_s)
+
+
+# ======================================================================================
 # §19 Command line
 #
 # Owns the words an operator types. Each command is a row of COMMANDS: its arguments and one thin function that calls
@@ -8497,6 +9341,7 @@ class Command:
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[Context], Exit]
     models: str = ""
+    job: bool = False  # has a record and a log, and runs in the background when asked to
 
 
 # ---- fetch ---------------------------------------------------------------------------
@@ -8681,6 +9526,7 @@ def report_fetch(plans: Sequence[FetchPlan], came: int, seconds: float, context:
         rows.append({**fields, "folder": str(plan.folder), **counts})
         proof = "every file verified" if plan.jobs or context.args.verify else "verified earlier, nothing to fetch"
         text = f"{len(manifest.files)} files, {human_bytes(manifest.size)}, commit {plan.snapshot.source.commit[:12]}"
+        context.reporter.next_step = f"hfship pack {plan.folder}"
         if not context.args.json:
             context.reporter.result(f"{plan.folder}: {text}; {proof}")
     if context.args.json:
@@ -8789,6 +9635,7 @@ def cmd_pack(context: Context) -> Exit:
         if args.dry_run:
             return _plan_row(plan, out)
         packed = pack_model(plan, out, reporter, media)
+        reporter.next_step = f"hfship verify {packed.parts[0].path}"
         for place in [out, *media] if args.sign else []:
             atomic_write(place / (plan.archive + SIGNATURE), sign_manifest(plan.manifest, args.sign))
         return _packed_row(packed)
@@ -9005,6 +9852,7 @@ def cmd_unpack(context: Context) -> Exit:
         with contextlib.suppress(FileNotFoundError):
             bundle = (files.folder / (files.name + SIGNATURE)).read_bytes()
             atomic_write(done.folder / SIGNATURE_PATH, bundle)
+        reporter.next_step = f"hfship serve {done.folder}"
         return _unpacked_row(done)
 
     _tell_rows(context, map(unpack, found))
@@ -9315,15 +10163,6 @@ def plan_summary(plan: Plan) -> str:
     )
 
 
-def labelled(**rows: str) -> str:
-    """Lines with a label each.
-
-    >>> print(labelled(runs_on="CPU"))
-      runs on  CPU
-    """
-    return "\n".join(f"  {label.replace('_', ' '):<8} {text}" for label, text in rows.items() if text)
-
-
 def served_row(deployment: Deployment, facts: ModelFacts, answer: Answer) -> Dict[str, Any]:
     """Where the model answers and how to ask it, with no key in any command."""
     plan, env_file = deployment.plan, deployment.folder / ENV_FILE
@@ -9356,13 +10195,13 @@ def names_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def stop_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="deployments")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="deployments, or jobs that watch shows")
     parser.add_argument("--remove", action="store_true", help="also remove container, compile cache, files and key")
     parser.add_argument("--yes", action="store_true", help="with --remove: do not ask")
 
 
 def logs_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="deployment")
+    parser.add_argument("name", metavar="NAME", help="deployment, or job")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     parser.add_argument("--tail", default="all", metavar="N", help="only the last N lines")
 
@@ -9451,15 +10290,20 @@ def status_cell(value: object) -> str:
 
 
 def cmd_stop(context: Context) -> Exit:
-    """Stop deployments; their files, key and compile cache stay, or go with --remove."""
-    found = [named_deployment(context, name) for name in context.args.names]
+    """Stop jobs and deployments; the files of both stay, but for those of deployments with --remove."""
+    found = [job_or_deployment(context, name) for name in context.args.names]
+    deployments = [each for each in found if isinstance(each, Deployment)]
     remove = context.args.remove
-    require_docker()
+    if deployments:
+        require_docker()
     if remove and not context.args.yes:
-        folders = ", ".join(str(deployment.folder) for deployment in found)
-        confirm(f"remove {folders} with key and compile cache? The model stays.", context.reporter)
+        folders = ", ".join(str(deployment.folder) for deployment in deployments)
+        confirm(f"remove {folders or 'nothing'} with key and compile cache? The model stays.", context.reporter)
 
-    def stop(deployment: Deployment) -> Dict[str, Any]:
+    def stop(deployment: Union[Job, Deployment]) -> Dict[str, Any]:
+        if isinstance(deployment, Job):
+            text = stop_job(deployment)
+            return {"name": deployment.record.name, "state": "stopped", "text": text}
         name = deployment.plan.name
         docker(compose(deployment, "down", *["--volumes"] * remove), f"stop {name}", COMPOSE_TIMEOUT_S, name)
         if remove:
@@ -9486,12 +10330,86 @@ def confirm(question: str, reporter: Reporter) -> None:
 
 
 def cmd_logs(context: Context) -> Exit:
-    """The log of a deployment."""
+    """The log of a job or of a deployment."""
     if not re.match(r"(all|\d+)$", context.args.tail):
         raise UsageError(f"--tail {context.args.tail} is not a number", "", "hfship logs NAME --tail 100")
-    deployment = named_deployment(context, context.args.name)
+    found = job_or_deployment(context, context.args.name)
+    if isinstance(found, Job):
+        follow_log(found, context.args.follow, context.args.tail, context.reporter)
+        return Exit.OK
     require_docker()
-    return stream_logs(deployment, context.args.follow, context.args.tail, context.reporter)
+    return stream_logs(found, context.args.follow, context.args.tail, context.reporter)
+
+
+# ---- watch ---------------------------------------------------------------------------
+
+
+def watch_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("jobs", nargs="*", metavar="JOB", help="only these jobs (default: all, also those of others in /home)")
+    add("--also", action="append", default=[], metavar="DIR", help="also the jobs of this log folder; repeatable")
+    add("--once", action="store_true", help="show them as they are now; --json alone does too")
+    add("--interval", type=float, metavar="SECONDS", help="between two looks; with --json: a line each, while jobs run")
+    add("--resume-all", action="store_true", help="go on with background jobs that a reboot or a kill interrupted")
+    add("--install", action="store_true", help="print a systemd unit and a cron line that resume jobs after a reboot")
+
+
+def log_folders(context: Context) -> List[Path]:
+    """Our own log folder first, then those of others that we may read."""
+    also = [Path(place).expanduser() for place in getattr(context.args, "also", ())]
+    others = [path for path in map(Path, glob(OTHER_LOGS)) if os.access(path, os.R_OK | os.X_OK)]
+    return list(dict.fromkeys(folder.resolve() for folder in [context.settings.log_dir, *also, *others]))
+
+
+def named_job(context: Context, name: str) -> Job:
+    """The job called `name`, or USER:NAME for another user's. Raises NotFoundError."""
+    jobs = read_jobs(log_folders(context), context.reporter.warn)
+    for job in jobs:
+        if name == job.label:
+            return job
+    here = shorten([job.label for job in jobs]) or "none"
+    raise NotFoundError(f"no such job: {name}", f"jobs: {here}", "hfship watch --once")
+
+
+def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
+    """What is called `name`. Raises NotFoundError."""
+    try:
+        return named_job(context, name)
+    except NotFoundError as no_job:
+        try:
+            return named_deployment(context, name)
+        except NotFoundError as exc:
+            step = "hfship watch --once   or: hfship status"
+            raise NotFoundError(f"no such job or deployment: {name}", f"{exc.why}\n{no_job.why}", step) from exc
+
+
+def cmd_watch(context: Context) -> Exit:
+    """Show jobs, or resume them."""
+    args, reporter = context.args, context.reporter
+    if args.install:
+        argv = [sys.executable, str(own_file()), "watch", "--resume-all", "--log-dir", str(context.settings.log_dir)]
+        reporter.show(install_text(argv, Path.home()))
+        return Exit.OK
+    if args.resume_all:
+        problems = resume_jobs(read_jobs([context.settings.log_dir], reporter.warn), reporter)
+        return Exit.INCOMPLETE if problems else Exit.OK
+    for name in args.jobs:
+        named_job(context, name)
+    read_jobs(log_folders(context), reporter.warn)
+
+    def jobs() -> List[Job]:
+        return [job for job in read_jobs(log_folders(context)) if not args.jobs or job.label in args.jobs]
+
+    if args.json and not args.interval:
+        reporter.result_json([job_row(job) for job in jobs()])
+    elif args.once:
+        width = shutil.get_terminal_size((200, 24)).columns
+        reporter.show("".join(line + "\n" for line in watch_lines(jobs(), time.time(), width, 1000)))
+    elif reporter.out.isatty() and not args.json:
+        watch_on_screen(jobs, args.interval or RECORD_INTERVAL_S, reporter)
+    else:
+        watch_in_lines(jobs, args.interval or PLAIN_INTERVAL_S, args.json, reporter)
+    return Exit.OK
 
 
 # ---- mirror --------------------------------------------------------------------------
@@ -9711,8 +10629,7 @@ def run_list(command: Command, runs: Mapping[str, Context], reporter: Reporter) 
                 raise
             except HfshipError as exc:
                 reporter.error(exc)
-                error = {"what": exc.what, "why": exc.why, "next": as_typed(exc.next_step)}
-                gathered.append({"name": name, "error": error, "exit_code": int(exc.code)})
+                gathered.append({"name": name, "error": error_fields(exc), "exit_code": int(exc.code)})
                 codes[name] = exc.code
     finally:
         reporter.gathered = None
@@ -9817,8 +10734,7 @@ def version_arguments(parser: argparse.ArgumentParser) -> None:
 
 def cmd_version(context: Context) -> Exit:
     """Version, Python, zstd backend, and with --verify the proof that this file is whole."""
-    source = Path(__file__).absolute()
-    path = source.parent if source.parent.is_file() else source  # /x/hfship.pyz/hfship.py
+    path = own_file()
     try:
         zstd = load_zstd()
         backend, origin = zstd.name, zstd.origin
@@ -9829,7 +10745,7 @@ def cmd_version(context: Context) -> Exit:
         "python": (platform.python_version(), sys.executable),
         "zstd": (backend, origin),
     }
-    if context.args.verify and path == source:
+    if context.args.verify and path.name == Path(__file__).name:
         facts["verify"] = ("nothing to verify", "hfship.py runs from source")
     elif context.args.verify:
         facts["verify"] = ("as it was built", f"sha256 {verify_own_file(path)}")
@@ -9846,22 +10762,24 @@ def cmd_version(context: Context) -> Exit:
 # ---- the table and main --------------------------------------------------------------
 
 COMMANDS: Tuple[Command, ...] = (
-    Command("fetch", "download models from the Hub, resumable and verified", fetch_arguments, cmd_fetch, "repos"),
-    Command("pack", "pack models into NAME.tar.zst, whole or in parts", pack_arguments, cmd_pack, "models"),
+    Command("fetch", "download models from the Hub, resumable and verified", fetch_arguments, cmd_fetch, "repos", True),
+    Command("pack", "pack models into NAME.tar.zst, whole or in parts", pack_arguments, cmd_pack, "models", True),
     Command(
         "verify",
         "prove archives or model folders offline; names what is damaged and the shortest repair",
         verify_arguments,
         cmd_verify,
         "targets",
+        job=True,
     ),
-    Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack, "archives"),
+    Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack, "archives", True),
     Command(
         "serve",
         "put models into service with vLLM in docker, and wait until they answer",
         serve_arguments,
         cmd_serve,
         "names",
+        job=True,
     ),
     Command(
         "status",
@@ -9870,8 +10788,9 @@ COMMANDS: Tuple[Command, ...] = (
         cmd_status,
         "names",
     ),
-    Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop, "names"),
-    Command("logs", "show the log of a deployment", logs_arguments, cmd_logs),
+    Command("stop", "stop deployments and jobs; their files stay", stop_arguments, cmd_stop, "names"),
+    Command("logs", "show the log of a deployment or job", logs_arguments, cmd_logs),
+    Command("watch", "show running and recent jobs live; resume them after a reboot", watch_arguments, cmd_watch),
     Command("models", "check and list a models file, or print an example", models_arguments, cmd_models),
     Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
     Command(
@@ -9902,6 +10821,13 @@ hfship models --example > models.toml
 hfship models models.toml
 hfship logs Qwen3-8B --tail 100
 hfship logs Qwen3-8B -f
+hfship fetch Qwen/Qwen3-8B --background     # prints the name of the job: fetch-Qwen3-8B
+hfship logs -f fetch-Qwen3-8B
+hfship stop fetch-Qwen3-8B
+hfship watch
+hfship watch --json --interval 5
+hfship watch --resume-all
+hfship watch --install
 hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
 hfship version
 hfship version --verify
@@ -9918,6 +10844,11 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--progress", choices=choices, default="auto", help="how progress is shown (default: %(default)s)"
     )
+    group.add_argument(
+        "--log-dir", metavar="DIR", help="records and logs of jobs (default: HFSHIP_LOG_DIR, ~/logs/hfship)"
+    )
+    group.add_argument("--log-file", type=Path, metavar="FILE", help="also write a log there")
+    group.add_argument("--log-format", choices=("text", "json"), default="text", help="of logs (default: %(default)s)")
 
 
 def examples_of(command: str) -> List[str]:
@@ -9948,15 +10879,21 @@ def build_parser(defaults: bool = True) -> argparse.ArgumentParser:
         if command.models:
             listed = "do it to what this models file lists, or to what is named of it"
             sub.add_argument("--models", dest="models_file", metavar="FILE", help=listed)
+        if command.job:
+            sub.add_argument("--background", action="store_true", help="go on without this terminal; see hfship watch")
         add_common_arguments(sub)
         for action in [] if defaults else sub._actions:
             action.default = argparse.SUPPRESS
     return parser
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, or the end of the terminal: like Ctrl-C, but nobody wanted this job stopped."""
+
+
 def _terminate(*_: object) -> NoReturn:
-    """SIGTERM ends like Ctrl-C: state saved, exit code 130."""
-    raise KeyboardInterrupt
+    """SIGTERM and SIGHUP end like Ctrl-C: state saved, exit code 130."""
+    raise Terminated
 
 
 def with_passed_on(words: Sequence[str]) -> Sequence[str]:
@@ -9982,26 +10919,100 @@ def parse_words(words: Sequence[str]) -> Tuple[argparse.Namespace, Dict[str, Any
     return build_parser().parse_args(words), vars(build_parser(defaults=False).parse_args(words))
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
-    """Run one command; the only place where errors become exit codes."""
-    reporter = Reporter()
-    signal.signal(signal.SIGTERM, _terminate)
+def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:
+    """The exit code of `work`, and the state of a job that ends so; the only place where errors become exit codes."""
     try:
-        args, given = parse_words(sys.argv[1:] if argv is None else argv)
-        reporter = Reporter(args.progress, args.verbose - args.quiet)
-        command = next(row for row in COMMANDS if row.name == args.command)
-        file = None if command.name in ("models", "version") else models_file(args)
-        settings = load_settings(os.environ, getattr(args, "endpoint", None), file)
-        return int(run_command(command, Context(args, settings, reporter, given), file))
+        code = int(work())
+        return code, "failed" if code else "done"
     except HfshipError as exc:
         reporter.error(exc)
-        return int(exc.code)
-    except KeyboardInterrupt:
+        return int(exc.code), "failed"
+    except KeyboardInterrupt as exc:
         reporter.error(Interrupted("interrupted", "", "run the same command again: it goes on where it stopped"))
-        return int(Exit.INTERRUPTED)
+        return int(Exit.INTERRUPTED), "interrupted" if isinstance(exc, Terminated) else "stopped"
     except BrokenPipeError:  # the reader of our stdout (head, less) went away
-        silence_stdout()
-        return int(Exit.OK)
+        silence(1)
+        return int(Exit.OK), "done"
+
+
+def run_job(context: Context, words: Sequence[str], run: Callable[[], int]) -> int:
+    """Run a command with a record and a log of its own; with --background in a process that outlives us."""
+    args, reporter, folder = context.args, context.reporter, context.settings.log_dir
+    pid, pipe = 0, -1
+    if args.background:
+        pid, pipe = detach(folder)
+        if pid:
+            return tell_job(context, pid, *await_job(pid, pipe))
+        reporter.progress = "json" if reporter.progress == "json" else "none"
+    subjects: Sequence[str] = next((vars(args)[key] for key in JOB_SUBJECTS if vars(args).get(key)), [])
+    name = job_name(args.command, [args.name] if getattr(args, "name", None) else subjects)
+    record = new_record(name, words, args.background, os.environ)
+    keeper = JobKeeper(reporter, folder, record, args.log_format, pipe)
+
+    def work() -> int:
+        try:
+            return run()
+        except InUseError as exc:
+            raise with_job(exc, read_jobs([folder]), name) from exc
+
+    code, state = 1, "failed"
+    try:
+        code, state = guarded(reporter, work)
+    except BaseException as exc:
+        reporter.log("error", f"bug: {type(exc).__name__}: {exc}")
+        raise
+    finally:
+        keeper.end(code, state)
+    return code
+
+
+def tell_job(context: Context, pid: int, name: str, code: int) -> int:
+    """Say the name of the job that goes on without us; what went wrong before, it has said itself."""
+    if not name:
+        return code
+    log = context.settings.log_dir / f"{name}.log"
+    if context.args.json:
+        context.reporter.result_json({"job": name, "pid": pid, "log": str(log)})
+    else:
+        context.reporter.info(as_typed(f"goes on in the background; hfship watch shows it, its log is {log}"))
+        context.reporter.result(name)
+    return code
+
+
+def run_line(words: Sequence[str], reporter: Reporter) -> int:
+    """Parse a command line, resolve the settings, open the log that was asked for, and run the command."""
+    args, given = parse_words(words)
+    reporter.adjust(args.progress, args.verbose - args.quiet)
+    command = next(row for row in COMMANDS if row.name == args.command)
+    file = None if command.name in ("models", "version") else models_file(args)
+    settings = load_settings(os.environ, getattr(args, "endpoint", None), file)
+    if args.log_dir:
+        settings = replace(settings, log_dir=Path(args.log_dir).expanduser().absolute())
+    if args.log_file:
+        try:
+            reporter.open_log(args.log_file, args.log_format)
+        except OSError as exc:
+            raise disk_error(exc, "write the log", args.log_file, "give --log-file another FILE") from exc
+    context = Context(args, settings, reporter, given)
+
+    def work() -> int:
+        return int(run_command(command, context, file))
+
+    only_shows = getattr(args, "dry_run", False) or getattr(args, "plan", False)
+    if not command.job or only_shows and not args.background:
+        return work()
+    if only_shows:
+        raise UsageError("--background is for work", "nothing would be seen of what is shown", "leave it out")
+    return run_job(context, words, work)
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run one command."""
+    words, reporter = list(sys.argv[1:] if argv is None else argv), Reporter()
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
+            signal.signal(signum, _terminate)
+    return guarded(reporter, lambda: run_line(words, reporter))[0]
 
 
 if __name__ == "__main__":

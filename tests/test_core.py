@@ -82,14 +82,15 @@ SECRETS = [
 
 @pytest.mark.parametrize("progress", ["plain", "json"])
 @pytest.mark.parametrize("text", SECRETS)
-def test_secrets_never_reach_any_output(text: str, progress: str) -> None:
-    out, err, log = io.StringIO(), io.StringIO(), io.StringIO()
-    reporter = hfship.Reporter(progress, 1, out, err, log)
+def test_secrets_never_reach_any_output(text: str, progress: str, tmp_path: Path) -> None:
+    out, err, log = io.StringIO(), io.StringIO(), tmp_path / "log"
+    reporter = hfship.Reporter(progress, 1, out, err)
+    reporter.open_log(log, "text")
     for say in (reporter.result, reporter.info, reporter.warn, reporter.detail):
         say(text)
     reporter.error(hfship.NetworkError(text, text, text))
     reporter.event("x", text=text)
-    assert "abcdefghijklmnop" not in out.getvalue() + err.getvalue() + log.getvalue()
+    assert "abcdefghijklmnop" not in out.getvalue() + err.getvalue() + log.read_text()
 
 
 def test_registered_secrets_are_hidden_whatever_they_look_like() -> None:
