@@ -9396,7 +9396,7 @@ def cmd_status(context: Context) -> Exit:
         problem = exc.what
         context.reporter.error(exc)
     rows = [deployment_status(d, problem) for d in found]
-    rows += [{"name": name, "state": "down", "note": "not served yet"} for name in absent]
+    rows += [{**deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), "-"), **NOT_SERVED} for n in absent]
     if context.args.json:
         context.reporter.result_json(rows)
     elif rows:
@@ -9406,10 +9406,16 @@ def cmd_status(context: Context) -> Exit:
     return max((_STATE_EXIT.get(str(row["state"]), Exit.HOST) for row in rows), default=Exit.OK)
 
 
+# The row of a model that a models file lists, and that was not served yet.
+NOT_SERVED: Mapping[str, object] = {"state": "down", "url": "", "port": 0, "note": "not served yet"}
+
+
 def status_text(rows: Sequence[Mapping[str, object]], width: int) -> str:
     """The table of `status`, and below it what is to be said of single deployments."""
     columns = ("name", "state", "image", "url", "gpus", "uptime", "answer")
-    cells = [{column: status_cell(row.get(column)) for column in columns} for row in rows]
+    cells = [
+        {c: status_cell(row[c] if row["image"] or c in ("name", "state") else None) for c in columns} for row in rows
+    ]
     notes = [f"{row['name']}: {row['note']}" for row in rows if row["note"]]
     return "\n".join([narrow_table(cells, columns, ("image", "gpus", "answer", "uptime"), width), *notes])
 
@@ -9447,7 +9453,7 @@ def status_cell(value: object) -> str:
         return ",".join(str(v)[:12] for v in value) or "CPU"
     if isinstance(value, float):
         return f"{value:.2f} s"
-    return "-" if value is None else human_seconds(value) if isinstance(value, int) else str(value)
+    return human_seconds(value) if isinstance(value, int) else str(value or "-")
 
 
 def cmd_stop(context: Context) -> Exit:
@@ -9682,7 +9688,7 @@ def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, C
     return runs
 
 
-def run_command(command: Command, context: Context, file: Optional[ModelsFile]) -> Exit:
+def run_models(command: Command, context: Context, file: Optional[ModelsFile]) -> Exit:
     """Run a command: once, or for each model of a models file. Raises UsageError when there is nothing to do it to."""
     runs = runs_of(command, context, file) if file and command.models else {"": context}
     if len(runs) == 1:
@@ -9736,7 +9742,7 @@ def cmd_models(context: Context) -> Exit:
     args, reporter = context.args, context.reporter
     if args.example or args.schema:
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **json_schema(models_schema())}
-        reporter.result(MODELS_EXAMPLE.rstrip("\n")) if args.example else reporter.result_json(schema)
+        reporter.result(MODELS_EXAMPLE.rstrip("\n") if args.example else json.dumps(schema, indent=2))
         return Exit.OK
     file = models_file(args)
     if not file:
@@ -9992,7 +9998,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         command = next(row for row in COMMANDS if row.name == args.command)
         file = None if command.name in ("models", "version") else models_file(args)
         settings = load_settings(os.environ, getattr(args, "endpoint", None), file)
-        return int(run_command(command, Context(args, settings, reporter, given), file))
+        return int(run_models(command, Context(args, settings, reporter, given), file))
     except HfshipError as exc:
         reporter.error(exc)
         return int(exc.code)
