@@ -9138,7 +9138,8 @@ def with_former_wishes(context: Context, name: str) -> ServeOptions:
     before = next((d for d in readable_deployments(context) if d.plan.name == name), None)
     actions = file_options("serve")
     if before and not context.listed and not context.args.reset:
-        kept = {k: v for k, v in before.plan.wishes.items() if k not in context.asked and k in actions}
+        usual = {k: type(v) for k, v in vars(context.args).items() if k in actions and k not in context.asked}
+        kept = {k: v for k, v in before.plan.wishes.items() if isinstance(v, usual.get(k, ()))}
     if kept:
         words = " ".join(shlex.quote(word) for dest, value in kept.items() for word in typed(actions[dest], value))
         context.reporter.info(f"{name}: as asked for before: {words} (--reset forgets that)")
