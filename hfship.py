@@ -8484,6 +8484,7 @@ class Context:
     settings: Settings
     reporter: Reporter
     asked: Mapping[str, Any] = field(default_factory=dict)
+    file: Optional[ModelsFile] = None
     listed: bool = False
 
 
@@ -9689,8 +9690,9 @@ def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, C
     return runs
 
 
-def run_models(command: Command, context: Context, file: Optional[ModelsFile]) -> Exit:
-    """Run a command: once, or for each model of a models file. Raises UsageError when there is nothing to do it to."""
+def run_models(context: Context) -> Exit:
+    """Run the command: once, or for each model of a models file. Raises UsageError when there is nothing to do it to."""
+    command, file = next(row for row in COMMANDS if row.name == context.args.command), context.file
     runs = runs_of(command, context, file) if file and command.models else {"": context}
     if len(runs) == 1:
         (only,) = runs.values()
@@ -9996,10 +9998,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         args, given = parse_words(sys.argv[1:] if argv is None else argv)
         reporter = Reporter(args.progress, args.verbose - args.quiet)
-        command = next(row for row in COMMANDS if row.name == args.command)
-        file = None if command.name in ("models", "version") else models_file(args)
+        file = None if args.command in ("models", "version") else models_file(args)
         settings = load_settings(os.environ, getattr(args, "endpoint", None), file)
-        return int(run_models(command, Context(args, settings, reporter, given), file))
+        return int(run_models(Context(args, settings, reporter, given, file)))
     except HfshipError as exc:
         reporter.error(exc)
         return int(exc.code)
