@@ -9691,7 +9691,7 @@ def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, C
 
 
 def run_models(context: Context) -> Exit:
-    """Run the command: once, or for each model of a models file. Raises UsageError when there is nothing to do it to."""
+    """Run the command: once, or for each model of a models file. Raises UsageError where there is nothing to do."""
     command, file = next(row for row in COMMANDS if row.name == context.args.command), context.file
     runs = runs_of(command, context, file) if file and command.models else {"": context}
     if len(runs) == 1:
