@@ -9328,6 +9328,7 @@ class Context:
     settings: Settings
     reporter: Reporter
     asked: Mapping[str, Any] = field(default_factory=dict)
+    file: Optional[ModelsFile] = None
     listed: bool = False
 
 
@@ -9986,7 +9987,8 @@ def with_former_wishes(context: Context, name: str) -> ServeOptions:
     before = next((d for d in readable_deployments(context) if d.plan.name == name), None)
     actions = file_options("serve")
     if before and not context.listed and not context.args.reset:
-        kept = {k: v for k, v in before.plan.wishes.items() if k not in context.asked and k in actions}
+        usual = {k: type(v) for k, v in vars(context.args).items() if k in actions and k not in context.asked}
+        kept = {k: v for k, v in before.plan.wishes.items() if isinstance(v, usual.get(k, ()))}
     if kept:
         words = " ".join(shlex.quote(word) for dest, value in kept.items() for word in typed(actions[dest], value))
         context.reporter.info(f"{name}: as asked for before: {words} (--reset forgets that)")
@@ -10235,7 +10237,7 @@ def cmd_status(context: Context) -> Exit:
         problem = exc.what
         context.reporter.error(exc)
     rows = [deployment_status(d, problem) for d in found]
-    rows += [{"name": name, "state": "down", "note": "not served yet"} for name in absent]
+    rows += [{**deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), "-"), **NOT_SERVED} for n in absent]
     if context.args.json:
         context.reporter.result_json(rows)
     elif rows:
@@ -10245,10 +10247,16 @@ def cmd_status(context: Context) -> Exit:
     return max((_STATE_EXIT.get(str(row["state"]), Exit.HOST) for row in rows), default=Exit.OK)
 
 
+# The row of a model that a models file lists, and that was not served yet.
+NOT_SERVED: Mapping[str, object] = {"state": "down", "url": "", "port": 0, "note": "not served yet"}
+
+
 def status_text(rows: Sequence[Mapping[str, object]], width: int) -> str:
     """The table of `status`, and below it what is to be said of single deployments."""
     columns = ("name", "state", "image", "url", "gpus", "uptime", "answer")
-    cells = [{column: status_cell(row.get(column)) for column in columns} for row in rows]
+    cells = [
+        {c: status_cell(row[c] if row["image"] or c in ("name", "state") else None) for c in columns} for row in rows
+    ]
     notes = [f"{row['name']}: {row['note']}" for row in rows if row["note"]]
     return "\n".join([narrow_table(cells, columns, ("image", "gpus", "answer", "uptime"), width), *notes])
 
@@ -10286,7 +10294,7 @@ def status_cell(value: object) -> str:
         return ",".join(str(v)[:12] for v in value) or "CPU"
     if isinstance(value, float):
         return f"{value:.2f} s"
-    return "-" if value is None else human_seconds(value) if isinstance(value, int) else str(value)
+    return human_seconds(value) if isinstance(value, int) else str(value or "-")
 
 
 def cmd_stop(context: Context) -> Exit:
@@ -10600,8 +10608,9 @@ def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, C
     return runs
 
 
-def run_command(command: Command, context: Context, file: Optional[ModelsFile]) -> Exit:
-    """Run a command: once, or for each model of a models file. Raises UsageError when there is nothing to do it to."""
+def run_models(context: Context) -> Exit:
+    """Run the command: once, or for each model of a models file. Raises UsageError where there is nothing to do."""
+    command, file = next(row for row in COMMANDS if row.name == context.args.command), context.file
     runs = runs_of(command, context, file) if file and command.models else {"": context}
     if len(runs) == 1:
         (only,) = runs.values()
@@ -10653,7 +10662,7 @@ def cmd_models(context: Context) -> Exit:
     args, reporter = context.args, context.reporter
     if args.example or args.schema:
         schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **json_schema(models_schema())}
-        reporter.result(MODELS_EXAMPLE.rstrip("\n")) if args.example else reporter.result_json(schema)
+        reporter.result(MODELS_EXAMPLE.rstrip("\n") if args.example else json.dumps(schema, indent=2))
         return Exit.OK
     file = models_file(args)
     if not file:
@@ -10993,10 +11002,10 @@ def run_line(words: Sequence[str], reporter: Reporter) -> int:
             reporter.open_log(args.log_file, args.log_format)
         except OSError as exc:
             raise disk_error(exc, "write the log", args.log_file, "give --log-file another FILE") from exc
-    context = Context(args, settings, reporter, given)
+    context = Context(args, settings, reporter, given, file)
 
     def work() -> int:
-        return int(run_command(command, context, file))
+        return int(run_models(context))
 
     only_shows = getattr(args, "dry_run", False) or getattr(args, "plan", False)
     if not command.job or only_shows and not args.background:

@@ -298,6 +298,14 @@ def test_a_second_serve_keeps_what_was_asked_for(site: Site) -> None:
     assert (now["bind"], now["extra_args"], now["wishes"]) == ("127.0.0.1", [], {}) and "as asked" not in said
 
 
+def test_wishes_that_somebody_edited_are_taken_if_they_can_be(site: Site) -> None:
+    site("serve", "m", "--write-only", "--max-model-len", "512")
+    path = site.deploy / "m" / "plan.json"
+    wishes = {"max_model_len": 256, "port": "x", "env": 1, "plan": True, "nonsense": 1}
+    path.write_text(json.dumps({**plan_of(site), "wishes": wishes}))
+    assert "as asked for before: --max-model-len 256 (" in site("serve", "m", "--write-only").stderr
+
+
 def test_a_models_file_says_all_anew(site: Site, tmp_path: Path) -> None:
     path = tmp_path / "models.toml"
     path.write_text('[[model]]\nname = "m"\n[model.serve]\nname = "chat"\nport = 8200\nmax_model_len = 512\n')
