@@ -444,6 +444,7 @@ class Reporter:
         self.verbosity = verbosity
         self.progress = ("bar" if self.err.isatty() else "plain") if progress == "auto" else progress
         self.lock = threading.RLock()
+        self.schema = ""  # of the JSON results: docs/json.md
         self.bar: Any = None
         self._secrets: Set[str] = set()
 
@@ -466,8 +467,10 @@ class Reporter:
             raise DiskError(f"cannot write the result: {exc.strerror}", "", step) from exc
 
     def result_json(self, value: object) -> None:
-        """A machine-readable result, to stdout."""
-        self.result(json.dumps(value, indent=2, ensure_ascii=False))
+        """A machine-readable result, to stdout: an object or a list of them, each with the name of its schema."""
+        rows: List[Any] = value if isinstance(value, list) else [value]
+        marked = [{"schema": self.schema, **row} for row in rows]
+        self.result(json.dumps(marked if isinstance(value, list) else marked[0], indent=2, ensure_ascii=False))
 
     def detail(self, text: str) -> None:
         if self.verbosity > 0:
@@ -7860,7 +7863,8 @@ class Library:
 
     def repos(self) -> List[MirrorRepo]:
         """The `main` of every repository."""
-        return sorted({id(held[0]): held[0] for held in self.shelf().values()}.values(), key=lambda repo: repo.repo)
+        own_name = [held[0] for (_, key), held in self.shelf().items() if key == held[0].repo.lower()]
+        return sorted(own_name, key=lambda repo: repo.repo)
 
     def find(self, repo_type: str, repo: str, revision: str = "main") -> Optional[MirrorRepo]:
         """The repository at a branch, tag, or commit of at least seven digits."""
@@ -8093,9 +8097,10 @@ class HubHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(length)) if length.isdigit() and int(length) <= CHUNK else b""
         self.close_connection |= not body  # what was not read would be taken for the next request
         text = body.decode("utf-8", "replace")
-        with contextlib.suppress(ValueError, TypeError):
+        self.paths: Sequence[str] = ()
+        with contextlib.suppress(ValueError, TypeError, KeyError):
             is_json = "json" in self.headers.get("Content-Type", "")
-            self.form = dict(json.loads(text)) if is_json else parse_qs(text)
+            self.paths = list((json.loads(text) if is_json else parse_qs(text))["paths"])
         self.do_GET()
 
     do_PUT = do_PATCH = do_DELETE = do_POST
@@ -8187,8 +8192,8 @@ class HubHandler(BaseHTTPRequestHandler):
         if verb == "tree":
             self.send_tree(repo, path, query)
         elif verb == "paths-info":
-            paths = getattr(self, "form", {}).get("paths", [])
-            self.send_json(200, [entry for entry in tree_entries(repo, "", True) if entry["path"] in paths])
+            asked = getattr(self, "paths", ())
+            self.send_json(200, [entry for entry in tree_entries(repo, "", True) if entry["path"] in asked])
         elif verb == "refs":
             held = self.server.library.shelf().get((repo.repo_type, repo.repo.lower()), [repo])
             names = {name: r.commit for r in reversed(held) for name in r.revisions if name != r.commit}
@@ -9342,7 +9347,12 @@ def cmd_mirror(context: Context) -> Exit:
         names = [repo.repo for repo in library.repos()]
         if not names:
             reporter.warn(f"{folder} holds no whole model yet; new ones are found while the mirror runs")
-        reporter.result(f"serving {folder} at {server.url}: {', '.join(names) or 'nothing yet'}")
+        if args.json:
+            reporter.result_json(
+                {"url": server.url, "folder": str(folder), "repos": names, "left_out": library.left_out}
+            )
+        else:
+            reporter.result(f"serving {folder} at {server.url}: {', '.join(names) or 'nothing yet'}")
         reach = re.sub(r"//(0\.0\.0\.0|\[::\])", f"//{socket.gethostname()}", server.url)
         secret = "HF_TOKEN=... " if token else ""
         reporter.info(f"use it with: {secret}HF_ENDPOINT={reach} hf download {names[0] if names else 'ORG/NAME'}")
@@ -9449,6 +9459,50 @@ def cmd_version(context: Context) -> Exit:
     return Exit.OK
 
 
+# ---- completion ----------------------------------------------------------------------
+
+SHELLS = ("bash", "zsh")
+
+
+def completion_script(shell: str) -> str:
+    """What makes a shell complete hfship. hfship.pyz carries it; from source shtab makes it, as for the build.
+
+    Raises HostError without shtab. The script must not depend on the Python or the machine that made it.
+    """
+    with contextlib.suppress(OSError):
+        return own_entry(f"completion/{shell}").decode("utf-8")
+    try:
+        shtab = importlib.import_module("shtab")
+    except ImportError as exc:
+        step = "hfship.pyz carries them; or install shtab for this Python"
+        raise HostError("hfship.py carries no completion scripts", "they are made by the module shtab", step) from exc
+    parser = build_parser()
+    parser.prog = "hfship"
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    for action in (action for command in commands.values() for action in command._actions):
+        if action.dest == "jobs":
+            action.default = "N"  # the cores of the machine
+        if not action.choices and re.search(r"FILE|DIR|ARCHIVE|pem", str(action.metavar)):
+            vars(action)["complete"] = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
+    script: str = shtab.complete(parser, shell)
+    return re.sub(r"(?m)^(#compdef|complete .*|  compdef .*) hfship$", r"\g<0> hfship.pyz", script) + "\n"
+
+
+def completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="your shell")
+
+
+def cmd_completion(context: Context) -> Exit:
+    """Print the completion script."""
+    shell = context.args.shell
+    script = completion_script(shell)
+    if context.args.json:
+        context.reporter.result_json({"shell": shell, "script": script})
+    else:
+        context.reporter.result(script.rstrip("\n"))
+    return Exit.OK
+
+
 # ---- the table and main --------------------------------------------------------------
 
 COMMANDS: Tuple[Command, ...] = (
@@ -9474,6 +9528,12 @@ COMMANDS: Tuple[Command, ...] = (
     Command("logs", "show the log of a deployment", logs_arguments, cmd_logs),
     Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
     Command(
+        "completion",
+        "print the script that makes bash or zsh complete hfship and hfship.pyz",
+        completion_arguments,
+        cmd_completion,
+    ),
+    Command(
         "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
     ),
 )
@@ -9497,6 +9557,8 @@ hfship stop Qwen3-8B
 hfship logs Qwen3-8B --tail 100
 hfship logs Qwen3-8B -f
 hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
+hfship completion bash > ~/.hfship-completion    # then in ~/.bashrc: source ~/.hfship-completion
+hfship completion zsh > ~/.zfunc/_hfship         # with fpath+=(~/.zfunc) before compinit in ~/.zshrc
 hfship version
 hfship version --verify
 """
@@ -9562,6 +9624,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     args = build_parser().parse_args(words)
     args.passed_on = passed_on
     reporter = Reporter(args.progress, args.verbose - args.quiet)
+    reporter.schema = f"hfship-{args.command}/1"
     signal.signal(signal.SIGTERM, _terminate)
     try:
         settings = load_settings(os.environ, getattr(args, "endpoint", None))
