@@ -694,10 +694,10 @@ ids = AutoTokenizer.from_pretrained('org/tiny')('hello', return_tensors='pt').in
 model = AutoModelForCausalLM.from_pretrained('org/tiny')
 print('transformers:', model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] - ids.shape[1], 'tokens')
 "
-vllm serve org/tiny --port 8111 --max-model-len 256 --max-num-seqs 2 >vllm.log 2>&1 &
-for i in $(seq 90); do curl -sf 127.0.0.1:8111/health && break || kill -0 $! && sleep 1; done
+vllm serve org/tiny --dtype float32 --port 8111 --max-model-len 256 --max-num-seqs 2 >vllm.log 2>&1 &
+for i in $(seq 90); do curl -sf 127.0.0.1:8111/health && break; kill -0 $! || break; sleep 1; done
 body='{"model": "org/tiny", "prompt": "hello", "max_tokens": 4}'
-curl -sf 127.0.0.1:8111/v1/completions -H 'Content-Type: application/json' -d "$body" || tail -50 vllm.log
+curl -sf 127.0.0.1:8111/v1/completions -H 'Content-Type: application/json' -d "$body" || grep -E "ERROR|Error" vllm.log
 """
 
 
@@ -713,7 +713,7 @@ def test_transformers_and_vllm_load_a_model_by_its_id(pyz: Program, tmp_path: Pa
     mirror = [*pyz.argv, "mirror", tmp_path / "site", "--port", 8110, "--token-file", tmp_path / "token"]
     mirror += ["--access-log", tmp_path / "log"]
     env = {"HF_ENDPOINT": "http://127.0.0.1:8110", "HF_TOKEN": "hf_abcdefgh", "HF_HUB_DISABLE_XET": "1"}
-    docker = ["docker", "run", "--rm", "--pull", "never", "--network", "host", "--entrypoint", "sh"]
+    docker = ["docker", "run", "--rm", "--pull", "never", "--network", "host", "--shm-size", "1g", "--entrypoint", "sh"]
     docker += [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
     docker += ["-v", f"{tmp_path}/inside.sh:/inside.sh:ro", components.VLLM_IMAGE, "/inside.sh"]
     script = f"{shlex.join(map(str, mirror))} & trap 'kill $!' EXIT; sleep 1; {shlex.join(docker)}"
