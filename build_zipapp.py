@@ -40,7 +40,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parent
 PYTHONS = ("39", "310", "311", "312", "313", "314")  # CPython versions that zstandard has wheels for
@@ -186,6 +186,24 @@ def wheel_entries(path: Path) -> Entries:
     return entries
 
 
+def completion_script(program: Any, shell: str) -> str:
+    """What makes a shell complete hfship and hfship.pyz, by shtab from the program's own parser.
+
+    shtab asks argparse for no words but the help texts, so that all Pythons give the same script.
+    """
+    shtab = importlib.import_module("shtab")
+    parser = program.build_parser()
+    parser.prog = "hfship"
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    for action in (action for command in commands.values() for action in command._actions):
+        if action.dest == "jobs":
+            action.default = "N"  # the cores of this machine
+        if not action.choices and re.search(r"FILE|DIR|ARCHIVE|pem", str(action.metavar)):
+            action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
+    script = shtab.complete(parser, shell).rstrip("\n")
+    return re.sub(r"(?m)^(#compdef|complete .*|  compdef .*) hfship$", r"\g<0> hfship.pyz", script)
+
+
 def collect(wheels: Iterable[Path]) -> Entries:
     """All entries of the pyz, with the table that lists them."""
     program = (ROOT / "hfship.py").read_bytes()
@@ -197,7 +215,7 @@ def collect(wheels: Iterable[Path]) -> Entries:
         entries.update(wheel_entries(path))
     program_module = importlib.import_module("hfship")
     for shell in program_module.SHELLS:
-        entries[f"completion/{shell}"] = program_module.completion_script(shell).encode("utf-8")
+        entries[f"completion/{shell}"] = completion_script(program_module, shell).encode("utf-8")
     packages = {re.split(r"[/.]", name)[1] for name in entries if name.startswith("vendor/")} - {"licenses"}
     entries["__main__.py"] = LAUNCHER.replace("VENDORED = ()", f"VENDORED = {tuple(sorted(packages))}").encode("ascii")
     table = {"version": version[1].decode(), "entries": {name: sha256(entries[name]) for name in sorted(entries)}}

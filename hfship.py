@@ -7854,11 +7854,13 @@ class Library:
     def shelf(self) -> Shelf:
         """What is served now. Only the first scan is waited for to its end: hashing a new model takes minutes."""
         with self._lock:
-            scan, first = self._scan, self._scan is None
-            if scan is None or not scan.is_alive() and time.monotonic() - self._scanned > RESCAN_S:
+            scan = self._scan
+            due = scan is None or not scan.is_alive() and time.monotonic() - self._scanned > RESCAN_S
+            if due or not scan:
                 self._scan = scan = threading.Thread(target=self._rescan, daemon=True)
                 scan.start()
-                scan.join(None if first else RESCAN_S)
+        if due or not self._scanned:
+            scan.join(RESCAN_S if self._scanned else None)
         return self._shelf
 
     def repos(self) -> List[MirrorRepo]:
@@ -8032,11 +8034,8 @@ def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
         "modelId": repo.repo,
         "author": repo.repo.rpartition("/")[0] or None,
         "sha": repo.commit,
-        "private": False,
-        "gated": False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
+        **dict.fromkeys(("private", "gated", "disabled"), False),
+        **dict.fromkeys(("downloads", "likes"), 0),
         "tags": [f"license:{repo.license}"] if repo.license else [],
         "cardData": {"license": repo.license} if repo.license else {},
         "siblings": siblings,
@@ -8107,11 +8106,11 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def access_line(self) -> str:
         """The request in the combined format of web servers; no token is in it, and no byte that a terminal obeys."""
-        stamp = time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime())
         said = [self.requestline, self.headers.get("Referer", "-"), self.headers.get("User-Agent", "-")]
-        secrets = [self.server.token.value] if self.server.token else []
-        line, referer, agent = (re.sub(r'[^ -~]|["\\]', "?", redact(text, secrets)) for text in said)
-        return f'{self.client_address[0]} - - [{stamp}] "{line}" {self.status} {self.sent} "{referer}" "{agent}"'
+        hidden = [self.server.token.value] if self.server.token else []
+        line, referer, agent = (re.sub(r'[^ -~]|["\\]', "?", redact(text, hidden)) for text in said)
+        now = time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime())
+        return f'{self.client_address[0]} - - [{now}] "{line}" {self.status} {self.sent} "{referer}" "{agent}"'
 
     def log_request(self, code: Union[int, str] = "-", size: Union[int, str] = "-") -> None:
         """Said by log_access when the answer is over."""
@@ -8125,8 +8124,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if token is None or secrets.compare_digest(given.encode("utf-8", "replace"), f"Bearer {token.value}".encode()):
             return False
         message = "Invalid credentials in Authorization header" if given else "Invalid username or password."
-        code = {} if given else {"X-Error-Code": "RepoNotFound"}
-        self.send_json(401, {"error": message}, {"WWW-Authenticate": "Bearer", "X-Error-Message": message, **code})
+        self.send_error_code(401, "" if given else "RepoNotFound", message, {"WWW-Authenticate": "Bearer"})
         return True
 
     def route(self, url: SplitResult) -> None:
@@ -8139,7 +8137,7 @@ class HubHandler(BaseHTTPRequestHandler):
             pass
         elif self.command not in ("GET", "HEAD") and "paths-info" not in parts:
             self.send_error_code(403, "ReadOnly", "This mirror is read-only: nothing can be uploaded or changed here")
-        elif parts[0] == "api" and parts[1:2] and parts[1] in [f"{repo_type}s" for repo_type in REPO_TYPES]:
+        elif parts[0] == "api" and parts[1:2] and parts[1][:-1] in REPO_TYPES:
             self.route_api(parts[1][:-1], parts[2:], query)
         elif parts == ["api", "whoami-v2"]:
             access = {"type": "access_token", "accessToken": {"displayName": "mirror", "role": "read"}}
@@ -8183,10 +8181,8 @@ class HubHandler(BaseHTTPRequestHandler):
         held = [repo for repo in self.server.library.repos() if repo.repo_type == repo_type]
         author, words = query.get("author", "").lower(), query.get("search", "").lower()
         limit = int(query["limit"]) if query.get("limit", "").isdigit() else len(held)
-        infos = [repo_info(r) for r in held if words in r.repo.lower() and r.repo.lower().startswith(author)]
-        if query.get("full", "").lower() not in ("1", "true"):
-            infos = [{key: value for key, value in info.items() if key != "siblings"} for info in infos]
-        self.send_json(200, infos[:limit])
+        found = [r for r in held if words in r.repo.lower() and r.repo.lower().startswith(author)]
+        self.send_json(200, [{**repo_info(repo), "siblings": []} for repo in found[:limit]])
 
     def answer_api(self, repo: MirrorRepo, verb: str, path: str, query: Mapping[str, str]) -> None:
         if verb == "tree":
@@ -8239,13 +8235,8 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def send_content(self, repo: MirrorRepo, file: MirrorFile) -> None:
         """The bytes of a file, or the range asked for, by sendfile."""
-        size = file.remote.size
-        headers = {
-            "X-Repo-Commit": repo.commit,
-            "X-Linked-Size": str(size),
-            "X-Linked-Etag": f'"{file.remote.etag}"',
-        }
-        self.send_bytes(file, f'"{file.remote.etag}"', headers)
+        etag, size = f'"{file.remote.etag}"', str(file.remote.size)
+        self.send_bytes(file, etag, {"X-Repo-Commit": repo.commit, "X-Linked-Size": size, "X-Linked-Etag": etag})
 
     def send_bytes(self, file: MirrorFile, etag: str, headers: Mapping[str, str]) -> None:
         """Answer GET or HEAD for a file, with ranges."""
@@ -8298,7 +8289,8 @@ class HubHandler(BaseHTTPRequestHandler):
         self, status: int, code: str, message: str, headers: Optional[Mapping[str, str]] = None
     ) -> None:
         """An error in the Hub's form."""
-        named = {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}
+        safe = re.sub("[^ -~]", "?", message)  # it may quote what the client sent
+        named = {"X-Error-Code": code, "X-Error-Message": safe, **(headers or {})}
         self.send_json(status, {"error": message}, named)
 
 
@@ -8397,9 +8389,7 @@ def load_tls(certificate: Path, key: Optional[Path]) -> Any:
     try:
         context.load_cert_chain(certificate, key, password=lambda: b"")  # never ask at a terminal
     except (OSError, ValueError) as exc:
-        step = (
-            "give --tls-cert the PEM file of the certificate and its chain, --tls-key that of its key, without password"
-        )
+        step = "give --tls-cert the PEM file of the certificate and its chain, --tls-key that of its key, no password"
         raise UsageError(f"TLS cannot use {certificate}", str(exc), step) from exc
     return context
 
@@ -9465,27 +9455,12 @@ SHELLS = ("bash", "zsh")
 
 
 def completion_script(shell: str) -> str:
-    """What makes a shell complete hfship. hfship.pyz carries it; from source shtab makes it, as for the build.
-
-    Raises HostError without shtab. The script must not depend on the Python or the machine that made it.
-    """
-    with contextlib.suppress(OSError):
-        return own_entry(f"completion/{shell}").decode("utf-8")
+    """What makes a shell complete hfship, as build_zipapp.py put it into hfship.pyz. Raises HostError from source."""
     try:
-        shtab = importlib.import_module("shtab")
-    except ImportError as exc:
-        step = "hfship.pyz carries them; or install shtab for this Python"
-        raise HostError("hfship.py carries no completion scripts", "they are made by the module shtab", step) from exc
-    parser = build_parser()
-    parser.prog = "hfship"
-    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
-    for action in (action for command in commands.values() for action in command._actions):
-        if action.dest == "jobs":
-            action.default = "N"  # the cores of the machine
-        if not action.choices and re.search(r"FILE|DIR|ARCHIVE|pem", str(action.metavar)):
-            vars(action)["complete"] = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
-    script: str = shtab.complete(parser, shell)
-    return re.sub(r"(?m)^(#compdef|complete .*|  compdef .*) hfship$", r"\g<0> hfship.pyz", script) + "\n"
+        return own_entry(f"completion/{shell}").decode("utf-8")
+    except OSError as exc:
+        why = "they are made when hfship.pyz is built"
+        raise HostError("hfship.py carries no completion scripts", why, "make build; dist/hfship.pyz has them") from exc
 
 
 def completion_arguments(parser: argparse.ArgumentParser) -> None:
@@ -9499,7 +9474,7 @@ def cmd_completion(context: Context) -> Exit:
     if context.args.json:
         context.reporter.result_json({"shell": shell, "script": script})
     else:
-        context.reporter.result(script.rstrip("\n"))
+        context.reporter.result(script)
     return Exit.OK
 
 
