@@ -231,6 +231,7 @@ def schemas() -> Dict[str, Dict[str, Any]]:
 
 
 KINDS: Dict[str, Any] = {
+    "number": (int, float),
     "object": dict,
     "array": list,
     "string": str,
@@ -249,7 +250,7 @@ def faults(value: Any, schema: Any, where: str = "") -> List[str]:
     """
     kinds = schema.get("type", [])
     kinds = [kinds] if isinstance(kinds, str) else kinds
-    fits = [k for k in kinds if isinstance(value, (int, float) if k == "number" else KINDS[k])]
+    fits = [kind for kind in kinds if isinstance(value, KINDS[kind])]
     if kinds and (not fits or isinstance(value, bool) and "boolean" not in kinds):
         return [f"{where} is not {' or '.join(kinds)}"]
     if "const" in schema and value != schema["const"] or value not in schema.get("enum", [value]):
@@ -263,7 +264,10 @@ def faults(value: Any, schema: Any, where: str = "") -> List[str]:
         return []
     said = [f"{where}.{name} is missing" for name in schema.get("required", known) if name not in value]
     for name, item in value.items():
-        said += faults(item, known[name], f"{where}.{name}") if name in known else [f"{where}.{name} is not documented"]
+        if name in known:
+            said += faults(item, known[name], f"{where}.{name}")
+        elif not schema.get("additionalProperties"):
+            said.append(f"{where}.{name} is not documented")
     return said
 
 
