@@ -8074,9 +8074,9 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.status = self.sent = 0
+        self.server.answering.add(self)
         try:
-            with self.server.answering():
-                self.route(urlsplit(self.path))
+            self.route(urlsplit(self.path))
         except (ConnectionError, TimeoutError):
             self.close_connection = True
         except OSError as exc:  # a file that vanished or cannot be read must not end the mirror
@@ -8085,6 +8085,7 @@ class HubHandler(BaseHTTPRequestHandler):
             if not self.status:
                 self.send_error_code(500, "InternalError", "the file cannot be read; the mirror's log says why")
         finally:
+            self.server.answering.discard(self)
             self.server.log_access(self.access_line())
             self.close_connection |= self.server.closing
 
@@ -8313,7 +8314,7 @@ class MirrorServer(ThreadingHTTPServer):
     ) -> None:
         self.library, self.reporter, self.tree_page = library, reporter, tree_page
         self.token, self.tls, self.closing, self._access_log = token, tls, False, access_log
-        self._answers, self._idle = 0, threading.Condition()
+        self.answering: Set[HubHandler] = set()
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             super().__init__(address, handler)
@@ -8337,35 +8338,25 @@ class MirrorServer(ThreadingHTTPServer):
 
     def log_access(self, line: str) -> None:
         """To the file, which is opened for each line so that logrotate may take it away, or to the details."""
-        if self._access_log is None:
+        path = self._access_log
+        if path is None:
             self.reporter.detail(line)
             return
         try:
-            with self._access_log.open("a", encoding="ascii") as log:
+            with path.open("a", encoding="ascii") as log:
                 log.write(line + "\n")
         except OSError as exc:  # no reason to fail a client
-            self.reporter.warn(f"cannot write {self._access_log}: {exc.strerror}")
-
-    @contextlib.contextmanager
-    def answering(self) -> Iterator[None]:
-        """Counts the answers on their way."""
-        with self._idle:
-            self._answers += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._answers -= 1
-                self._idle.notify_all()
+            self.reporter.warn(f"cannot write {path}: {exc.strerror}")
 
     def drain(self, limit_s: float) -> None:
         """Take no new connection, and let the answers on their way finish for at most `limit_s`."""
         self.closing = True
         self.server_close()
-        with self._idle:
-            if self._answers:
-                self.reporter.info(f"stopping when {self._answers} answers are sent; Ctrl-C again stops at once")
-            self._idle.wait_for(lambda: not self._answers, limit_s)
+        if self.answering:
+            self.reporter.info(f"stopping when {len(self.answering)} answers are sent; Ctrl-C again stops at once")
+        until = time.monotonic() + limit_s
+        while self.answering and time.monotonic() < until:
+            time.sleep(0.05)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """A fault of one connection ends that connection only; a client that hangs up is no fault."""
@@ -9327,7 +9318,10 @@ def cmd_mirror(context: Context) -> Exit:
         )
     if args.tls_key and not args.tls_cert:
         raise UsageError("--tls-key is nothing without --tls-cert", "", "give both, or one --tls-cert that holds both")
-    library, reporter, token = Library(folder, context.reporter.info), context.reporter, mirror_token(args.token_file)
+    library, reporter = Library(folder, context.reporter.info), context.reporter
+    value = os.environ.get("HFSHIP_MIRROR_TOKEN", "").strip()
+    token = checked_token(value, "environment variable HFSHIP_MIRROR_TOKEN") if value else None
+    token = read_token_file(args.token_file) if args.token_file else token
     tls = load_tls(args.tls_cert, args.tls_key) if args.tls_cert else None
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each client needs two: its connection and a file
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -9351,14 +9345,6 @@ def cmd_mirror(context: Context) -> Exit:
         with contextlib.suppress(KeyboardInterrupt):
             server.drain(STOP_GRACE_S)
     return Exit.OK
-
-
-def mirror_token(path: Optional[Path]) -> Optional[Token]:
-    """The token that clients of the mirror must send."""
-    value = os.environ.get("HFSHIP_MIRROR_TOKEN", "").strip()
-    if path:
-        return read_token_file(path)
-    return checked_token(value, "environment variable HFSHIP_MIRROR_TOKEN") if value else None
 
 
 # ---- version -------------------------------------------------------------------------

@@ -185,7 +185,8 @@ def reader(tmp_path: Path) -> Iterator[Dict[str, str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     make_model(tmp_path / "made" / "m", size_mb=9, shards=2)
-    environ = {key: os.environ[key] for key in ("DOCKER_HOST", "DOCKER_CONFIG") if key in os.environ}
+    keep = ("DOCKER_HOST", "DOCKER_CONFIG", "HFSHIP_STUB_GPUS")
+    environ = {key: os.environ[key] for key in keep if key in os.environ}
     environ.update(HOME=str(home), PATH=os.pathsep.join(path), SITE=str(site), MIRROR_PORT=str(port), LANG="C.UTF-8")
     environ.update(FAKE_STATE=str(tmp_path), HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", NO_COLOR="1")
     folders = {"TRANSFER": "transfer", "SITE_MODELS": "models/huggingface", "DEPLOY": "deploy"}
@@ -193,8 +194,8 @@ def reader(tmp_path: Path) -> Iterator[Dict[str, str]]:
     with FaultHub(tmp_path / "hub") as hub:
         hub.add(tmp_path / "made" / "m", REPO)
         yield {**environ, "HF_ENDPOINT": hub.url}
-    if (home / "background.pids").exists():
-        for pid in (home / "background.pids").read_text().split():
+    for left in (home / "background.pids", tmp_path / "pid"):  # servers, and the fake docker's after a failure
+        for pid in left.read_text().split() if left.exists() else ():
             subprocess.run(["kill", pid], check=False)
 
 
