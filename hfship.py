@@ -7849,7 +7849,7 @@ class Library:
         self._scan: Optional[threading.Thread] = None
         self._scanned = 0.0
         self._shelf: Shelf = {}
-        self._cache: Dict[Path, Tuple[object, MirrorRepo]] = {}
+        self._cache: Dict[Path, Tuple[object, Union[MirrorRepo, IntegrityError]]] = {}
 
     def shelf(self) -> Shelf:
         """What is served now. Only the first scan is waited for to its end: hashing a new model takes minutes."""
@@ -7901,11 +7901,15 @@ class Library:
         listing = content_files(folder)
         written = [folder / path for path, _ in listing] + list((folder / WORK_DIR).glob("manifest.json"))
         state = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in written)
-        known = self._cache.get(folder)
-        if known is None or known[0] != state:
-            known = (state, mirror_repo(folder, repo_type, name, dict(listing)))
-            self._cache[folder] = known
-        return known[1]
+        if folder not in self._cache or self._cache[folder][0] != state:
+            try:
+                self._cache[folder] = (state, mirror_repo(folder, repo_type, name, dict(listing)))
+            except IntegrityError as exc:  # it took hashing to find out: remember that, too
+                self._cache[folder] = (state, exc)
+        found = self._cache[folder][1]
+        if isinstance(found, IntegrityError):
+            raise found
+        return found
 
 
 def model_folders(root: Path) -> Iterator[Tuple[Path, str, str]]:
@@ -9328,6 +9332,7 @@ def cmd_mirror(context: Context) -> Exit:
     with MirrorServer(
         (args.host, args.port), library, reporter, token=token, tls=tls, access_log=args.access_log
     ) as server:
+        reporter.info(f"looking through {folder}; what no manifest vouches for is hashed, which takes a while")
         names = [repo.repo for repo in library.repos()]
         if not names:
             reporter.warn(f"{folder} holds no whole model yet; new ones are found while the mirror runs")

@@ -243,6 +243,20 @@ def test_a_model_that_is_not_whole_is_not_served_and_the_list_says_why(case: str
     assert len([line for line in said if words in line]) == 1
 
 
+def test_a_folder_that_was_refused_for_its_hash_is_not_hashed_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(publish(tmp_path, "tiny", model, TINY) / "config.json")
+    hashed: List[Path] = []
+    real = hfship.sha256_file
+    monkeypatch.setattr(hfship, "RESCAN_S", 0.0)
+    monkeypatch.setattr(hfship, "sha256_file", lambda path: (hashed.append(path), real(path))[1])
+    library = hfship.Library(tmp_path)
+    for _ in range(3):
+        assert not library.repos()
+    assert len(hashed) == 1 and len(library.left_out) == 1
+
+
 def test_models_appear_and_vanish_while_the_mirror_runs(hfship: Program, model: Path, tmp_path: Path) -> None:
     root = tmp_path / "models"
     root.mkdir()
