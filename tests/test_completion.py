@@ -152,7 +152,7 @@ def test_zsh_completes(line: str, words: List[str], scripts: Path, place: Path) 
 def test_source_says_where_the_scripts_are(shell: str, tmp_path: Path, pyz: Program) -> None:
     done = Program([sys.executable, str(ROOT / "hfship.py")], tmp_path)("completion", shell, code=9)
     assert "dist/hfship.pyz" in done.stderr
-    assert json.loads(pyz("completion", shell, "--json").stdout)["script"] == pyz("completion", shell).stdout
+    assert json.loads(pyz("completion", shell, "--json").stdout)["script"] == pyz("completion", shell).stdout[:-1]
 
 
 def test_the_pyz_does_not_carry_the_library(pyz: Program) -> None:

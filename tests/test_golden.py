@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
@@ -93,6 +94,8 @@ MASKS = [
     (r'("port": )\d+', r"\g<1>8000"),
     (r"\b\d+(\.\d+)? (s\b|ms\b)( ago)?", "# s"),
     (r"\b\d+ min \d\d s", "# s"),
+    (r"\b\d+ h \d\d min", "# s"),
+    (r"(?m)(?<=\S) {2,}(?=.*(uptime|# s))", "  "),  # columns are as wide as the masked time was
     (r"[\d.]+ [kMGT]?B/s", "# MB/s"),
     (r'("(?:seconds|latency_s|answer|uptime)": )[\d.]+', r"\1#"),
     (r"[\d.]+ [kMGT]B free", "# GB free"),
@@ -198,16 +201,20 @@ def tell(kind: str, root: Path, url: str, as_json: bool) -> Iterator[Tuple[str, 
     home = site.hfship.home
     folders = {"models": home / "models", "packages": home / "transfer_package"}
     shown = {"HOME": str(home), "~": str(root)}
-    for step in STORY:
-        subprocess.run(["sh", "-ec", step.before or ":"], cwd=home, check=True)
-        words = shlex.split(step.line.format(**folders))
-        options = ["--json"] if as_json and step.name in JSON else []
-        env = {"HF_ENDPOINT": url, "COLUMNS": "100", "HFSHIP_STUB_GPUS": "2x H200 143771", **os_path(site)}
-        done = site(*words, *options, play=step.play, code=step.code, env=env)
-        value = json.loads(done.stdout) if options else None
-        text = f"$ hfship {step.line}\n{done.stdout}"
-        text += f"--- stderr\n{done.stderr}" if done.stderr else ""
-        yield step.name, (masked(f"{text}--- exit {done.returncode}\n", {**shown, "http://hub": url}), value)
+    try:
+        for step in STORY:
+            subprocess.run(["sh", "-ec", step.before or ":"], cwd=home, check=True)
+            words = shlex.split(step.line.format(**folders))
+            options = ["--json"] if as_json and step.name in JSON else []
+            env = {"HF_ENDPOINT": url, "COLUMNS": "100", "HFSHIP_STUB_GPUS": "2x H200 143771", **os_path(site)}
+            done = site(*words, *options, play=step.play, code=step.code, env=env)
+            value = json.loads(done.stdout) if options else None
+            text = f"$ hfship {step.line}\n{done.stdout}"
+            text += f"--- stderr\n{done.stderr}" if done.stderr else ""
+            yield step.name, (masked(f"{text}--- exit {done.returncode}\n", {**shown, "http://hub": url}), value)
+    finally:  # a story that breaks off must not leave the fake docker's server behind
+        if (site.state / "pid").exists():
+            os.kill(int((site.state / "pid").read_text()), signal.SIGKILL)
 
 
 def os_path(site: Site) -> Dict[str, str]:
