@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
@@ -30,7 +31,7 @@ HELP = ["", *(command.name for command in hfship.COMMANDS)]
 
 
 class Step(NamedTuple):
-    """One command of the story. {…} are folders of the run; `play` is the machine that the fake docker plays."""
+    """One command of the story. {…} are places of the run; `play` is the machine that the fake docker plays."""
 
     name: str
     line: str
@@ -52,8 +53,8 @@ STORY = [
     Step("unpack-again", "unpack {packages}/tiny.tar.zst.0001"),
     Step("status-nothing", "status"),
     Step("serve-plan", "serve tiny --plan --gpus 0"),
-    Step("serve-write-only", "serve tiny --write-only --gpus 0"),
-    Step("serve", "serve tiny --gpus 0"),
+    Step("serve-write-only", "serve tiny --write-only --gpus 0 --port {port}"),
+    Step("serve", "serve tiny --gpus 0 --port {port}"),
     Step("status", "status"),
     Step("logs", "logs tiny"),
     Step("stop", "stop tiny"),
@@ -199,12 +200,14 @@ def tell(kind: str, root: Path, url: str, as_json: bool) -> Iterator[Tuple[str, 
     site = Site(program(kind, root / "home"), root, root)
     (site.models / "m").unlink()
     home = site.hfship.home
-    folders = {"models": home / "models", "packages": home / "transfer_package"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        places = {"models": home / "models", "packages": home / "transfer_package", "port": free.getsockname()[1]}
     shown = {"HOME": str(home), "~": str(root)}
     try:
         for step in STORY:
             subprocess.run(["sh", "-ec", step.before or ":"], cwd=home, check=True)
-            words = shlex.split(step.line.format(**folders))
+            words = shlex.split(step.line.format(**places))
             options = ["--json"] if as_json and step.name in JSON else []
             env = {"HF_ENDPOINT": url, "COLUMNS": "100", "HFSHIP_STUB_GPUS": "2x H200 143771", **os_path(site)}
             done = site(*words, *options, play=step.play, code=step.code, env=env)
