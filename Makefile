@@ -1,10 +1,11 @@
 # make demo   build the pyz and run the main job end to end on an embedded local Hub
 # make test   the whole suite, against the source and against the built pyz
+# make golden write tests/golden anew: what hfship says, word for word
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test build lint bench clean
+.PHONY: demo test golden build lint bench clean
 
 build: dist/hfship.pyz
 
@@ -26,6 +27,10 @@ lint: $(VENV)/.ready
 
 test: build lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+golden: build $(VENV)/.ready
+	HFSHIP_GOLDEN=write $(BIN)/python -m pytest -q tests/test_golden.py -k "words or (help and source)"
+	git diff --stat -- tests/golden
 
 bench: build $(VENV)/.ready
 	$(BIN)/python benchmarks/fetch.py

@@ -7,8 +7,9 @@
 
 The same inputs give the same bytes on every machine and every Python from 3.10 on. Nothing that may differ between
 machines takes part: the compressor is the libdeflate of build.lock and not the zlib at hand (zlib and zlib-ng give
-different bytes), the ELF stripping is the one below and not binutils', and names, order, dates and modes are fixed. A
-second build needs no network: what pip brought is kept in build/.
+different bytes), the ELF stripping is the one below and not binutils', the completion scripts hold no text that comes
+from argparse or from the machine, and names, order, dates and modes are fixed. A second build needs no network: what
+pip brought is kept in build/.
 
 Layout of the result:
 
@@ -16,6 +17,7 @@ Layout of the result:
     # sha256 of all bytes after this line: HEX         `tail -n +3 hfship.pyz | sha256sum` must say the same
     (zip)
       LICENSE  __main__.py  hfship.py  hfship-build.json
+      completion/SHELL                 made by shtab, which stays behind
       native/ABI/backend_c.so          zstandard's C backend; ABI as in "cpython-311-x86_64-linux-gnu"
       vendor/PACKAGE/...               pure Python, as in its wheel
       vendor/licenses/PACKAGE/...
@@ -38,7 +40,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parent
 PYTHONS = ("39", "310", "311", "312", "313", "314")  # CPython versions that zstandard has wheels for
@@ -184,6 +186,24 @@ def wheel_entries(path: Path) -> Entries:
     return entries
 
 
+def completion_script(program: Any, shell: str) -> str:
+    """What makes a shell complete hfship and hfship.pyz, by shtab from the program's own parser.
+
+    shtab asks argparse for no words but the help texts, so that all Pythons give the same script.
+    """
+    shtab = importlib.import_module("shtab")
+    parser = program.build_parser()
+    parser.prog = "hfship"
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    for action in (action for command in commands.values() for action in command._actions):
+        if action.dest == "jobs":
+            action.default = "N"  # the cores of this machine
+        if not action.choices and re.search(r"FILE|DIR|ARCHIVE|pem", str(action.metavar)):
+            action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
+    script = shtab.complete(parser, shell).rstrip("\n")
+    return re.sub(r"(?m)^(#compdef|complete .*|  compdef .*) hfship$", r"\g<0> hfship.pyz", script)
+
+
 def collect(wheels: Iterable[Path]) -> Entries:
     """All entries of the pyz, with the table that lists them."""
     program = (ROOT / "hfship.py").read_bytes()
@@ -193,6 +213,9 @@ def collect(wheels: Iterable[Path]) -> Entries:
     entries: Entries = {"LICENSE": (ROOT / "LICENSE").read_bytes(), "hfship.py": program}
     for path in wheels:
         entries.update(wheel_entries(path))
+    program_module = importlib.import_module("hfship")
+    for shell in program_module.SHELLS:
+        entries[f"completion/{shell}"] = completion_script(program_module, shell).encode("utf-8")
     packages = {re.split(r"[/.]", name)[1] for name in entries if name.startswith("vendor/")} - {"licenses"}
     entries["__main__.py"] = LAUNCHER.replace("VENDORED = ()", f"VENDORED = {tuple(sorted(packages))}").encode("ascii")
     table = {"version": version[1].decode(), "entries": {name: sha256(entries[name]) for name in sorted(entries)}}
@@ -273,14 +296,17 @@ if __name__ == "__main__":
 # ---- deflate -------------------------------------------------------------------------
 
 
-def load_libdeflate(folder: Path) -> Callable[[bytes], bytes]:
-    """libdeflate's compressor at its best level, installed by hash into `folder` at the first build."""
-    tools = folder / str(sys.implementation.cache_tag)
+def load_tools(folder: Path) -> None:
+    """Make importable what build.lock names, installed by hash below `folder` at the first build."""
+    lock = ROOT / "build.lock"
+    tools = folder / f"{sys.implementation.cache_tag}-{sha256(lock.read_bytes())[:8]}"
     if not tools.is_dir():
-        pip(
-            "install", "--target", str(tools), "--only-binary=:all:", "--require-hashes", "-r", str(ROOT / "build.lock")
-        )
-    sys.path.insert(0, str(tools))
+        pip("install", "--target", str(tools), "--only-binary=:all:", "--require-hashes", "-r", str(lock))
+    sys.path[:0] = [str(tools), str(ROOT)]
+
+
+def load_libdeflate() -> Callable[[bytes], bytes]:
+    """libdeflate's compressor at its best level."""
     deflate = importlib.import_module("deflate")
     return lambda content: bytes(deflate.deflate_compress(content, 12))
 
@@ -318,7 +344,8 @@ def build(output: Path, cache: Path) -> None:
     """Write the pyz. It appears complete or not at all."""
     requirements = parse_lock((ROOT / "vendor.lock").read_text(encoding="ascii"))
     wheels = get_wheels(requirements, cache / "wheels")
-    pyz = sealed(collect(wheels.values()), load_libdeflate(cache / "tools"))
+    load_tools(cache / "tools")
+    pyz = sealed(collect(wheels.values()), load_libdeflate())
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = output.with_name(output.name + ".tmp")
     temporary.write_bytes(pyz)

@@ -85,6 +85,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from operator import getitem
 from pathlib import Path
+from socketserver import TCPServer
 from types import MappingProxyType
 from typing import (
     IO,
@@ -573,6 +574,7 @@ class Reporter:
         self.err = err or sys.stderr or closed
         self.adjust(progress, verbosity)
         self.lock = threading.RLock()
+        self.schema = ""  # of the JSON results: docs/json.md
         self.bar: Any = None
         self.gathered: Optional[List[Any]] = None  # JSON results of the runs of a list, which are said as one
         self.job = ""  # its name, once it has one
@@ -655,13 +657,15 @@ class Reporter:
             raise DiskError(f"cannot write the result: {exc.strerror}", "", step) from exc
 
     def result_json(self, value: object) -> None:
-        """A machine-readable result, to stdout."""
+        """A machine-readable result, to stdout: an object or a list of them, each with the name of its schema."""
+        rows: List[Any] = value if isinstance(value, list) else [value]
+        marked = [{"schema": self.schema, **self.redacted(row)} for row in rows]
         if self.gathered is not None and isinstance(value, list):
-            self.gathered += value
+            self.gathered += marked
             return
-        clean = self.redacted(value)
-        self.log("result", json.dumps(clean, ensure_ascii=False))
-        self.show(json.dumps(clean, indent=2, ensure_ascii=False) + "\n")
+        result = marked if isinstance(value, list) else marked[0]
+        self.log("result", json.dumps(result, ensure_ascii=False))
+        self.show(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
 
     def detail(self, text: str) -> None:
         if self.verbosity > 0:
@@ -8276,15 +8280,18 @@ def startup_failure(deployment: Deployment, trouble: str) -> HostError:
 # §17 Mirror
 #
 # Owns the serving side of the Hub's API: read-only, over a folder of models, so that `HF_ENDPOINT=http://HOST:PORT hf
-# download ORG/NAME`, transformers and vLLM work inside the site. The folder holds NAME/ or ORG/NAME/ with plain files.
-# Promises: what a manifest calls ORG/NAME at a commit is served under that name and commit; nothing outside the listed
-# files can be read, and nothing is ever written.
+# download ORG/NAME`, transformers and vLLM work inside the site. The folder holds NAME/ or ORG/NAME/ with plain files,
+# and the same below datasets/ and spaces/ where no manifest tells what they are; several folders of one repository are
+# its revisions.
+# Promises: what a manifest calls ORG/NAME at a commit is served under that name and commit, or not at all; nothing
+# outside the listed files can be read, and nothing is ever written.
 # ======================================================================================
 
 TREE_PAGE = 1000  # entries, as on huggingface.co
 LFS_THRESHOLD = 1 << 20  # bytes; larger files have a SHA-256 as their etag, smaller ones a git blob id, as on the Hub
 _LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".onnx", ".h5", ".msgpack", ".zip", ".tar", ".model")
 RESCAN_S = 2.0
+STOP_GRACE_S = 8.0  # answers on their way may finish; docker kills after 10 s
 
 
 @dataclass(frozen=True)
@@ -8297,7 +8304,10 @@ class MirrorFile:
 
 @dataclass(frozen=True)
 class MirrorRepo:
-    """One model folder as a repository at one commit. `revisions` are the names that lead to it."""
+    """One model folder as a repository at one commit.
+
+    `revisions` are the names that lead to it; of several folders of a repository, that of the highest `rank` is `main`.
+    """
 
     repo: str
     repo_type: str
@@ -8305,76 +8315,157 @@ class MirrorRepo:
     revisions: FrozenSet[str]
     license: Optional[str]
     files: Mapping[str, MirrorFile]
+    rank: Tuple[object, ...] = ()
+    aliases: FrozenSet[str] = frozenset()  # ids in lower case: the name before the Hub renamed it
+
+
+Shelf = Mapping[Tuple[str, str], Sequence[MirrorRepo]]  # (repository type, id in lower case) -> revisions, main first
 
 
 class Library:
-    """The repositories of a models folder, found anew when the folder changes. Safe to share between threads."""
+    """The repositories of a models folder, found anew while it changes. Safe to share between threads.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    `left_out` tells of each folder that is not served why; `say` is told of every change.
+    """
+
+    def __init__(self, root: Path, say: Callable[[str], None] = lambda _: None) -> None:
+        self.left_out: Mapping[str, str] = {}
+        self._root, self._say = root, say
         self._lock = threading.Lock()
-        self._scanned = -RESCAN_S
-        self._repos: Dict[Tuple[str, str], MirrorRepo] = {}
-        self._cache: Dict[Path, Tuple[object, MirrorRepo]] = {}
+        self._scan: Optional[threading.Thread] = None
+        self._scanned = 0.0
+        self._shelf: Shelf = {}
+        self._cache: Dict[Path, Tuple[object, Union[MirrorRepo, IntegrityError]]] = {}
 
-    def repos(self) -> Dict[Tuple[str, str], MirrorRepo]:
-        """(repository type, id in lower case) -> repository."""
+    def shelf(self) -> Shelf:
+        """What is served now. Only the first scan is waited for to its end: hashing a new model takes minutes."""
         with self._lock:
-            if time.monotonic() - self._scanned > RESCAN_S:
-                found = [self._repo(folder, name) for folder, name in model_folders(self._root)]
-                self._repos = {(repo.repo_type, repo.repo.lower()): repo for repo in found}
-                self._scanned = time.monotonic()
-            return self._repos
+            scan = self._scan
+            due = scan is None or not scan.is_alive() and time.monotonic() - self._scanned > RESCAN_S
+            if due or not scan:
+                self._scan = scan = threading.Thread(target=self._rescan, daemon=True)
+                scan.start()
+        if due or not self._scanned:
+            scan.join(RESCAN_S if self._scanned else None)
+        return self._shelf
 
-    def find(self, repo_type: str, repo: str) -> Optional[MirrorRepo]:
-        return self.repos().get((repo_type, repo.lower()))
+    def repos(self) -> List[MirrorRepo]:
+        """The `main` of every repository."""
+        own_name = [held[0] for (_, key), held in self.shelf().items() if key == held[0].repo.lower()]
+        return sorted(own_name, key=lambda repo: repo.repo)
 
-    def _repo(self, folder: Path, name: str) -> MirrorRepo:
+    def find(self, repo_type: str, repo: str, revision: str = "main") -> Optional[MirrorRepo]:
+        """The repository at a branch, tag, or commit of at least seven digits."""
+        held = self.shelf().get((repo_type, repo.lower()), ())
+        named = [r for r in held if revision in r.revisions]
+        short = [r for r in held if len(revision) >= 7 and r.commit.startswith(revision)]
+        return next(iter(named or short or (held if revision == "main" else ())), None)
+
+    def _rescan(self) -> None:
+        found: Dict[Tuple[str, str], List[MirrorRepo]] = {}
+        left_out = {}
+        try:
+            for folder, repo_type, name in model_folders(self._root):
+                try:
+                    repo = self._repo(folder, repo_type, name)
+                    for key in repo.aliases | {repo.repo.lower()}:
+                        found.setdefault((repo.repo_type, key), []).append(repo)
+                except HfshipError as exc:
+                    left_out[name] = f"{exc.what} ({exc.why})" if exc.why else exc.what
+                except OSError as exc:
+                    left_out[name] = f"{folder}: {exc.strerror}"
+        except OSError as exc:
+            left_out[str(self._root)] = f"{self._root} cannot be listed: {exc.strerror}"
+        news = [f"not served: {why}" for name, why in left_out.items() if self.left_out.get(name) != why]
+        news += [f"new: {held[0].repo}" for key, held in found.items() if self._scanned and key not in self._shelf]
+        shelf = {key: sorted(held, key=lambda r: r.rank, reverse=True) for key, held in found.items()}
+        self._shelf, self.left_out, self._scanned = shelf, left_out, time.monotonic()
+        for line in news:
+            self._say(line)
+
+    def _repo(self, folder: Path, repo_type: str, name: str) -> MirrorRepo:
         listing = content_files(folder)
-        state = tuple((path, size, (folder / path).stat().st_mtime_ns) for path, size in listing)
-        known = self._cache.get(folder)
-        if known is None or known[0] != state:
-            known = (state, mirror_repo(folder, name, listing, read_manifest(folder)))
-            self._cache[folder] = known
-        return known[1]
+        written = [folder / path for path, _ in listing] + list((folder / WORK_DIR).glob("manifest.json"))
+        state = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in written)
+        if folder not in self._cache or self._cache[folder][0] != state:
+            try:
+                self._cache[folder] = (state, mirror_repo(folder, repo_type, name, dict(listing)))
+            except IntegrityError as exc:  # it took hashing to find out: remember that, too
+                self._cache[folder] = (state, exc)
+        found = self._cache[folder][1]
+        if isinstance(found, IntegrityError):
+            raise found
+        return found
 
 
-def model_folders(root: Path) -> List[Tuple[Path, str]]:
-    """(folder, id) of every model below `root`: NAME/ and ORG/NAME/. A folder with files of its own is a model."""
-    found = []
-    for folder in _visible_folders(root):
-        if any(entry.is_file() for entry in folder.iterdir()):
-            found.append((folder, folder.name))
-        else:
-            found += [(inner, f"{folder.name}/{inner.name}") for inner in _visible_folders(folder)]
-    return found
+def model_folders(root: Path) -> Iterator[Tuple[Path, str, str]]:
+    """(folder, repository type, id) of every model below `root`: NAME/ and ORG/NAME/. A folder with files of its own,
+    or into which a fetch has begun, is a model; datasets/ and spaces/ hold the same of their type."""
+    for repo_type in REPO_TYPES:
+        base = root if repo_type == "model" else root / f"{repo_type}s"
+        for folder in _visible_folders(base) if base == root or base.is_dir() else ():
+            if _is_model(folder):
+                yield folder, repo_type, folder.name
+            elif base != root or folder.name not in ("datasets", "spaces"):
+                for inner in _visible_folders(folder):
+                    yield inner, repo_type, f"{folder.name}/{inner.name}"
 
 
 def _visible_folders(root: Path) -> List[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def mirror_repo(
-    folder: Path, name: str, listing: Sequence[Tuple[str, int]], manifest: Optional[Manifest]
-) -> MirrorRepo:
-    """A model folder as a repository. Hashes come from the manifest where it has them; files beside it are hashed."""
+def _is_model(folder: Path) -> bool:
+    try:
+        return (folder / WORK_DIR).is_dir() or any(entry.is_file() for entry in folder.iterdir())
+    except OSError:
+        return True  # one that cannot be read: the list says so
+
+
+def require_whole(folder: Path, sizes: Mapping[str, int], manifest: Optional[Manifest]) -> None:
+    """Refuse a folder that is not, or no longer, a whole model. Raises IncompleteError, IntegrityError.
+
+    A file that is newer than the manifest is believed only after its hash: somebody may be fetching another revision.
+    """
+    if manifest is None:
+        require_finished(folder)
+    weights = {path for path in sizes if path.endswith(".safetensors")}
+    wanted = {entry.path: entry for entry in manifest.files} if manifest else {}
+    absent = sorted((wanted.keys() or whole_series(weights)) - sizes.keys())
+    if absent or not sizes or folder.name.endswith(INCOMPLETE):
+        why = f"{shorten(absent)} missing" if absent else "there is no file that can be read"
+        raise IncompleteError(f"{folder} is not complete yet", why)
+    written = (folder / MANIFEST_PATH).stat().st_mtime if manifest else 0.0
+    for path, entry in wanted.items():
+        newer = (folder / path).stat().st_mtime > written
+        if entry.size != sizes[path] or newer and sha256_file(folder / path) != entry.sha256:
+            raise IntegrityError(f"{folder} is not what its manifest says", f"{path} differs")
+
+
+def mirror_repo(folder: Path, repo_type: str, name: str, sizes: Mapping[str, int]) -> MirrorRepo:
+    """A model folder as a repository. Hashes come from the manifest where it has them; files beside it are hashed.
+
+    Raises IncompleteError and IntegrityError for a folder that must not be served.
+    """
+    manifest = read_manifest(folder)
+    require_whole(folder, sizes, manifest)
     source = manifest.source if manifest else None
-    known = {entry.path: entry for entry in manifest.files} if manifest else {}
-    files = {}
-    for path, size in listing:
-        entry = known.get(path)
-        sha256 = entry.sha256 if entry and entry.size == size else None
-        files[path] = MirrorFile(_remote_view(folder / path, path, size, sha256), folder / path)
+    known = {entry.path: entry.sha256 for entry in manifest.files} if manifest else {}
+    files = {
+        path: MirrorFile(_remote_view(folder / path, path, size, known.get(path)), folder / path)
+        for path, size in sizes.items()
+    }
     digest = hashlib.sha1("".join(f"{path} {file.remote.etag}\n" for path, file in sorted(files.items())).encode())
-    commit = source.commit if source else digest.hexdigest()
-    revisions = {"main", commit} | ({source.revision} if source else set())
+    source = source or Source("", name, "main", name, digest.hexdigest(), repo_type=repo_type)
     return MirrorRepo(
-        source.resolved_repo if source else name,
-        source.repo_type if source else "model",
-        commit,
-        frozenset(revisions),
-        source.license if source else None,
+        source.resolved_repo,
+        source.repo_type,
+        source.commit,
+        frozenset({source.commit, source.revision}),
+        source.license,
         files,
+        (bool(source.endpoint), source.revision == "main", source.fetched_at, len(files)),
+        frozenset({source.repo.lower()}),
     )
 
 
@@ -8433,11 +8524,8 @@ def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
         "modelId": repo.repo,
         "author": repo.repo.rpartition("/")[0] or None,
         "sha": repo.commit,
-        "private": False,
-        "gated": False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
+        **dict.fromkeys(("private", "gated", "disabled"), False),
+        **dict.fromkeys(("downloads", "likes"), 0),
         "tags": [f"license:{repo.license}"] if repo.license else [],
         "cardData": {"license": repo.license} if repo.license else {},
         "siblings": siblings,
@@ -8475,71 +8563,130 @@ class HubHandler(BaseHTTPRequestHandler):
     server: MirrorServer
 
     def do_GET(self) -> None:
+        self.status = self.sent = 0
+        self.server.answering.add(self)
         try:
             self.route(urlsplit(self.path))
         except (ConnectionError, TimeoutError):
             self.close_connection = True
-        except HfshipError as exc:  # a model folder that cannot be read must not end the mirror
-            self.server.reporter.error(exc)
-            self.send_error_code(500, "InternalError", exc.what)
+        except OSError as exc:  # a file that vanished or cannot be read must not end the mirror
+            self.close_connection = True
+            self.server.reporter.warn(f"{self.path}: {exc.strerror}")
+            if not self.status:
+                self.send_error_code(500, "InternalError", "the file cannot be read; the mirror's log says why")
+        finally:
+            self.server.answering.discard(self)
+            self.server.log_access(self.access_line())
+            self.close_connection |= self.server.closing
 
     do_HEAD = do_GET
 
     def do_POST(self) -> None:
+        """The questions that clients POST; whatever would write finds a 403 in route()."""
         length = self.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > CHUNK:
-            self.close_connection = True
-            self.send_json(413, {"error": "body too large"})
-            return
-        self.form = parse_qs(self.rfile.read(int(length)).decode("utf-8", "replace"))
+        body = self.rfile.read(int(length)) if length.isdigit() and int(length) <= CHUNK else b""
+        self.close_connection |= not body  # what was not read would be taken for the next request
+        text = body.decode("utf-8", "replace")
+        self.paths: Sequence[str] = ()
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            is_json = "json" in self.headers.get("Content-Type", "")
+            self.paths = list((json.loads(text) if is_json else parse_qs(text))["paths"])
         self.do_GET()
+
+    do_PUT = do_PATCH = do_DELETE = do_POST
+
+    def access_line(self) -> str:
+        """The request in the combined format of web servers; no token is in it, and no byte that a terminal obeys."""
+        said = [self.requestline, self.headers.get("Referer", "-"), self.headers.get("User-Agent", "-")]
+        hidden = [self.server.token.value] if self.server.token else []
+        line, referer, agent = (re.sub(r'[^ -~]|["\\]', "?", redact(text, hidden)) for text in said)
+        now = time.strftime("%d/%b/%Y:%H:%M:%S +0000", time.gmtime())
+        return f'{self.client_address[0]} - - [{now}] "{line}" {self.status} {self.sent} "{referer}" "{agent}"'
+
+    def log_request(self, code: Union[int, str] = "-", size: Union[int, str] = "-") -> None:
+        """Said by log_access when the answer is over."""
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
         self.server.reporter.detail(f"{self.address_string()} {format % args}")
+
+    def refused(self) -> bool:
+        """Whether the token is missing or wrong: then 401 as the Hub says it, so that clients say their own words."""
+        token, given = self.server.token, self.headers.get("Authorization", "")
+        if token is None or secrets.compare_digest(given.encode("utf-8", "replace"), f"Bearer {token.value}".encode()):
+            return False
+        message = "Invalid credentials in Authorization header" if given else "Invalid username or password."
+        self.send_error_code(401, "" if given else "RepoNotFound", message, {"WWW-Authenticate": "Bearer"})
+        return True
 
     def route(self, url: SplitResult) -> None:
         """Find the handler of a path. Segments are unquoted one by one: a revision may hold an encoded '/'."""
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
-        if parts[0] == "api" and len(parts) > 2 and parts[1].rstrip("s") in REPO_TYPES:
+        if url.path == "/health":
+            self.send_json(200, {"hfship": __version__})
+        elif self.refused():
+            pass
+        elif self.command not in ("GET", "HEAD") and "paths-info" not in parts:
+            self.send_error_code(403, "ReadOnly", "This mirror is read-only: nothing can be uploaded or changed here")
+        elif parts[0] == "api" and parts[1:2] and parts[1][:-1] in REPO_TYPES:
             self.route_api(parts[1][:-1], parts[2:], query)
+        elif parts == ["api", "whoami-v2"]:
+            access = {"type": "access_token", "accessToken": {"displayName": "mirror", "role": "read"}}
+            self.send_json(200, {"type": "user", "name": "mirror", "fullname": "mirror", "orgs": [], "auth": access})
         elif "resolve" in parts[1:]:
             repo_type = parts.pop(0)[:-1] if parts[0] in ("datasets", "spaces") else "model"
             at = parts.index("resolve")
             self.send_file("/".join(parts[:at]), repo_type, parts[at + 1 :])
-        elif url.path in ("/", "/health"):
-            self.send_json(
-                200, {"hfship": __version__, "repos": sorted(r.repo for r in self.server.library.repos().values())}
-            )
+        elif url.path == "/":
+            library = self.server.library
+            repos = [repo.repo for repo in library.repos()]
+            self.send_json(200, {"hfship": __version__, "repos": repos, "left_out": library.left_out})
         else:
             self.send_error_code(404, "EntryNotFound", "no such page")
 
     def route_api(self, repo_type: str, parts: List[str], query: Mapping[str, str]) -> None:
-        """/api/models/{ID}[/VERB[/REV[/PATH...]]] where ID has one or two segments."""
+        """/api/models[/{ID}[/VERB[/REV[/PATH...]]]] where ID has one or two segments."""
         verbs = ("revision", "tree", "paths-info", "refs", "treesize", "auth-check")
         at = next((i for i, part in enumerate(parts[:3]) if i and part in verbs), len(parts))
-        repo = self.server.library.find(repo_type, "/".join(parts[:at]))
         verb, rest = (parts[at], parts[at + 1 :]) if at < len(parts) else ("revision", [])
-        if repo is None:
-            self.send_error_code(404, "RepoNotFound", "Repository not found")
-        elif rest and rest[0] not in repo.revisions and not self.is_short_commit(rest[0], repo):
-            self.send_error_code(404, "RevisionNotFound", f"Invalid rev id: {rest[0]}")
-        else:
+        repo = self.find("/".join(parts[:at]), repo_type, rest[0] if rest else "main") if parts else None
+        if repo:
             self.answer_api(repo, verb, "/".join(rest[1:]), query)
+        elif not parts:
+            self.send_list(repo_type, query)
 
-    @staticmethod
-    def is_short_commit(revision: str, repo: MirrorRepo) -> bool:
-        return len(revision) >= 7 and repo.commit.startswith(revision)
+    def find(self, repo_id: str, repo_type: str, revision: str) -> Optional[MirrorRepo]:
+        """The repository asked for; None when the answer 404 was sent, which says what is not there."""
+        library = self.server.library
+        repo = library.find(repo_type, repo_id, revision)
+        if repo is None and library.find(repo_type, repo_id):
+            self.send_error_code(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        elif repo is None:
+            name = repo_id.lower().rpartition("/")[2]
+            known = [why for left, why in library.left_out.items() if left.lower().rpartition("/")[2] == name]
+            self.send_error_code(404, "RepoNotFound", "; ".join(["Repository not found", *known]))
+        return repo
+
+    def send_list(self, repo_type: str, query: Mapping[str, str]) -> None:
+        """/api/models?search=WORDS&author=ORG&limit=N"""
+        held = [repo for repo in self.server.library.repos() if repo.repo_type == repo_type]
+        author, words = query.get("author", "").lower(), query.get("search", "").lower()
+        limit = int(query["limit"]) if query.get("limit", "").isdigit() else len(held)
+        found = [r for r in held if words in r.repo.lower() and r.repo.lower().startswith(author)]
+        self.send_json(200, [{**repo_info(repo), "siblings": []} for repo in found[:limit]])
 
     def answer_api(self, repo: MirrorRepo, verb: str, path: str, query: Mapping[str, str]) -> None:
         if verb == "tree":
             self.send_tree(repo, path, query)
         elif verb == "paths-info":
-            paths = getattr(self, "form", {}).get("paths", [])
-            self.send_json(200, [file_entry(repo.files[p].remote) for p in paths if p in repo.files])
+            asked = getattr(self, "paths", ())
+            self.send_json(200, [entry for entry in tree_entries(repo, "", True) if entry["path"] in asked])
         elif verb == "refs":
-            branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commit}
-            self.send_json(200, {"branches": [branch], "tags": [], "converts": []})
+            held = self.server.library.shelf().get((repo.repo_type, repo.repo.lower()), [repo])
+            names = {name: r.commit for r in reversed(held) for name in r.revisions if name != r.commit}
+            names["main"] = repo.commit
+            heads = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": names[n]} for n in sorted(names)]
+            self.send_json(200, {"branches": heads, "tags": [], "converts": []})
         elif verb == "treesize":
             self.send_json(200, {"path": "/", "size": sum(file.remote.size for file in repo.files.values())})
         elif verb == "auth-check":
@@ -8550,6 +8697,9 @@ class HubHandler(BaseHTTPRequestHandler):
     def send_tree(self, repo: MirrorRepo, below: str, query: Mapping[str, str]) -> None:
         """One page of the tree; the cursor is the position of the next entry."""
         entries = tree_entries(repo, below, query.get("recursive", "").lower() in ("1", "true"))
+        if below and not entries:
+            self.send_error_code(404, "EntryNotFound", f"{below} does not exist on this revision")
+            return
         limit = int(query["limit"]) if query.get("limit", "").isdigit() else self.server.tree_page
         start = int(query["cursor"]) if query.get("cursor", "").isdigit() else 0
         headers = {}
@@ -8559,32 +8709,25 @@ class HubHandler(BaseHTTPRequestHandler):
         self.send_json(200, entries[start : start + limit], headers)
 
     def base_url(self) -> str:
-        host = self.headers.get("Host")
-        return f"http://{host}" if host else self.server.url
+        """This mirror as its client reaches it, maybe through a proxy that ends TLS."""
+        host, scheme = self.headers.get("Host"), self.headers.get("X-Forwarded-Proto")
+        if scheme not in ("http", "https"):
+            scheme = urlsplit(self.server.url).scheme
+        return f"{scheme}://{host}" if host else self.server.url
 
     def send_file(self, repo_id: str, repo_type: str, parts: List[str]) -> None:
         """/ID/resolve/REV/PATH"""
-        repo = self.server.library.find(repo_type, repo_id)
-        if repo is None:
-            self.send_error_code(404, "RepoNotFound", "Repository not found")
-        elif not parts or parts[0] not in repo.revisions and not self.is_short_commit(parts[0], repo):
-            self.send_error_code(404, "RevisionNotFound", f"Invalid rev id: {parts[0] if parts else ''}")
-        else:
-            file = repo.files.get("/".join(parts[1:]))
-            if file is None:
-                self.send_error_code(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repo.commit})
-            else:
-                self.send_content(repo, file)
+        repo = self.find(repo_id, repo_type, parts[0] if parts else "")
+        file = repo.files.get("/".join(parts[1:])) if repo else None
+        if repo and file:
+            self.send_content(repo, file)
+        elif repo:
+            self.send_error_code(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repo.commit})
 
     def send_content(self, repo: MirrorRepo, file: MirrorFile) -> None:
         """The bytes of a file, or the range asked for, by sendfile."""
-        size = file.remote.size
-        headers = {
-            "X-Repo-Commit": repo.commit,
-            "X-Linked-Size": str(size),
-            "X-Linked-Etag": f'"{file.remote.etag}"',
-        }
-        self.send_bytes(file, f'"{file.remote.etag}"', headers)
+        etag, size = f'"{file.remote.etag}"', str(file.remote.size)
+        self.send_bytes(file, etag, {"X-Repo-Commit": repo.commit, "X-Linked-Size": size, "X-Linked-Etag": etag})
 
     def send_bytes(self, file: MirrorFile, etag: str, headers: Mapping[str, str]) -> None:
         """Answer GET or HEAD for a file, with ranges."""
@@ -8606,13 +8749,21 @@ class HubHandler(BaseHTTPRequestHandler):
                 self.send_body(stream, start, stop)
 
     def send_body(self, stream: IO[bytes], start: int, stop: int) -> None:
-        """Bytes [start, stop) of an open file."""
+        """Bytes [start, stop) of an open file: by sendfile, or through TLS in large pieces."""
         self.wfile.flush()
-        if self.connection.sendfile(stream, start, stop - start) != stop - start:
-            self.close_connection = True  # the file became shorter: cut the connection, the client counts bytes
+        if not self.server.tls:
+            self.sent = self.connection.sendfile(stream, start, stop - start)
+        stream.seek(start + self.sent)
+        for piece in iter(lambda: stream.read(min(CHUNK, stop - start - self.sent)), b""):
+            self.connection.sendall(piece)
+            self.sent += len(piece)
+        self.close_connection |= self.sent < stop - start  # the file became shorter: the client counts bytes
 
     def send_head(self, status: int, length: int, headers: Mapping[str, str]) -> None:
+        self.status = status
         self.send_response(status)
+        if self.server.closing:
+            self.send_header("Connection", "close")
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(length))
@@ -8623,17 +8774,19 @@ class HubHandler(BaseHTTPRequestHandler):
         self.send_head(status, len(body), {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
         if self.command != "HEAD":
             self.wfile.write(body)
+            self.sent = len(body)
 
     def send_error_code(
         self, status: int, code: str, message: str, headers: Optional[Mapping[str, str]] = None
     ) -> None:
         """An error in the Hub's form."""
-        named = {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}
+        safe = re.sub("[^ -~]", "?", message)  # it may quote what the client sent
+        named = {"X-Error-Code": code, "X-Error-Message": safe, **(headers or {})}
         self.send_json(status, {"error": message}, named)
 
 
 class MirrorServer(ThreadingHTTPServer):
-    """The mirror: one thread per connection."""
+    """The mirror: one thread per connection. `token`: what every client must send; `tls`: an ssl.SSLContext."""
 
     daemon_threads = True
     request_queue_size = 1024  # several hundred clients may connect in the same instant
@@ -8645,8 +8798,14 @@ class MirrorServer(ThreadingHTTPServer):
         reporter: Reporter,
         handler: Type[HubHandler] = HubHandler,
         tree_page: int = TREE_PAGE,
+        token: Optional[Token] = None,
+        tls: Any = None,
+        access_log: Optional[Path] = None,
     ) -> None:
         self.library, self.reporter, self.tree_page = library, reporter, tree_page
+        self.token, self.tls, self.closing, self._access_log = token, tls, False, access_log
+        self.answering: Set[HubHandler] = set()
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             super().__init__(address, handler)
         except OSError as exc:
@@ -8654,16 +8813,66 @@ class MirrorServer(ThreadingHTTPServer):
             step = "choose another --port, or stop what listens there (ss -ltnp)"
             raise HostError(f"cannot listen on {where}", exc.strerror or str(exc), step) from exc
 
+    def server_bind(self) -> None:
+        """Without the base class's question to the DNS, which nobody answers behind an air gap."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In the connection's own thread: a client that is slow to shake hands holds up nobody else."""
+        if self.tls:
+            request.settimeout(HubHandler.timeout)
+            request = self.tls.wrap_socket(request, server_side=True)
+        with request:
+            super().finish_request(request, client_address)
+
+    def log_access(self, line: str) -> None:
+        """To the file, which is opened for each line so that logrotate may take it away, or to the details."""
+        path = self._access_log
+        if path is None:
+            self.reporter.detail(line)
+            return
+        try:
+            with path.open("a", encoding="ascii") as log:
+                log.write(line + "\n")
+        except OSError as exc:  # no reason to fail a client
+            self.reporter.warn(f"cannot write {path}: {exc.strerror}")
+
+    def drain(self, limit_s: float) -> None:
+        """Take no new connection, and let the answers on their way finish for at most `limit_s`."""
+        self.closing = True
+        self.server_close()
+        if self.answering:
+            self.reporter.info(f"stopping when {len(self.answering)} answers are sent; Ctrl-C again stops at once")
+        until = time.monotonic() + limit_s
+        while self.answering and time.monotonic() < until:
+            time.sleep(0.05)
+
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """A fault of one connection ends that connection only; a client that hangs up is no fault."""
         exc = sys.exc_info()[1]
-        say = self.reporter.detail if isinstance(exc, (ConnectionError, TimeoutError)) else self.reporter.warn
+        say = self.reporter.detail if isinstance(exc, OSError) else self.reporter.warn
         say(f"{client_address[0]}: {type(exc).__name__}: {exc}")
 
     @property
     def url(self) -> str:
         host, port = self.server_address[:2]
-        return f"http://{host if isinstance(host, str) else host.decode()}:{port}"
+        name = host if isinstance(host, str) else host.decode()
+        return f"{'https' if self.tls else 'http'}://{f'[{name}]' if ':' in name else name}:{port}"
+
+
+def load_tls(certificate: Path, key: Optional[Path]) -> Any:
+    """The TLS side of a server. Raises UsageError for files that do not fit."""
+    import ssl  # costs 10 ms that other commands need not spend
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(certificate, key, password=lambda: b"")  # never ask at a terminal
+    except (OSError, ValueError) as exc:
+        step = "give --tls-cert the PEM file of the certificate and its chain, --tls-key that of its key, no password"
+        raise UsageError(f"TLS cannot use {certificate}", str(exc), step) from exc
+    return context
 
 
 # ======================================================================================
@@ -10429,6 +10638,11 @@ def mirror_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, default=8090, help="port, 0 for any free one (default: %(default)s)")
+    token = "clients must send the token in this file (default: HFSHIP_MIRROR_TOKEN, else none is asked for)"
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help=token)
+    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve https with this certificate (PEM)")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (default: in the same file)")
+    parser.add_argument("--access-log", type=Path, metavar="FILE", help="append a line per request, combined format")
 
 
 def cmd_mirror(context: Context) -> Exit:
@@ -10440,15 +10654,35 @@ def cmd_mirror(context: Context) -> Exit:
         raise NotFoundError(
             f"there is no folder {folder}", "", "hfship mirror DIR, with DIR holding NAME/ or ORG/NAME/"
         )
-    library = Library(folder)
-    with MirrorServer((args.host, args.port), library, context.reporter) as server:
-        names = sorted(repo.repo for repo in library.repos().values())
+    if args.tls_key and not args.tls_cert:
+        raise UsageError("--tls-key is nothing without --tls-cert", "", "give both, or one --tls-cert that holds both")
+    library, reporter = Library(folder, context.reporter.info), context.reporter
+    value = os.environ.get("HFSHIP_MIRROR_TOKEN", "").strip()
+    token = checked_token(value, "environment variable HFSHIP_MIRROR_TOKEN") if value else None
+    token = read_token_file(args.token_file) if args.token_file else token
+    tls = load_tls(args.tls_cert, args.tls_key) if args.tls_cert else None
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each client needs two: its connection and a file
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    with MirrorServer(
+        (args.host, args.port), library, reporter, token=token, tls=tls, access_log=args.access_log
+    ) as server:
+        reporter.info(f"looking through {folder}; what no manifest vouches for is hashed, which takes a while")
+        names = [repo.repo for repo in library.repos()]
         if not names:
-            context.reporter.warn(f"{folder} holds no model yet; new ones are found while the mirror runs")
-        context.reporter.result(f"serving {folder} at {server.url}: {', '.join(names) or 'nothing yet'}")
-        context.reporter.info(f"use it with: HF_ENDPOINT={server.url} hf download {names[0] if names else 'ORG/NAME'}")
+            reporter.warn(f"{folder} holds no whole model yet; new ones are found while the mirror runs")
+        if args.json:
+            reporter.result_json(
+                {"url": server.url, "folder": str(folder), "repos": names, "left_out": library.left_out}
+            )
+        else:
+            reporter.result(f"serving {folder} at {server.url}: {', '.join(names) or 'nothing yet'}")
+        reach = re.sub(r"//(0\.0\.0\.0|\[::\])", f"//{socket.gethostname()}", server.url)
+        secret = "HF_TOKEN=... " if token else ""
+        reporter.info(f"use it with: {secret}HF_ENDPOINT={reach} hf download {names[0] if names else 'ORG/NAME'}")
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.drain(STOP_GRACE_S)
     return Exit.OK
 
 
@@ -10768,6 +11002,35 @@ def cmd_version(context: Context) -> Exit:
     return Exit.OK
 
 
+# ---- completion ----------------------------------------------------------------------
+
+SHELLS = ("bash", "zsh")
+
+
+def completion_script(shell: str) -> str:
+    """What makes a shell complete hfship, as build_zipapp.py put it into hfship.pyz. Raises HostError from source."""
+    try:
+        return own_entry(f"completion/{shell}").decode("utf-8")
+    except OSError as exc:
+        why = "they are made when hfship.pyz is built"
+        raise HostError("hfship.py carries no completion scripts", why, "make build; dist/hfship.pyz has them") from exc
+
+
+def completion_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="your shell")
+
+
+def cmd_completion(context: Context) -> Exit:
+    """Print the completion script."""
+    shell = context.args.shell
+    script = completion_script(shell)
+    if context.args.json:
+        context.reporter.result_json({"shell": shell, "script": script})
+    else:
+        context.reporter.result(script)
+    return Exit.OK
+
+
 # ---- the table and main --------------------------------------------------------------
 
 COMMANDS: Tuple[Command, ...] = (
@@ -10802,6 +11065,12 @@ COMMANDS: Tuple[Command, ...] = (
     Command("watch", "show running and recent jobs live; resume them after a reboot", watch_arguments, cmd_watch),
     Command("models", "check and list a models file, or print an example", models_arguments, cmd_models),
     Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
+    Command(
+        "completion",
+        "print the script that makes bash or zsh complete hfship and hfship.pyz",
+        completion_arguments,
+        cmd_completion,
+    ),
     Command(
         "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
     ),
@@ -10838,6 +11107,8 @@ hfship watch --json --interval 5
 hfship watch --resume-all
 hfship watch --install
 hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
+hfship completion bash > ~/.hfship-completion    # then in ~/.bashrc: source ~/.hfship-completion
+hfship completion zsh > ~/.zfunc/_hfship         # with fpath+=(~/.zfunc) before compinit in ~/.zshrc
 hfship version
 hfship version --verify
 """
@@ -10981,7 +11252,7 @@ def tell_job(context: Context, pid: int, name: str, code: int) -> int:
         return code
     log = context.settings.log_dir / f"{name}.log"
     if context.args.json:
-        context.reporter.result_json({"job": name, "pid": pid, "log": str(log)})
+        context.reporter.result_json({"schema": "hfship-background/1", "job": name, "pid": pid, "log": str(log)})
     else:
         context.reporter.info(as_typed(f"goes on in the background; hfship watch shows it, its log is {log}"))
         context.reporter.result(name)
@@ -10992,6 +11263,7 @@ def run_line(words: Sequence[str], reporter: Reporter) -> int:
     """Parse a command line, resolve the settings, open the log that was asked for, and run the command."""
     args, given = parse_words(words)
     reporter.adjust(args.progress, args.verbose - args.quiet)
+    reporter.schema = f"hfship-{args.command}/1"
     command = next(row for row in COMMANDS if row.name == args.command)
     file = None if command.name in ("models", "version") else models_file(args)
     settings = load_settings(os.environ, getattr(args, "endpoint", None), file)

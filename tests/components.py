@@ -35,13 +35,14 @@ STUB_NVIDIA_SMI = HERE / "stubs/nvidia-smi"
 
 HF_VERSION = "2.4.0"
 MODEL_SIGNING_VERSION = "1.1.1"
+OLAH_VERSION = "0.5.4"
 VLLM_VERSION = "0.32.0"
 TORCH_VERSION = "2.13.0"
 VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}-cpu"
 APT_PACKAGES = [
     *("zstd", "tar", "xz-utils", "openssl", "ca-certificates", "debian-archive-keyring", "mmdebstrap"),
     *("nginx", "aria2", "rsync", "openssh-client", "openssh-server", "tmux", "procps"),
-    *("iproute2", "iptables", "runc", "tini"),
+    *("iproute2", "iptables", "runc", "tini", "zsh"),
 ]
 DOCKER_PACKAGES = ["docker.io", "docker-cli", "docker-compose", "containerd"]
 # Their PyPI builds want CUDA and fail to import beside a CPU torch; vLLM serves text without them.
@@ -162,6 +163,12 @@ def install_model_signing(folder: Path) -> None:
     """The reference implementation of OpenSSF model signing, in a venv; it imports pyOpenSSL without asking for it."""
     run([sys.executable, "-m", "venv", str(folder / "venv")])
     run([str(folder / "venv/bin/pip"), "install", "-q", f"model-signing=={MODEL_SIGNING_VERSION}", "pyOpenSSL"])
+
+
+def install_olah(folder: Path) -> None:
+    """A caching proxy for Hubs, in a venv."""
+    run([sys.executable, "-m", "venv", str(folder / "venv")])
+    run([str(folder / "venv/bin/pip"), "install", "-q", f"olah=={OLAH_VERSION}"])
 
 
 def install_minilm(folder: Path) -> None:
@@ -357,6 +364,7 @@ COMPONENTS: Dict[str, Component] = {
     "chroot-forky": Component("1", install_chroot("forky"), lambda d: d / "root", ("apt",)),
     "hf": Component(HF_VERSION, install_hf, lambda d: d / "venv/bin/hf"),
     "model-signing": Component(MODEL_SIGNING_VERSION, install_model_signing, lambda d: d / "venv/bin/model_signing"),
+    "olah": Component(OLAH_VERSION, install_olah, lambda d: d / "venv/bin/olah-cli"),
     "minilm": Component("1", install_minilm, find_minilm),
 }
 

@@ -265,7 +265,7 @@ def test_no_output_shows_a_secret(tmp_path_factory: Any, secret: str, around: st
     if any(part in f"{around}***{around}" for part in hidden):
         return
     reporter.hide(secret)
-    for say in (reporter.info, reporter.detail, reporter.warn, reporter.result, reporter.result_json):
+    for say in (reporter.info, reporter.detail, reporter.warn, reporter.result):
         say(text)
     reporter.result_json({text: [{"a": text}]})
     reporter.error(hfship.UsageError(text, text, text))

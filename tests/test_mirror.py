@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import ssl
 import subprocess
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from urllib.parse import urlsplit
 
 import components
 import pytest
@@ -18,6 +28,7 @@ from conftest import Program, missing
 from hub import FaultHub
 from hypothesis import given
 from hypothesis import strategies as st
+from make_model import make_model
 
 import hfship
 
@@ -116,14 +127,6 @@ def test_paths_info(mirror: str) -> None:
     assert status == 200 and [entry["path"] for entry in json.loads(body)] == ["config.json"]
 
 
-def test_many_clients_at_once(mirror: str, model: Path) -> None:
-    """200 connections in the same moment: all served, all right."""
-    content = (model / "tokenizer.json").read_bytes()
-    with ThreadPoolExecutor(200) as pool:
-        bodies = list(pool.map(lambda _: get(f"{mirror}/org/tiny/resolve/main/tokenizer.json")[2], range(200)))
-    assert bodies == [content] * 200
-
-
 def test_port_taken(hfship: Program, mirror: str, tmp_path: Path) -> None:
     port = mirror.rpartition(":")[2]
     done = hfship("mirror", tmp_path / "models", "--port", port, code=9)
@@ -146,22 +149,448 @@ def test_byte_range_is_inside_the_file(header: Any, size: int) -> None:
     assert span is None or 0 <= span[0] < span[1] <= size
 
 
+# -- what is served, and what is not
+
+
+class Mirror:
+    """`hfship mirror` as an operator starts it."""
+
+    def __init__(self, hfship: Program, folder: Path, *options: Any, **environment: str) -> None:
+        self.process = hfship.start("mirror", folder, "--port", 0, *options, env=environment, start_new_session=True)
+        assert self.process.stdout and self.process.stderr
+        self.said = self.process.stdout.readline()
+        assert self.said, self.process.stderr.read()
+        self.url = next(word.rstrip(":") for word in self.said.split() if word.startswith("http"))
+
+    def __enter__(self) -> Mirror:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def stop(self) -> Tuple[int, str]:
+        """SIGTERM, as from systemd and docker: the exit code and what was said."""
+        self.process.terminate()
+        _, err = self.process.communicate(timeout=30)
+        return self.process.returncode, err
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        time.sleep(0.05)
+
+
+def publish(root: Path, folder: str, model: Path, source: Optional[Dict[str, str]] = None) -> Path:
+    """A copy of a model below `root`, with a manifest as `fetch` writes it when `source` says where it came from."""
+    target = root / folder
+    shutil.copytree(model, target)
+    if source is not None:
+        where = {"endpoint": "https://hub", "revision": "main", "resolved_repo": source["repo"], **source}
+        entries = [
+            hfship.FileEntry(path, size, hfship.sha256_file(target / path))
+            for path, size in hfship.content_files(target)
+        ]
+        hfship.write_manifest(target, hfship.make_manifest(target.name, entries, hfship.Source(**where)))
+    return target
+
+
+TINY = {"repo": "org/tiny", "commit": "a" * 40}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    """Same size, other bytes, later than the manifest: another revision is on its way in."""
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, (time.time() + 5, time.time() + 5))
+
+
+# what happened to a folder with a manifest or without -> why it is not served
+UNFIT: Dict[str, Tuple[bool, Callable[[Path], Any], str]] = {
+    "a file is missing": (True, lambda f: (f / "config.json").unlink(), "config.json missing"),
+    "a file is shorter": (True, lambda f: cut(f / "config.json"), "config.json differs"),
+    "another revision comes in": (True, lambda f: flip(f / "config.json"), "config.json differs"),
+    "the manifest is damaged": (True, lambda f: (f / ".hfship/manifest.json").write_text("{"), "not a valid manifest"),
+    "hf is at work": (False, lambda f: (f / "model.safetensors.incomplete").touch(), "not complete yet"),
+    "fetch is at work": (False, lambda f: (f / ".hfship/partial").mkdir(parents=True), "not complete yet"),
+    "a shard is missing": (
+        False,
+        lambda f: next(f.glob("*-00002-of-*")).unlink(),
+        "-00002-of-00002.safetensors missing",
+    ),
+    "unpack is at work": (False, lambda f: f.rename(f.with_name("tiny.incomplete")), "no file"),
+    "a link leads nowhere": (False, lambda f: (f / "x").symlink_to("/nowhere"), "dangling link"),
+    "nothing has come yet": (False, lambda f: (shutil.rmtree(f), (f / ".hfship").mkdir(parents=True)), "no file"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_a_model_that_is_not_whole_is_not_served_and_the_list_says_why(case: str, model: Path, tmp_path: Path) -> None:
+    with_manifest, harm, words = UNFIT[case]
+    publish(tmp_path, "org/good", model)
+    harm(publish(tmp_path, "org/tiny", model, TINY if with_manifest else None))
+    said: List[str] = []
+    library = hfship.Library(tmp_path, said.append)
+    assert [repo.repo for repo in library.repos()] == ["org/good"]
+    assert [words in why for why in library.left_out.values()] == [True], library.left_out
+    assert len([line for line in said if words in line]) == 1
+
+
+def test_a_folder_that_was_refused_for_its_hash_is_not_hashed_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(publish(tmp_path, "tiny", model, TINY) / "config.json")
+    hashed: List[Path] = []
+    real = hfship.sha256_file
+    monkeypatch.setattr(hfship, "RESCAN_S", 0.0)
+    monkeypatch.setattr(hfship, "sha256_file", lambda path: (hashed.append(path), real(path))[1])
+    library = hfship.Library(tmp_path)
+    for _ in range(3):
+        assert not library.repos()
+    assert len(hashed) == 1 and len(library.left_out) == 1
+
+
+def test_models_appear_and_vanish_while_the_mirror_runs(hfship: Program, model: Path, tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    root.mkdir()
+    with Mirror(hfship, root) as mirror:
+        assert "nothing yet" in mirror.said
+        assert get(f"{mirror.url}/api/models/org/tiny")[0] == 404
+        folder = publish(root, "org/tiny", model, TINY)
+        wait_until(lambda: get(f"{mirror.url}/api/models/org/tiny")[0] == 200)
+        (folder / "config.json").unlink()
+        wait_until(lambda: get(f"{mirror.url}/api/models/org/tiny")[0] == 404)
+        why = get(f"{mirror.url}/api/models/org/tiny")[1]["X-Error-Message"]
+        assert "config.json missing" in why and "config.json missing" in get(mirror.url)[2].decode()
+        code, said = mirror.stop()
+    assert code == 0 and "new: org/tiny" in said and "not served" in said
+
+
+def test_folders_of_one_repository_are_its_revisions(model: Path, tmp_path: Path) -> None:
+    old = {"repo": "org/tiny", "commit": "1" * 40, "fetched_at": "2026-01-01T00:00:00Z"}
+    new = {"repo": "org/tiny", "commit": "2" * 40, "fetched_at": "2026-02-01T00:00:00Z"}
+    tag = {
+        "repo": "org/was",
+        "resolved_repo": "org/tiny",
+        "commit": "3" * 40,
+        "revision": "v1.0",
+        "fetched_at": "2026-03-01",
+    }
+    for name, source in (("tiny-old", old), ("tiny", new), ("tiny-v1", tag)):
+        publish(tmp_path, name, model, source)
+    publish(tmp_path, "org/tiny", model)  # nobody knows where this one comes from
+    library = hfship.Library(tmp_path)
+
+    def commit(revision: str, repo: str = "org/tiny") -> str:
+        found = library.find("model", repo, revision)
+        return found.commit if found else ""
+
+    assert [commit("main"), commit("v1.0"), commit("1" * 40), commit("1" * 7)] == [c * 40 for c in "2311"]
+    assert [commit("111"), commit("v2"), commit("main", "org/nothing")] == ["", "", ""]
+    assert commit("v1.0", "org/was") == "3" * 40 and len(library.repos()) == 1
+    with served(library) as url:
+        refs = json.loads(get(f"{url}/api/models/org/tiny/refs")[2])
+        assert {b["name"]: b["targetCommit"] for b in refs["branches"]} == {"main": "2" * 40, "v1.0": "3" * 40}
+        assert get(f"{url}/org/tiny/resolve/v1.0/config.json", "HEAD")[1]["X-Repo-Commit"] == "3" * 40
+
+
+def test_the_more_complete_of_two_equal_revisions_is_served(model: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some"
+    shutil.copytree(model, some, ignore=shutil.ignore_patterns("tokenizer.json"))
+    publish(tmp_path / "site", "a", some, TINY)
+    publish(tmp_path / "site", "b", model, TINY)
+    publish(tmp_path / "site", "c", some, TINY)
+    repo = hfship.Library(tmp_path / "site").find("model", "org/tiny")
+    assert repo and "tokenizer.json" in repo.files
+
+
+@pytest.mark.parametrize("folder, source", [("datasets/org/sums", None), ("x", {"repo_type": "dataset"})])
+def test_datasets(folder: str, source: Optional[Dict[str, str]], tmp_path: Path) -> None:
+    (tmp_path / "made/data").mkdir(parents=True)
+    (tmp_path / "made/data/train.csv").write_text("a,b\n1,2\n")
+    publish(tmp_path / "site", folder, tmp_path / "made", source and {**source, "repo": "org/sums", "commit": "c" * 40})
+    with served(hfship.Library(tmp_path / "site")) as url:
+        assert json.loads(get(f"{url}/api/datasets")[2])[0]["id"] == "org/sums"
+        assert get(f"{url}/datasets/org/sums/resolve/main/data/train.csv")[2] == b"a,b\n1,2\n"
+        assert json.loads(get(f"{url}/api/datasets/org/sums/tree/main/data")[2])[0]["path"] == "data/train.csv"
+        assert get(f"{url}/api/datasets/org/sums/tree/main/nothing")[1]["X-Error-Code"] == "EntryNotFound"
+        assert get(f"{url}/api/models/org/sums")[1]["X-Error-Code"] == "RepoNotFound"
+        assert get(f"{url}/api/models")[2] == b"[]"
+
+
+@pytest.mark.parametrize(
+    "query, expected",
+    [
+        ("", ["org/tiny"]),
+        ("?search=TIN", ["org/tiny"]),
+        ("?author=org", ["org/tiny"]),
+        ("?author=x", []),
+        ("?limit=0", []),
+    ],
+)
+def test_list_of_models(query: str, expected: List[str], mirror: str) -> None:
+    assert [info["id"] for info in json.loads(get(f"{mirror}/api/models{query}")[2])] == expected
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+@pytest.mark.parametrize("path", ["/api/repos/create", "/api/models/org/tiny/commit/main", "/org/tiny/resolve/main/x"])
+def test_nothing_can_be_written(method: str, path: str, mirror: str) -> None:
+    status, headers, _ = get(mirror + path, method, b'{"name": "x"}')
+    assert status == 403 and "read-only" in headers["X-Error-Message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b"{", b"\xff", b'{"paths": 3}', b'{"paths": ["config.json"]}'])
+def test_paths_info_takes_json_and_garbage(body: bytes, mirror: str) -> None:
+    kind = {"Content-Type": "application/json"}
+    status, _, answer = get(f"{mirror}/api/models/org/tiny/paths-info/main", "POST", body, **kind)
+    assert status == 200 and len(json.loads(answer)) == (b"config" in body)
+
+
+# -- token, TLS, log, many clients, stop
+
+
+@contextlib.contextmanager
+def served(library: Any, **options: Any) -> Iterator[str]:
+    """The URL of a mirror in this process."""
+    reporter = hfship.Reporter(progress="none", verbosity=-1)
+    with hfship.MirrorServer(("127.0.0.1", 0), library, reporter, **options) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield server.url
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "path, given, status, said",
+    [
+        ("/api/models/org/tiny", "Bearer secret-of-the-site", 200, None),
+        ("/org/tiny/resolve/main/config.json", "Bearer secret-of-the-site", 200, None),
+        ("/api/whoami-v2", "Bearer secret-of-the-site", 200, None),
+        ("/api/models/org/tiny", "", 401, "Invalid username or password."),
+        ("/", "", 401, "Invalid username or password."),
+        (
+            "/org/tiny/resolve/main/config.json",
+            "Bearer secret-of-the-sit",
+            401,
+            "Invalid credentials in Authorization header",
+        ),
+        ("/api/models/org/tiny", "secret-of-the-site", 401, "Invalid credentials in Authorization header"),
+        ("/health", "", 200, None),
+    ],
+)
+def test_token(path: str, given: str, status: int, said: Optional[str], model: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "org/tiny", model)
+    token = hfship.Token("secret-of-the-site", "test")
+    with served(hfship.Library(tmp_path), token=token) as url:
+        got, headers, _ = get(url + path, **({"Authorization": given} if given else {}))
+    assert (got, headers.get("X-Error-Message")) == (status, said)
+
+
+def test_token_comes_from_file_or_environment_and_never_reaches_the_log(
+    hfship: Program, model: Path, tmp_path: Path
+) -> None:
+    publish(tmp_path / "models", "org/tiny", model)
+    (tmp_path / "token").write_text("secret-of-the-site\n")
+    log = tmp_path / "access.log"
+    auth = {"Authorization": "Bearer secret-of-the-site", "User-Agent": 'a "b" secret-of-the-site\t\x1b[31m'}
+    for options, env in (
+        (["--token-file", tmp_path / "token"], {}),
+        ([], {"HFSHIP_MIRROR_TOKEN": "secret-of-the-site"}),
+    ):
+        with Mirror(hfship, tmp_path / "models", *options, "-v", "--access-log", log, **env) as mirror:
+            assert get(f"{mirror.url}/api/models/org/tiny")[0] == 401
+            assert get(f"{mirror.url}/api/models/org/tiny?t=secret-of-the-site", **auth)[0] == 200
+            _, said = mirror.stop()
+        assert "secret-of-the-site" not in said + mirror.said
+    assert "secret-of-the-site" not in log.read_text() and "\x1b" not in log.read_text()
+    assert hfship("mirror", tmp_path, "--token-file", tmp_path / "none", code=4).stderr
+
+
+COMBINED = (
+    r'127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d \+0000\] "(\w+) (\S+) HTTP/1\.1" (\d+) (\d+) "-" "([^"]*)"\n'
+)
+
+
+def test_access_log_is_in_the_combined_format_and_survives_rotation(mirror_log: Tuple[str, Path], model: Path) -> None:
+    url, log = mirror_log
+    size = (model / "config.json").stat().st_size
+    get(f"{url}/org/tiny/resolve/main/config.json")
+    get(f"{url}/org/tiny/resolve/main/config.json", Range="bytes=1-4")
+    wait_until(lambda: log.exists() and log.read_text().count("\n") == 2)
+    log.rename(log.with_name("old"))
+    get(f"{url}/org/tiny/resolve/main/nothing", "HEAD")
+    wait_until(log.exists)
+    old = re.findall(COMBINED, log.with_name("old").read_text())
+    assert [line[2:4] for line in old] == [("200", str(size)), ("206", "4")] and "urllib" in old[0][4]
+    assert re.fullmatch(COMBINED, log.read_text()).groups()[:4] == (
+        "HEAD",
+        "/org/tiny/resolve/main/nothing",
+        "404",
+        "0",
+    )
+
+
+@pytest.fixture
+def mirror_log(model: Path, tmp_path: Path) -> Iterator[Tuple[str, Path]]:
+    publish(tmp_path / "models", "org/tiny", model)
+    log = tmp_path / "access.log"
+    with served(hfship.Library(tmp_path / "models"), access_log=log) as url:
+        yield url, log
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, Path]:
+    """A self-signed certificate of 127.0.0.1 and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=site"]
+    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    if shutil.which("openssl") is None:
+        missing("openssl")
+    subprocess.run(command, check=True, capture_output=True)
+    return cert, key
+
+
+def test_tls(hfship: Program, certificate: Tuple[Path, Path], model: Path, tmp_path: Path) -> None:
+    """Ranges and whole files are right, pages link to https, and a client that says nothing holds up nobody."""
+    cert, key = certificate
+    shard = next(model.glob("*.safetensors"))
+    publish(tmp_path / "models", "org/tiny", model)
+    context = ssl.create_default_context(cafile=str(cert))
+    with Mirror(hfship, tmp_path / "models", "--tls-cert", cert, "--tls-key", key) as mirror:
+        assert mirror.url.startswith("https://")
+        silent = socket.create_connection(("127.0.0.1", int(mirror.url.rpartition(":")[2])))
+        url = f"{mirror.url}/org/tiny/resolve/main/{shard.name}"
+        with urllib.request.urlopen(url, context=context, timeout=30) as answer:
+            assert answer.read() == shard.read_bytes()
+        part = urllib.request.Request(url, headers={"Range": "bytes=1000-2000999"})
+        with urllib.request.urlopen(part, context=context, timeout=30) as answer:
+            assert answer.status == 206 and answer.read() == shard.read_bytes()[1000:2001000]
+        page = f"{mirror.url}/api/models/org/tiny/tree/main?limit=1"
+        with urllib.request.urlopen(page, context=context, timeout=30) as answer:
+            assert answer.headers["Link"].startswith(f"<{mirror.url}/api/")
+        silent.close()
+        assert mirror.stop()[0] == 0
+
+
+@pytest.mark.parametrize(
+    "cert, key, words", [("none", "none", "none"), ("key", "", "--tls-cert"), ("", "key", "--tls-cert")]
+)
+def test_tls_files_that_do_not_fit(
+    cert: str, key: str, words: str, hfship: Program, certificate: Tuple[Path, Path], tmp_path: Path
+) -> None:
+    files = {"none": tmp_path / "none", "key": certificate[1]}
+    options = [
+        word for flag, name in (("--tls-cert", cert), ("--tls-key", key)) if name for word in (flag, files[name])
+    ]
+    assert words in hfship("mirror", tmp_path, *options, code=2).stderr
+
+
+def test_ipv6_and_any_address(hfship: Program, model: Path, tmp_path: Path) -> None:
+    publish(tmp_path / "models", "org/tiny", model)
+    for host, words in (("::1", "http://[::1]:"), ("0.0.0.0", "http://0.0.0.0:")):
+        with Mirror(hfship, tmp_path / "models", "--host", host) as mirror:
+            assert words in mirror.said and get(mirror.url.replace("0.0.0.0", "127.0.0.1") + "/health")[0] == 200
+            _, said = mirror.stop()
+        assert "HF_ENDPOINT=http://0.0.0.0" not in said  # nobody can connect to that from elsewhere
+
+
+@pytest.mark.parametrize("kind", ["plain", "TLS"])
+def test_500_clients_at_once(
+    pyz: Program, kind: str, certificate: Tuple[Path, Path], model: Path, tmp_path: Path
+) -> None:
+    """500 connections are open before the first asks; the mirror was started under the usual limit of 1024 files."""
+    publish(tmp_path / "models", "org/tiny", model)
+    content = (model / "tokenizer.json").read_bytes()
+    options = ["--tls-cert", certificate[0], "--tls-key", certificate[1]] if kind == "TLS" else []
+    pyz.argv[:0] = ["sh", "-c", 'ulimit -S -n 1024; exec "$@"', "sh"]
+    context = ssl.create_default_context(cafile=str(certificate[0]))
+    start = threading.Barrier(500)
+    with Mirror(pyz, tmp_path / "models", *options) as mirror:
+        port = int(mirror.url.rpartition(":")[2])
+
+        def fetch(_: int) -> bytes:
+            connection = (
+                http.client.HTTPSConnection("127.0.0.1", port, timeout=120, context=context)
+                if options
+                else (http.client.HTTPConnection("127.0.0.1", port, timeout=120))
+            )
+            connection.connect()
+            start.wait(120)
+            connection.request("GET", "/org/tiny/resolve/main/tokenizer.json")
+            body = connection.getresponse().read()
+            connection.close()
+            return body
+
+        with ThreadPoolExecutor(500) as pool:
+            bodies = list(pool.map(fetch, range(500)))
+        assert bodies == [content] * 500
+        assert mirror.stop()[0] == 0
+
+
+def test_a_stopped_mirror_finishes_what_it_is_sending(hfship: Program, model: Path, tmp_path: Path) -> None:
+    """SIGTERM while a client reads slowly: nobody new gets in, the client gets every byte, the exit code is 0."""
+    folder = publish(tmp_path / "models", "org/tiny", model)
+    (folder / "big.bin").write_bytes(os.urandom(1 << 20) * 24)
+    with Mirror(hfship, tmp_path / "models") as mirror:
+        address = ("127.0.0.1", int(mirror.url.rpartition(":")[2]))
+        client = http.client.HTTPConnection(*address, timeout=60)
+        client.request("GET", "/org/tiny/resolve/main/big.bin")
+        answer = client.getresponse()
+        body = answer.read(1000)
+        mirror.process.terminate()
+
+        def refused() -> bool:
+            try:
+                socket.create_connection(address, timeout=5).close()
+                return False
+            except ConnectionRefusedError:
+                return True
+
+        wait_until(refused)
+        assert mirror.process.poll() is None
+        body += answer.read()
+        _, said = mirror.process.communicate(timeout=30)
+    assert body == (folder / "big.bin").read_bytes() and mirror.process.returncode == 0
+    assert "stopping when 1 answers are sent" in said
+
+
+def test_ctrl_c_on_an_idle_mirror_ends_it_though_clients_keep_connections(
+    hfship: Program, model: Path, tmp_path: Path
+) -> None:
+    publish(tmp_path / "models", "org/tiny", model)
+    with Mirror(hfship, tmp_path / "models") as mirror:
+        client = http.client.HTTPConnection("127.0.0.1", int(mirror.url.rpartition(":")[2]))
+        client.request("GET", "/health")
+        client.getresponse().read()
+        mirror.process.send_signal(signal.SIGINT)
+        assert mirror.process.wait(20) == 0
+        client.close()
+
+
 # -- the official client as judge
 
 
 @pytest.fixture(scope="session")
 def hf() -> Path:
-    program = components.path("hf")
-    if program is None:
-        missing("the hf client (python3 tests/components.py install hf)")
-    return Path(str(program))
+    return components.require("hf")
 
 
-def run_hf(hf: Path, url: str, home: Path, *args: Any) -> subprocess.CompletedProcess[str]:
+def run_hf(
+    hf: Path, url: str, home: Path, *args: Any, code: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """The official client with a home of its own; Xet off, as the mirror serves plain HTTP."""
     env = {"HF_ENDPOINT": url, "HOME": str(home), "HF_HOME": str(home / "hf"), "PATH": os.environ["PATH"]}
-    env.update({"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1"})
-    return subprocess.run([str(hf), *map(str, args)], env=env, capture_output=True, text=True, timeout=120, check=True)
+    env.update({"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "NO_COLOR": "1", **environment})
+    done = subprocess.run([str(hf), *map(str, args)], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
 
 
 @pytest.mark.real
@@ -194,3 +623,117 @@ def test_we_adopt_what_hf_downloaded(hf: Path, pyz: Program, hub: FaultHub, mode
     assert 0 < hub.traffic.body_bytes < sum(path.stat().st_size for path in model.iterdir())
     for path, _ in hfship.content_files(model):
         assert (tmp_path / "tiny" / path).read_bytes() == (model / path).read_bytes()
+
+
+@pytest.mark.real
+def test_hf_lists_datasets_revisions_and_who_it_is(hf: Path, model: Path, tmp_path: Path) -> None:
+    publish(tmp_path / "site", "tiny", model, {**TINY, "revision": "v1.0"})
+    publish(tmp_path / "site", "datasets/org/sums", model)
+    with served(hfship.Library(tmp_path / "site"), token=hfship.Token("hf_abcdefgh", "test")) as url:
+
+        def ask(*args: Any) -> str:
+            return run_hf(hf, url, tmp_path, *args, HF_TOKEN="hf_abcdefgh").stdout
+
+        assert "org/tiny" in ask("models", "ls", "--search", "tiny", "-q") and '"a' in ask("models", "info", "org/tiny")
+        assert "mirror" in ask("auth", "whoami")
+        ask("download", "org/sums", "--repo-type", "dataset", "--local-dir", tmp_path / "sums")
+        for revision in ("v1.0", "a" * 40, "main"):
+            folder = Path(re.sub("^path=", "", ask("download", "org/tiny", "--revision", revision).split()[-1]))
+            assert (
+                folder.name == "a" * 40
+                and (folder / "config.json").read_bytes() == (model / "config.json").read_bytes()
+            )
+    assert (tmp_path / "sums/config.json").read_bytes() == (model / "config.json").read_bytes()
+
+
+# what hf is asked -> its own words
+REFUSALS: Dict[str, Tuple[List[str], str, str]] = {
+    "no token": (["download", "org/tiny"], "", "authenticated"),
+    "wrong token": (["download", "org/tiny"], "hf_wrongtoken", "Invalid credentials in Authorization header"),
+    "no repository": (["download", "org/nothing"], "hf_abcdefgh", "not found"),
+    "no revision": (["download", "org/tiny", "--revision", "v9"], "hf_abcdefgh", "Revision"),
+    "no file": (["download", "org/tiny", "nothing.txt"], "hf_abcdefgh", "nothing.txt"),
+    "upload": (["upload", "org/tiny", __file__], "hf_abcdefgh", "read-only"),
+    "new repository": (["repos", "create", "org/new"], "hf_abcdefgh", "read-only"),
+}
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("case", REFUSALS)
+def test_hf_understands_what_it_is_refused(case: str, hf: Path, model: Path, tmp_path: Path) -> None:
+    args, token, words = REFUSALS[case]
+    publish(tmp_path / "site", "tiny", model, TINY)
+    with served(hfship.Library(tmp_path / "site"), token=hfship.Token("hf_abcdefgh", "test")) as url:
+        done = run_hf(hf, url, tmp_path, *args, code=1, **({"HF_TOKEN": token} if token else {}))
+    said = done.stdout + done.stderr
+    assert words in said and "Traceback" not in said, said
+
+
+@pytest.mark.real
+def test_olah_caches_our_mirror(hf: Path, model: Path, tmp_path: Path) -> None:
+    """hf -> olah -> our mirror: the bytes are right, and the second client costs our mirror none."""
+    publish(tmp_path / "site", "tiny", model, TINY)
+    sent: List[str] = []
+    with served(hfship.Library(tmp_path / "site"), access_log=tmp_path / "log") as url:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        options = {"hf": urlsplit(url).netloc, "mirror": f"127.0.0.1:{port}"}
+        argv = [str(components.require("olah")), "--host", "127.0.0.1", "--port", str(port), "--repos-path", "cache"]
+        for name, netloc in options.items():
+            argv += [f"--{name}-scheme", "http", f"--{name}-netloc", netloc, f"--{name}-lfs-netloc", netloc]
+        with (tmp_path / "olah.log").open("w") as log:
+            olah = subprocess.Popen(argv, cwd=tmp_path, stdout=log, stderr=log)
+        try:
+            wait_until(lambda: olah.poll() is None and socket.socket().connect_ex(("127.0.0.1", port)) == 0)
+            for client in ("first", "second"):
+                (tmp_path / client).mkdir()
+                proxy = f"http://127.0.0.1:{port}"
+                run_hf(hf, proxy, tmp_path / client, "download", "org/tiny", "--local-dir", tmp_path / client / "out")
+                for path, _ in hfship.content_files(model):
+                    assert (tmp_path / client / "out" / path).read_bytes() == (model / path).read_bytes()
+                sent.append((tmp_path / "log").read_text())
+        finally:
+            olah.terminate()
+            olah.wait(30)
+    shards = r'"GET \S+\.safetensors HTTP/1.1" 20'
+    assert re.search(shards, sent[0]) and not re.search(shards, sent[1][len(sent[0]) :])
+
+
+IN_THE_CONTAINER = """
+mkdir -p /tmp/run; cd /tmp/run
+python3 -c "
+from transformers import AutoModelForCausalLM, AutoTokenizer
+ids = AutoTokenizer.from_pretrained('org/tiny')('hello', return_tensors='pt').input_ids
+model = AutoModelForCausalLM.from_pretrained('org/tiny')
+print('transformers:', model.generate(ids, max_new_tokens=4, do_sample=False).shape[1] - ids.shape[1], 'tokens')
+"
+vllm serve org/tiny --dtype float32 --port 8111 --max-model-len 256 --max-num-seqs 2 >vllm.log 2>&1 &
+for i in $(seq 90); do curl -sf 127.0.0.1:8111/health && break; kill -0 $! || break; sleep 1; done
+body='{"model": "org/tiny", "prompt": "hello", "max_tokens": 4}'
+curl -sf 127.0.0.1:8111/v1/completions -H 'Content-Type: application/json' -d "$body" || grep -E "ERROR|Error" vllm.log
+"""
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_transformers_and_vllm_load_a_model_by_its_id(pyz: Program, tmp_path: Path) -> None:
+    """Both run in the vLLM image, in a network that has nothing but our mirror, which asks for a token."""
+    components.require("vllm-image")
+    make_model(tmp_path / "made", size_mb=3, shards=2)
+    publish(tmp_path / "site", "tiny", tmp_path / "made", TINY)
+    (tmp_path / "token").write_text("hf_abcdefgh")
+    (tmp_path / "inside.sh").write_text(IN_THE_CONTAINER)
+    mirror = [*pyz.argv, "mirror", tmp_path / "site", "--port", 8110, "--token-file", tmp_path / "token"]
+    mirror += ["--access-log", tmp_path / "log"]
+    env = {"HF_ENDPOINT": "http://127.0.0.1:8110", "HF_TOKEN": "hf_abcdefgh", "HF_HUB_DISABLE_XET": "1"}
+    docker = ["docker", "run", "--rm", "--pull", "never", "--network", "host", "--shm-size", "1g", "--entrypoint", "sh"]
+    docker += [word for key, value in env.items() for word in ("-e", f"{key}={value}")]
+    docker += ["-v", f"{tmp_path}/inside.sh:/inside.sh:ro", components.VLLM_IMAGE, "/inside.sh"]
+    script = f"{shlex.join(map(str, mirror))} & trap 'kill $!' EXIT; sleep 1; {shlex.join(docker)}"
+    argv = components.with_docker_argv(["sh", "-euc", script])
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=280)
+    log = (tmp_path / "log").read_text()
+    assert "transformers: 4 tokens" in done.stdout, done.stdout + done.stderr + log
+    assert '"text_completion"' in done.stdout and '"model":"org/tiny"' in done.stdout, done.stdout + done.stderr + log
+    assert log.count("/resolve/") and not re.search(r'HTTP/1.1" 5\d\d', log)

@@ -1,0 +1,311 @@
+"""What hfship says, word for word: help, results, tables, JSON and errors against the files in tests/golden.
+
+`make golden` writes them anew; git shows then what has changed. Times, sizes of this machine's disks, ports and folders
+are masked, and help is compared without its line breaks, which differ between versions of argparse.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
+
+import components
+import pytest
+from conftest import ROOT, Program, program
+from hub import FaultHub
+from make_model import make_model
+from test_serve import Site
+
+import hfship
+
+GOLDEN = Path(__file__).parent / "golden"
+WRITE = os.environ.get("HFSHIP_GOLDEN") == "write"
+HELP = ["", *(command.name for command in hfship.COMMANDS)]
+
+
+class Step(NamedTuple):
+    """One command of the story. {…} are places of the run; `play` is the machine that the fake docker plays."""
+
+    name: str
+    line: str
+    code: int = 0
+    play: str = ""
+    before: str = ""  # shell, run in the home folder
+
+
+# In the order in which they run; each is run a second time with --json where `JSON` names it.
+STORY = [
+    Step("fetch-dry-run", "fetch org/tiny --dry-run"),
+    Step("fetch", "fetch org/tiny"),
+    Step("fetch-nothing-to-do", "fetch org/tiny"),
+    Step("pack-dry-run", "pack tiny --dry-run"),
+    Step("pack", "pack tiny --split 6M"),
+    Step("pack-again", "pack tiny --split 6M"),
+    Step("verify", "verify {packages}/tiny.tar.zst.0001 {models}/tiny"),
+    Step("unpack", "unpack {packages}/tiny.tar.zst.0001"),
+    Step("unpack-again", "unpack {packages}/tiny.tar.zst.0001"),
+    Step("status-nothing", "status"),
+    Step("serve-plan", "serve tiny --plan --gpus 0"),
+    Step("serve-write-only", "serve tiny --write-only --gpus 0 --port {port}"),
+    Step("serve", "serve tiny --gpus 0 --port {port}"),
+    Step("status", "status"),
+    Step("logs", "logs tiny"),
+    Step("stop", "stop tiny"),
+    Step("status-down", "status", 9),
+    Step("error-verify-damaged", "verify {models}/tiny", 6, before="printf x >> models/tiny/config.json"),
+    Step(
+        "error-verify-archive", "verify {packages}/tiny.tar.zst.0001", 6, before="rm transfer_package/tiny.tar.zst.0002"
+    ),
+    Step(
+        "error-pack-unfinished",
+        "pack half",
+        3,
+        before="mkdir models/half; touch models/half/model.safetensors.incomplete",
+    ),
+    Step("error-usage", "fetch", 2),
+    Step("error-size", "pack tiny --split 1x", 2),
+    Step("error-name", "fetch org/tiny --name a/b", 2),
+    Step("error-no-repository", "fetch org/nothing", 5),
+    Step("error-no-revision", "fetch org/tiny@v9", 5),
+    Step("error-token", "fetch org/tiny --token-file nowhere", 4),
+    Step("error-no-archive", "unpack nowhere.tar.zst", 5),
+    Step("error-no-model", "serve nowhere", 5),
+    Step("error-no-deployment", "logs nowhere", 5),
+    Step("error-no-docker", "serve tiny", 9, "down"),
+    Step("error-no-gpu", "serve tiny --gpus 7 --plan", 2),
+    Step("error-mirror-folder", "mirror nowhere", 5),
+]
+# step -> command whose schema its JSON has
+JSON = {
+    step.name: step.line.split()[0]
+    for step in STORY
+    if not step.name.startswith("error-") and step.name not in ("logs", "serve-write-only")
+}
+
+MASKS = [
+    (r"python3 \S*hfship\.pyz", "hfship"),
+    (r"(http://127\.0\.0\.1:)\d+", r"\1PORT"),
+    (r'("port": )\d+', r"\g<1>8000"),
+    (r"\b\d+(\.\d+)? (s\b|ms\b)( ago)?", "# s"),
+    (r"\b\d+ min \d\d s", "# s"),
+    (r"\b\d+ h \d\d min", "# s"),
+    (r"(?m)(?<=\S) {2,}(?=.*(uptime|# s))", "  "),  # columns are as wide as the masked time was
+    (r"[\d.]+ [kMGT]?B/s", "# MB/s"),
+    (r'("(?:seconds|latency_s|answer|uptime)": )[\d.]+', r"\1#"),
+    (r"[\d.]+ [kMGT]B free", "# GB free"),
+    (r"(default: )\d+(, one per core)", r"\1N\2"),
+    (r"(?m)^tiny: (starting|loading|opening).*\n", ""),  # what a wait shows depends on how long it takes
+]
+
+
+def masked(text: str, folders: Dict[str, str]) -> str:
+    """`text` without what differs from run to run."""
+    for name, folder in sorted(folders.items(), key=lambda item: -len(item[1])):
+        text = text.replace(folder, name)
+    for pattern, replacement in MASKS:
+        text = re.sub(pattern, replacement, text)
+    return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"
+
+
+def same_words(text: str) -> List[str]:
+    """Help as a list of words: argparse breaks lines, and names options, in other ways in each Python.
+
+    >>> same_words("optional arguments:\\n  -o DIR, --output DIR\\n  x") == same_words("options:\\n -o, --output DIR x")
+    True
+    """
+    text = " ".join(text.replace("optional arguments:", "options:").split())
+    text = re.sub(r"(?<![\w-])(--?[\w-]+) ([^\s,]+), (--?[\w-]+ \2)(?!\S)", r"\1, \3", text)  # -o DIR, --output DIR
+    text = re.sub(r"\[(\S+) \[\1 \.\.\.\]\]", r"[\1 ...]", text)  # [NAME [NAME ...]]
+    return re.sub(r"([\[\]{}|])", r" \1 ", text).split()
+
+
+def compare(path: Path, said: str, words_only: bool = False) -> None:
+    """Check against a golden file, or write it."""
+    if WRITE:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(said, encoding="utf-8")
+        return
+    assert path.exists(), f"{path.name} is not there yet: make golden"
+    expected = path.read_text(encoding="utf-8")
+    assert (same_words(said) == same_words(expected)) if words_only else (said == expected), (
+        f"make golden, and look\n{said}"
+    )
+
+
+# -- help
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help(command: str, hfship: Program) -> None:
+    said = hfship(*filter(None, [command]), "--help", env={"COLUMNS": "100"}).stdout
+    compare(GOLDEN / "help" / f"{command or 'hfship'}.txt", masked(said, {}), words_only=True)
+
+
+@pytest.mark.parametrize("python", components.pythons(), ids=lambda python: python.version)
+def test_help_has_the_same_words_on_every_python(python: components.Interpreter, tmp_path: Path) -> None:
+    code = "import sys; sys.argv[0] = 'hfship'; import hfship as h; p = h.build_parser(); print(p.format_help());"
+    code += "[print(s.format_help()) for a in p._actions if isinstance(a.choices, dict) for s in a.choices.values()]"
+    env = {"PATH": os.environ["PATH"], "COLUMNS": "100", "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    said = subprocess.run([str(python.path), "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    expected = [(GOLDEN / "help" / f"{command or 'hfship'}.txt").read_text() for command in HELP]
+    assert same_words(masked(said, {})) == same_words("\n".join(expected))
+
+
+EXAMPLES = [line.split("#")[0] for line in hfship.EXAMPLES.splitlines()]
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_examples_are_commands_that_the_parser_takes(line: str) -> None:
+    words = shlex.split(line.split(">")[0])
+    assert words[0] == "hfship"
+    ours = hfship.with_passed_on(words[1:])
+    assert hfship.build_parser().parse_args(ours).command == words[1]
+
+
+def test_every_command_has_an_example() -> None:
+    assert {line.split()[1] for line in EXAMPLES} == {command.name for command in hfship.COMMANDS}
+
+
+# -- the story
+
+
+class Said(NamedTuple):
+    """What one step printed, as text and as JSON."""
+
+    text: str
+    value: Any
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dict[str, Said]]:
+    """The whole story: as text from source, as JSON from the built pyz."""
+    root = tmp_path_factory.mktemp("story")
+    make_model(root / "made" / "tiny", size_mb=9, shards=2)
+    with FaultHub(root / "hub") as hub:
+        hub.add(root / "made" / "tiny")
+        texts = dict(tell("source", root / "text", hub.url, False))
+        values = {} if WRITE else dict(tell("pyz", root / "json", hub.url, True))
+    yield {name: Said(text, values[name][1] if values else None) for name, (text, _) in texts.items()}
+
+
+def tell(kind: str, root: Path, url: str, as_json: bool) -> Iterator[Tuple[str, Tuple[str, Any]]]:
+    """(step, (text, JSON)) of the story in a fresh home."""
+    site = Site(program(kind, root / "home"), root, root)
+    (site.models / "m").unlink()
+    home = site.hfship.home
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        places = {"models": home / "models", "packages": home / "transfer_package", "port": free.getsockname()[1]}
+    shown = {"HOME": str(home), "~": str(root)}
+    try:
+        for step in STORY:
+            subprocess.run(["sh", "-ec", step.before or ":"], cwd=home, check=True)
+            words = shlex.split(step.line.format(**places))
+            options = ["--json"] if as_json and step.name in JSON else []
+            env = {"HF_ENDPOINT": url, "COLUMNS": "100", "HFSHIP_STUB_GPUS": "2x H200 143771", **os_path(site)}
+            done = site(*words, *options, play=step.play, code=step.code, env=env)
+            value = json.loads(done.stdout) if options else None
+            text = f"$ hfship {step.line}\n{done.stdout}"
+            text += f"--- stderr\n{done.stderr}" if done.stderr else ""
+            yield step.name, (masked(f"{text}--- exit {done.returncode}\n", {**shown, "http://hub": url}), value)
+    finally:  # a story that breaks off must not leave the fake docker's server behind
+        if (site.state / "pid").exists():
+            os.kill(int((site.state / "pid").read_text()), signal.SIGKILL)
+
+
+def os_path(site: Site) -> Dict[str, str]:
+    """The fake docker first, then what the system has."""
+    return {"PATH": f"{site.bin}:{os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("name", [step.name for step in STORY])
+def test_words(name: str, story: Dict[str, Said]) -> None:
+    compare(GOLDEN / "said" / f"{name}.txt", story[name].text, words_only=name == "error-usage")
+
+
+# -- JSON: docs/json.md is the contract
+
+
+def schemas() -> Dict[str, Dict[str, Any]]:
+    """The JSON Schemas of docs/json.md by their name."""
+    blocks = re.findall(r"```json\n(\{.*?\n\})\n```", (ROOT / "docs/json.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = [json.loads(block) for block in blocks]
+    return {schema["title"]: schema for schema in found}
+
+
+KINDS: Dict[str, Any] = {
+    "number": (int, float),
+    "object": dict,
+    "array": list,
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+    "null": type(None),
+}
+
+
+def faults(value: Any, schema: Any, where: str = "") -> List[str]:
+    """How `value` differs from a schema in the part of JSON Schema that docs/json.md uses. Unknown fields are faults
+    here, though readers must pass over them: the document shall name every field.
+
+    >>> faults({"a": 1, "c": 2}, {"properties": {"a": {"type": "string"}, "b": {}}, "required": ["b"]})
+    ['.b is missing', '.a is not string', '.c is not documented']
+    """
+    kinds = schema.get("type", [])
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    fits = [kind for kind in kinds if isinstance(value, KINDS[kind])]
+    if kinds and (not fits or isinstance(value, bool) and "boolean" not in kinds):
+        return [f"{where} is not {' or '.join(kinds)}"]
+    if "const" in schema and value != schema["const"] or value not in schema.get("enum", [value]):
+        return [f"{where} is {value!r}"]
+    if isinstance(value, list):
+        return [
+            fault for i, item in enumerate(value) for fault in faults(item, schema.get("items", {}), f"{where}[{i}]")
+        ]
+    known = schema.get("properties")
+    if not isinstance(value, dict) or known is None:
+        return []
+    said = [f"{where}.{name} is missing" for name in schema.get("required", known) if name not in value]
+    for name, item in value.items():
+        if name in known:
+            said += faults(item, known[name], f"{where}.{name}")
+        elif not schema.get("additionalProperties"):
+            said.append(f"{where}.{name} is not documented")
+    return said
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_json_fits_its_schema(name: str, story: Dict[str, Said]) -> None:
+    value = story[name].value
+    for row in value if isinstance(value, list) else [value]:
+        schema = schemas()[row["schema"]]
+        assert row["schema"].startswith(f"hfship-{JSON[name]}/")
+        variants = schema.get("oneOf", [schema])
+        assert [] in [faults(row, variant) for variant in variants], [faults(row, variant) for variant in variants]
+
+
+def test_every_schema_is_that_of_a_command_and_the_other_way_round() -> None:
+    assert {name.split("/")[0] for name in schemas()} == {f"hfship-{c.name}" for c in hfship.COMMANDS} - {"hfship-logs"}
+
+
+def test_completion_mirror_and_version_fit_their_schemas(hfship: Program, tmp_path: Path) -> None:
+    mirror = hfship.start("mirror", tmp_path, "--port", 0, "--json")
+    try:
+        lines = []
+        assert mirror.stdout is not None
+        while not lines or lines[-1] != "}\n":
+            lines.append(mirror.stdout.readline())
+    finally:
+        mirror.kill()
+        mirror.communicate()
+    said = ["".join(lines), hfship("version", "--json").stdout]
+    said += [] if hfship.argv[1].endswith(".py") else [hfship("completion", "bash", "--json").stdout]
+    for value in map(json.loads, said):
+        assert faults(value, schemas()[value["schema"]]) == []
