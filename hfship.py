@@ -28,7 +28,7 @@ Contents, in the order in which data flows; each section uses only those above i
     15  deployment files           plan -> text of .env and docker-compose.yml
     16  docker                     compose up and down, readiness, status
     17  mirror                     read-only Hub API over a models folder
-    18  jobs                       (reserved)
+    18  jobs                       push, clean, doctor
     19  command line               argparse tables, thin cmd_* functions, main()
 """
 
@@ -51,6 +51,7 @@ import random
 import re
 import resource
 import secrets
+import select
 import shlex
 import shutil
 import signal
@@ -1025,33 +1026,63 @@ def run_program(
     cwd: Optional[Path] = None,
     timeout_s: Optional[float] = None,
 ) -> Completed:
-    """Run another program to its end and keep its output. The only use of subprocess outside docker's log stream.
+    """Run another program to its end and keep its output. The only uses of subprocess but for docker's log
+    stream are this and `follow_program`.
 
     `env` is added to our own environment. Raises HostError when the program is missing or takes longer than
     `timeout_s`; a non-zero exit status is the caller's to judge.
     """
     data = stdin.encode() if isinstance(stdin, str) else stdin
     try:
-        done = subprocess.run(
-            list(argv),
-            input=data if data is not None else b"",
-            capture_output=True,
-            env={**os.environ, **(env or {})},
-            cwd=cwd,
-            timeout=timeout_s,
-            check=False,
-        )
-    except FileNotFoundError as exc:
-        raise HostError(
-            f"{argv[0]} is not installed", f"{argv[0]} was not found on PATH", f"install {argv[0]}"
-        ) from exc
-    except PermissionError as exc:
-        raise HostError(f"{argv[0]} cannot be run", str(exc), f"check the permissions of {argv[0]}") from exc
+        with _start_errors(argv[0]):
+            done = subprocess.run(
+                list(argv),
+                input=data if data is not None else b"",
+                capture_output=True,
+                env={**os.environ, **(env or {})},
+                cwd=cwd,
+                timeout=timeout_s,
+                check=False,
+            )
     except subprocess.TimeoutExpired as exc:
         raise HostError(
             f"{argv[0]} did not answer", f"no end within {timeout_s:.0f} s", f"run {argv[0]} by hand"
         ) from exc
     return Completed(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def _start_errors(program: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as exc:
+        why = f"{program} was not found on PATH"
+        raise HostError(f"{program} is not installed", why, f"install {program}") from exc
+    except PermissionError as exc:
+        raise HostError(f"{program} cannot be run", str(exc), f"check the permissions of {program}") from exc
+
+
+def follow_program(
+    argv: Sequence[str], stop: threading.Event, stdin: str = "", tell: Callable[[str], bool] = lambda _: False
+) -> Completed:
+    """Run another program for as long as `stop` is not set. Each line that it prints, ended by LF or CR, is told as it
+    comes; those that `tell` has no use for are kept in `out`, errors among them. `stdin` must fit into a pipe."""
+    environ, kept, rest = {**os.environ, "LC_ALL": "C"}, [], b""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with _start_errors(argv[0]), subprocess.Popen(list(argv), env=environ, **pipes) as process:  # type: ignore[call-overload]
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(stdin.encode())
+        while True:
+            if stop.is_set():
+                process.terminate()
+            if not select.select([process.stdout], [], [], 0.2)[0]:
+                continue
+            piece = os.read(process.stdout.fileno(), 1 << 16)
+            *lines, rest = re.split(rb"[\r\n]+", rest + piece)
+            kept += [text for text in (line.decode("utf-8", "replace") for line in lines) if not tell(text)]
+            if not piece:
+                break
+    return Completed(process.returncode, "\n".join([*kept, rest.decode("utf-8", "replace")]).strip(), "")
 
 
 # ======================================================================================
@@ -8181,6 +8212,279 @@ class MirrorServer(ThreadingHTTPServer):
 
 
 # ======================================================================================
+# §18 Jobs
+#
+# Owns what a runbook does around the other verbs: carry archives over a network, remove what killed runs left, and say
+# what a machine can do.
+# ======================================================================================
+
+# ---- push ----------------------------------------------------------------------------
+#
+# While a file is on its way it is NAME.incomplete on the far side, and it gets its name there when its SHA-256 was
+# proven there. So a cut line, a killed rsync or a power cut leaves nothing that looks complete, and rsync goes on
+# behind the bytes that arrived (--append-verify: 1.4 s for the last quarter of 2 GB; finding the same bytes by its
+# delta algorithm, which --partial-dir would use, takes 7 s). What arrived wrong is sent again by that algorithm.
+
+PUSH_JOBS = 4  # ssh lets 2 MiB be on their way per connection: at 50 ms that is 40 MB/s, whatever the line could do
+SSH_OPTIONS = ("-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
+_HASH_IN_PYTHON = """\
+import hashlib, sys
+expected, name = sys.stdin.readline().rstrip("\\n").split("  ", 1)
+digest = hashlib.sha256()
+with open(name, "rb") as stream:
+    for piece in iter(lambda: stream.read(1 << 20), b""): digest.update(piece)
+sys.exit(digest.hexdigest() != expected and name + ": FAILED")
+"""
+# POSIX sh on the far side; it comes by stdin, so no shell that a user may have as login shell takes it apart.
+_PROBE_SCRIPT = """\
+command -v rsync >/dev/null || echo 'rsync: not found'
+mkdir -p -- {folder} && cd -- {folder} && test -w . || {{ echo 'cannot write there'; exit 73; }}
+echo "at $(pwd -P)"
+df -Pk . | tail -n 1 | sed 's/^/room /'
+stat -c 'has %s %b %n' -- {names} 2>/dev/null
+true
+"""
+_PROVE_SCRIPT = """\
+cd -- {folder} || exit 73
+{{ command -v sha256sum || command -v python3; }} >/dev/null || {{ echo 'no sha256sum and no python3 there'; exit 74; }}
+if command -v sha256sum >/dev/null; then set -- sha256sum -c; else set -- python3 -c {python}; fi
+"$@" <<'SUMS' || {{ {refuse}; exit 1; }}
+{sha256}  {found}
+SUMS
+{accept}
+"""
+_CUT_LINE = frozenset({10, 12, 30, 35, 255})  # exit codes of rsync, and of ssh
+# Messages of ssh, rsync and the far side's shell -> what an operator has to know; the first row that matches wins.
+_PUSH_FAILURES: Sequence[Tuple[str, Type[HfshipError], str, str]] = (
+    (r"No space left on device|[Qq]uota exceeded", DiskError, "{place} is full",
+     "free space there, then run the same command again: what arrived is kept"),
+    (r"File too large", DiskError, "{place} takes no file of this size", "hfship pack --split fat32, then push again"),
+    (r"cannot write there|Read-only file system|Permission denied \(13\)", DiskError, "cannot write to {place}",
+     "choose a folder that this user may make or write to, or fix that one"),
+    (r"\(code 11\) at receiver", DiskError, "the disk of {place} takes no more",
+     "see df and the disk there, then run the same command again: what arrived is kept"),
+    (r"IDENTIFICATION HAS CHANGED", AuthError, "the host key of {host} is not the one that is known here",
+     "ask the owner of {host}, not over this line, whether the key was changed; only then: {remove}"),
+    (r"Host key verification failed", AuthError, "the host key of {host} is not known here",
+     "ssh {host} once in a terminal, compare the fingerprint, then run the same command again"),
+    (r"Permission denied|Too many authentication failures", AuthError, "{host} does not let us in",
+     "ssh-copy-id, or name the key with --identity, or run it in a terminal to be asked for the password"),
+    (r"Could not resolve hostname", NetworkError, "no host {host} is known", "check the name, or give the address"),
+    (r"Connection refused", NetworkError, "{host} refuses the connection", "check --port, and that sshd runs there"),
+    (r"timed out|No route to host|unreachable", NetworkError, "{host} does not answer", "check the line and --port"),
+    (r"rsync: (?:command )?not found", HostError, "rsync is not installed on {host}", "install rsync on {host}"),
+    (r"no sha256sum and no python3", HostError, "nothing on {host} can hash", "install coreutils or python3 there"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a push goes: `folder` on `host`, or on a disk of this machine (host ""); `ssh` is the command line."""
+
+    host: str
+    folder: str
+    ssh: Tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.folder}" if self.host else self.folder
+
+    def run(self, script: str, stop: threading.Event) -> Completed:
+        """Run a shell script there."""
+        argv = [*self.ssh, "--", self.host.strip("[]"), "sh"] if self.host else ["sh"]
+        return follow_program(argv, stop, script)
+
+    def error(self, done: Completed) -> HfshipError:
+        """What a failure of ssh, rsync or the shell there means."""
+        host = self.host or "this machine"
+        lines = [line for line in done.out.splitlines() if line.strip() and not line.startswith("@")]
+        why = "\n".join(lines[-8:]) or f"exit status {done.code}"
+        remove = (re.findall(r"ssh-keygen .*-R .*", done.out) or [f"ssh-keygen -R {host.rpartition('@')[2]}"])[0]
+        for pattern, kind, what, step in _PUSH_FAILURES:
+            if re.search(pattern, done.out):
+                names = {"host": host, "place": str(self), "remove": remove}
+                return kind(what.format(**names), why, step.format(**names))
+        again = "run the same command again: what arrived is kept"
+        if done.code in _CUT_LINE:
+            return NetworkError(f"the connection to {host} broke", why, again)
+        return HostError(f"a program on {host} ended with {done.code}", why, f"put that right, then {again}")
+
+
+def parse_destination(text: str, ssh: Sequence[str] = ()) -> Destination:
+    """[USER@]HOST:DIR, as rsync reads it: a ':' before the first '/' tells a host. Without DIR or "~": the home there.
+
+    >>> [str(parse_destination(t)) for t in ("me@gpu1:/data", "gpu1:~/in", "[::1]:in")]
+    ['me@gpu1:/data', 'gpu1:in', '[::1]:in']
+    """
+    match = re.match(r"((?:[^@:/]+@)?(?:\[[^\]/]+\]|[^:/\[]+)):(.*)$", text)
+    if not match:
+        return Destination("", os.path.abspath(os.path.expanduser(text)))
+    if match[1].startswith("-"):
+        raise UsageError(f"{match[1]!r} is not a host", "", "write [USER@]HOST:DIR")
+    return Destination(match[1], re.sub(r"^~(/|$)", "", match[2]) or ".", tuple(ssh))
+
+
+class Parcel(NamedTuple):
+    """A file to push, and its hex SHA-256."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+def parcels_of(archives: Sequence[ArchiveFiles], reporter: Reporter) -> List[Parcel]:
+    """The files of archives, with those that travel beside them first. Raises NotFoundError without NAME.sha256."""
+    found: Dict[str, Parcel] = {}
+    for files in archives:
+        listed = files.listed()
+        unlisted = [path.name for path in files.paths if path.name not in listed]
+        if unlisted:
+            step = f"hfship pack --force {files.name[: -len('.tar.zst')]}, or copy {files.sums.name} beside it"
+            raise NotFoundError(f"{files.sums} has no sum of {unlisted[0]}", "the far side could not be proven", step)
+        absent = sorted(set(listed) - {path.name for path in files.paths})
+        if absent:
+            reporter.warn(f"{files.name}: not here, and not pushed: {shorten(absent)}")
+        beside = [files.sums, files.sums.with_name(files.name + SIGNATURE)]
+        beside += [files.folder / name for name in ("hfship.pyz", "READ-ME-FIRST.txt")]
+        for path in [*filter(Path.is_file, beside), *files.paths]:
+            parcel = Parcel(path.absolute(), path.stat().st_size, listed.get(path.name) or sha256_file(path))
+            if found.setdefault(path.name, parcel).sha256 != parcel.sha256:
+                raise UsageError(f"two different files are called {path.name}", "", "push them one by one")
+    return list(found.values())
+
+
+class Push:
+    """One push: knows what is there, sends what is not, and proves each file there. Safe to share between threads."""
+
+    def __init__(self, to: Destination, parcels: Sequence[Parcel], stage: Stage, stop: threading.Event) -> None:
+        self._to, self._parcels, self._stage, self._stop = to, parcels, stage, stop
+        self._there: Dict[str, Tuple[int, int]] = {}  # name -> bytes, bytes on disk
+
+    def prepare(self) -> None:
+        """Make the folder, see what is there, and refuse when the rest has no room. Raises HfshipError."""
+        names = [parcel.path.name + suffix for parcel in self._parcels for suffix in ("", INCOMPLETE)]
+        quoted = " ".join(map(shlex.quote, names))
+        done = self._to.run(_PROBE_SCRIPT.format(folder=shlex.quote(self._to.folder), names=quoted), self._stop)
+        folder = re.search(r"^at (/.*)$", done.out, re.MULTILINE)
+        if done.code or not folder or "rsync: not found" in done.out:
+            raise self._to.error(done)
+        self._to = replace(self._to, folder=folder[1])
+        for size, blocks, name in re.findall(r"^has (\d+) (\d+) (.*)$", done.out, re.MULTILINE):
+            self._there[name] = int(size), int(blocks) * 512
+        room = re.search(r"^room .* (\d+) +\d+% ", done.out, re.MULTILINE)
+        free, needed = int(room[1]) * 1024 if room else sys.maxsize, sum(map(self._needed, self._parcels))
+        if needed > free:
+            why = f"{human_bytes(needed - free)} are missing"
+            what = f"cannot push: {self._to} has {human_bytes(free)} free, {human_bytes(needed)} needed"
+            raise DiskError(what, why, "free space there, or choose another folder")
+
+    def _needed(self, parcel: Parcel) -> int:
+        whole = self._there.get(parcel.path.name, (0, 0))
+        partial = self._there.get(parcel.path.name + INCOMPLETE, (0, 0))
+        return max(0, parcel.size - max(min(whole) if whole[0] == parcel.size else 0, min(partial)))
+
+    def bring(self, parcel: Parcel, options: Sequence[str]) -> int:
+        """Have a file there, proven; the bytes that were sent. Raises IntegrityError when it arrives wrong twice."""
+        name, (partial, _) = parcel.path.name, self._there.get(parcel.path.name + INCOMPLETE, (0, 0))
+        again = ["--inplace", "--ignore-times", "--no-whole-file"]  # sends only what differs
+        if self._there.get(name, (-1, 0))[0] == parcel.size and self._proven(parcel, name):
+            self._stage.skip(parcel.size)
+            return 0
+        sent = 0
+        rounds = [again] if partial >= parcel.size or name in self._there else [["--append-verify"], again]
+        for how in rounds:
+            sent += self._send(parcel, [*how, *options], 0 if how is again else partial)
+            if self._proven(parcel, name + INCOMPLETE):
+                return sent
+        why, step = (
+            f"its SHA-256 there is not {parcel.sha256}",
+            f"hfship verify {parcel.path}, then look at the disk there",
+        )
+        raise IntegrityError(f"{name} arrives damaged at {self._to}", why, step)
+
+    def _proven(self, parcel: Parcel, found: str) -> bool:
+        """Prove a file there. One that is as it should be gets its name, a wrong one loses it."""
+        name, partial = shlex.quote(parcel.path.name), shlex.quote(parcel.path.name + INCOMPLETE)
+        accept, refuse = f"sync -- {partial} 2>/dev/null; mv -f -- {partial} {name}", "true"
+        if found == parcel.path.name:
+            accept, refuse = "true", f"mv -f -- {name} {partial}"
+        texts = {"folder": shlex.quote(self._to.folder), "python": shlex.quote(_HASH_IN_PYTHON)}
+        texts.update(accept=accept, refuse=refuse, sha256=parcel.sha256, found=found)
+        done = self._to.run(_PROVE_SCRIPT.format(**texts), self._stop)
+        if done.code and ": FAILED" not in done.out:
+            raise self._to.error(done)
+        return done.code == 0
+
+    def _send(self, parcel: Parcel, options: Sequence[str], there: int) -> int:
+        """One rsync; the bytes that went over the line. `there` were sent by an earlier run."""
+        target = f"{self._to.folder}/{parcel.path.name}{INCOMPLETE}"
+        shell = ["-s", "-e", shlex.join(self._to.ssh)] if self._to.host else []
+        place = f"{self._to.host}:{target}" if self._to.host else target
+        argv = ["rsync", "--times", "--info=progress2,stats2", "--no-h", *options, *shell, str(parcel.path), place]
+        counted, literal = there, 0
+        self._stage.skip(there)
+
+        def tell(line: str) -> bool:
+            nonlocal counted, literal
+            amount = re.match(r" *(\d+) +\d+% ", line)
+            if amount:
+                self._stage.add(int(amount[1]) - counted)
+                counted = int(amount[1])
+            total = re.match(r"Literal data: (\d+)", line)
+            literal = int(total[1]) if total else literal
+            return bool(amount or re.match(r"[A-Z][\w ()]+: [\d.]|sent \d|total size", line))
+
+        done = follow_program(argv, self._stop, tell=tell)
+        if done.code:
+            raise self._to.error(done)
+        self._stage.add(parcel.size - counted)
+        return literal
+
+
+@contextlib.contextmanager
+def open_line(to: Destination, asks: bool, reporter: Reporter) -> Iterator[Destination]:
+    """The destination, reached without a question; where ssh has one and `asks`, it is put once on the terminal, and
+    one connection then serves for all (BatchMode keeps a job without terminal from waiting for ever)."""
+    batch = replace(to, ssh=(*to.ssh, "-o", "BatchMode=yes"))
+    done = run_program([*batch.ssh, "--", to.host.strip("[]"), "true"]) if to.host else Completed(0, "", "")
+    question = re.search(r"Permission denied|Host key verification failed", done.err) and "CHANGED" not in done.err
+    if done.code == 0 or not (asks and question):
+        if done.code:
+            raise to.error(replace(done, out=done.err))
+        yield batch
+        return
+    reporter.info(f"ssh asks for {to.host}:")
+    with tempfile.TemporaryDirectory(prefix="hfship-") as private:
+        control = ("-o", f"ControlPath={private}/ssh")
+        done = run_program([*to.ssh, *control, "-MNf", "--", to.host.strip("[]")])  # it asks at /dev/tty
+        if done.code:
+            raise to.error(replace(done, out=done.err))
+        try:
+            yield replace(batch, ssh=(*batch.ssh, *control))
+        finally:
+            run_program([*to.ssh, *control, "-O", "exit", "--", to.host.strip("[]")])
+
+
+def push(
+    to: Destination, parcels: Sequence[Parcel], jobs: int, options: Sequence[str], reporter: Reporter
+) -> Dict[str, Any]:
+    """Bring all files to where they go, `jobs` at a time, each proven there; the row that tells of it."""
+    stop, started = threading.Event(), time.monotonic()
+    with reporter.stage("push", sum(parcel.size for parcel in parcels)) as stage:
+        run = Push(to, parcels, stage, stop)
+        run.prepare()
+        stage.started = time.monotonic()
+        with Workers(jobs, stop) as workers:
+            sent = list(workers.in_order(lambda parcel: run.bring(parcel, options), parcels, len(parcels) + 1))
+    rows = [{"name": p.path.name, "size": p.size, "sha256": p.sha256, "sent": n} for p, n in zip(parcels, sent)]
+    seconds, total = time.monotonic() - started, sum(parcel.size for parcel in parcels)
+    speed = f", sent {human_bytes(sum(sent))} in {human_seconds(seconds)} ({human_bytes(sum(sent) / seconds)}/s)"
+    there = f", {human_bytes(total - sum(sent))} were there already" if sum(sent) < total else ""
+    text = f"pushed to {to}: {len(rows)} files, {human_bytes(total)}, every sum proven there"
+    amounts = {"bytes": total, "bytes_sent": sum(sent), "seconds": round(seconds, 2)}
+    return {"to": str(to), **amounts, "files": rows, "text": text + speed * bool(sum(sent)) + there}
+
+
+# ======================================================================================
 # §19 Command line
 #
 # Owns the words an operator types. Each command is a row of COMMANDS: its arguments and one thin function that calls
@@ -8741,6 +9045,49 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
     }
 
 
+# ---- push ----------------------------------------------------------------------------
+
+
+def push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "archives", nargs="+", metavar="ARCHIVE|NAME|DIR", help="archive, any part, their folder, or NAME"
+    )
+    parser.add_argument(
+        "to", metavar="[USER@]HOST:DIR", help="where to, by ssh; without HOST: a folder of this machine"
+    )
+    parser.add_argument("-p", "--port", type=_positive, metavar="N", help="port of ssh (default: as in ~/.ssh/config)")
+    parser.add_argument("-i", "--identity", metavar="FILE", help="private key for ssh (default: those that ssh finds)")
+    parser.add_argument(
+        "--bwlimit", metavar="RATE", help="bytes per second of all together, like 20M; 1000: KiB, as in rsync"
+    )
+    parser.add_argument(
+        "-j", "--jobs", type=_positive, default=PUSH_JOBS, metavar="N", help="files at once (default: %(default)s)"
+    )
+
+
+def cmd_push(context: Context) -> Exit:
+    """Push archives with what travels beside them."""
+    args, settings, reporter = context.args, context.settings, context.reporter
+    ssh = ["ssh", *SSH_OPTIONS, *(["-p", str(args.port)] * bool(args.port))]
+    ssh += ["-i", os.path.expanduser(args.identity)] if args.identity else []
+    to = parse_destination(args.to, ssh)
+    options = []
+    if args.bwlimit:
+        limit = parse_size(args.bwlimit + "KiB" * args.bwlimit.isdigit())
+        options = [f"--bwlimit={max(1, limit // 1024 // args.jobs)}"]
+    found = [find_archives(name, [settings.package_dir, settings.transfer_dir]) for name in args.archives]
+    for name, files in zip(args.archives, found):
+        if not files:
+            step = (
+                f"hfship pack {name}" if find_folder(name, [settings.models_dir]) else "give a path, or pack it first"
+            )
+            raise NotFoundError(f"no archive {name}", f"looked in {settings.package_dir}", step)
+    parcels = parcels_of(merged(files for few in found for files in few), reporter)
+    with open_line(to, os.isatty(0) and reporter.err.isatty(), reporter) as there:
+        _tell_rows(context, [push(there, parcels, args.jobs, options, reporter)])
+    return Exit.OK
+
+
 # ---- serve, status, stop, logs -------------------------------------------------------
 
 
@@ -9218,6 +9565,7 @@ COMMANDS: Tuple[Command, ...] = (
         cmd_verify,
     ),
     Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack),
+    Command("push", "copy archives to another host by rsync over ssh, proven there", push_arguments, cmd_push),
     Command(
         "serve", "put models into service with vLLM in docker, and wait until they answer", serve_arguments, cmd_serve
     ),
@@ -9243,6 +9591,9 @@ hfship pack Qwen3-14B
 hfship pack --split fat32 -o /media/usb Qwen3-14B
 hfship verify /media/usb/Qwen3-14B.tar.zst.0001
 hfship verify /data/models/huggingface/Qwen3-14B
+hfship push Qwen3-14B ops@gpu1:/data/transfer
+hfship push Qwen3-14B /media/usb
+hfship push --port 2222 --identity ~/.ssh/site --bwlimit 50M Qwen3-14B.tar.zst.0001 ops@gpu1:transfer
 hfship unpack /data/transfer/Qwen3-14B.tar.zst
 hfship unpack Qwen3-14B -o /data/models/huggingface
 hfship serve Qwen3-8B
