@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import pty
 import shutil
 import signal
 import socket
@@ -188,18 +190,37 @@ def test_a_push_arrives_and_a_second_one_sends_nothing(
 def test_a_cut_line_resumes_and_what_is_unfinished_never_has_its_name(
     site: Site, package: Path, pyz: Program, tmp_path: Path
 ) -> None:
-    site.line.cut_at = 2_000_000
+    site.line.cut_at = 7_000_000
     args = arguments(site, tmp_path, "-j", "1", "--json", port=site.line.port)
     said = pyz(*args, code=8, env=near(tmp_path)).stderr
     assert "what arrived is kept" in said
     for path in (tmp_path / "far").iterdir():
         assert path.suffix == ".incomplete" or path.read_bytes() == (package / path.name).read_bytes()
     kept = sum(p.stat().st_size for p in (tmp_path / "far").iterdir())
-    assert kept > 500_000
+    assert kept > 1_000_000
     site.line.cut_at = None
     row = row_of(pyz(*args, env=near(tmp_path)))
     assert_arrived(package, tmp_path / "far")
     assert row["bytes_sent"] == row["bytes"] - kept
+
+
+@pytest.mark.real
+def test_a_terminal_is_asked_once_for_the_passphrase(site: Site, package: Path, pyz: Program, tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "open sesame", "-f", site.folder / "user"], check=True)
+    assert "ssh-copy-id" in pyz(*arguments(site, tmp_path), code=4, env=near(tmp_path)).stderr
+    pid, terminal = pty.fork()
+    if not pid:
+        env = pyz.env(near(tmp_path))
+        os.execvpe(pyz.argv[0], [*pyz.argv, *map(str, arguments(site, tmp_path))], env)
+    said = b""
+    with contextlib.suppress(OSError):  # how a terminal says that its program is gone
+        while piece := os.read(terminal, 4096):
+            said += piece
+            if piece.rstrip().endswith(b"user':"):
+                os.write(terminal, b"open sesame\n")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, said
+    assert said.count(b"Enter passphrase") == 1 and b"sesame" not in said
+    assert_arrived(package, tmp_path / "far")
 
 
 @pytest.mark.real
