@@ -8484,6 +8484,244 @@ def push(
     return {"to": str(to), **amounts, "files": rows, "text": text + speed * bool(sum(sent)) + there}
 
 
+# ---- clean ---------------------------------------------------------------------------
+#
+# Removes what killed runs of hfship and huggingface_hub left, and nothing else: a file goes only if its name and place
+# say that it is unfinished or unused, if nobody works in its group (a model folder, an archive, a repository of the
+# cache), and if it still is the file that was shown. Below the folder no symbolic link is followed.
+
+YOUNG_S = 60.0  # what changed this lately may be in use by a host or user whose processes we cannot see
+_SIDECAR = r"READ-ME-FIRST\.txt|hfship\.pyz|[^/]+\.tar\.zst(?:\.\d{4,}|\.sha256|\.sig)?"
+_REPO_FOLDER = re.compile(r"(models|datasets|spaces)--.+$")
+# Path below the folder -> what it is.
+_LEFTOVERS = (
+    (re.compile(r"(^|/)\.cache/huggingface/download/(.+/)?[^/]+\.incomplete$"), "unfinished download of hf"),
+    (re.compile(r"(^|/)\.cache/huggingface/download/(.+/)?[^/]+\.lock$"), "lock of hf"),
+    (re.compile(r"(^|/)\.hfship/partial/[0-9a-f]{40}\.json$"), "unfinished download"),
+    (re.compile(rf"(^|/)(?:{_SIDECAR})\.incomplete$"), "unfinished archive"),
+    (re.compile(rf"(^|/)\.(?:{_SIDECAR}|[^/]+\.(?:json|metadata)|lease)\.\d+\.tmp$"), "unfinished file"),
+)
+# One of these shows that a folder is ours to clean.
+_CLEANABLE = (f"{WORK_DIR}/*", f"*/{WORK_DIR}", f"*/*/{WORK_DIR}", ".cache/huggingface", "*/.cache/huggingface") + (
+    *("*.tar.zst*", "config.json", "*/config.json", "*.safetensors", "*/*.safetensors"),
+    *("chunk[-_]cache", "*/chunk[-_]cache"),
+)
+
+
+class Leftover(NamedTuple):
+    """A file, or a link in a cache, that may go: what it is, the group that it is of, and its lstat."""
+
+    path: Path
+    what: str
+    group: Path
+    status: os.stat_result
+
+
+def files_below(folder: Path) -> List[Path]:
+    """All in a folder that is not a folder, links too; [] if there is none. Raises DiskError where it cannot look."""
+
+    def refuse(exc: OSError) -> None:
+        raise disk_error(exc, "look into", Path(exc.filename), "run it as the user who owns the folder")
+
+    found = []
+    for root, folders, names in os.walk(folder, onerror=refuse) if folder.is_dir() and not folder.is_symlink() else ():
+        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
+        found += [Path(root, name) for name in names + links]
+    return found
+
+
+def folder_leftovers(folder: Path) -> List[Leftover]:
+    """What killed runs left in a folder of models or archives, or in a model."""
+    paths = files_below(folder)
+    models = {parent.parent for path in paths for parent in path.parents if parent.name == WORK_DIR}
+    listed = {model: _listed_paths(model) for model in models}
+    found = []
+    for path in paths:
+        model = next((parent for parent in path.parents if parent in models), path.parent)
+        inside, name = path.relative_to(model).as_posix(), path.relative_to(folder).as_posix()
+        what = next((what for pattern, what in _LEFTOVERS if pattern.search(name)), "")
+        if model in models and model.name.endswith(INCOMPLETE):
+            old = model.name.endswith(f".replaced{INCOMPLETE}")  # the only one there is, while NAME is missing
+            new = model.with_name(model.name[: -len(f".replaced{INCOMPLETE}")]) if old else model
+            what = "unfinished unpack" if new.is_dir() else ""
+        elif model in models and re.search(r"\.incomplete(\.aria2)?$", name):
+            what = what or "unfinished download"
+        if what and inside not in listed.get(model, ()):
+            archive = re.match(r"\.?(.+\.tar\.zst)", path.name)
+            group = path.parent / archive[1] if archive and model not in models else model
+            found.append(Leftover(path, what, group, path.lstat()))
+    going = {item.path for item in found}
+    for model in [model for model in models if not (model / MANIFEST_PATH).exists()]:
+        left = [path for path in paths if model in path.parents and path not in going]
+        if all(re.match(r"\.(hfship|cache/huggingface)/", path.relative_to(model).as_posix()) for path in left):
+            found += [Leftover(path, "empty model folder", model, path.lstat()) for path in left]
+    return found
+
+
+def _listed_paths(model: Path) -> Set[str]:
+    """Files that belong to a finished model, whatever their names look like."""
+    with contextlib.suppress(HfshipError):
+        manifest = None if model.name.endswith(INCOMPLETE) else read_manifest(model)
+        return {entry.path for entry in manifest.files} if manifest else set()
+    return set()
+
+
+def cache_leftovers(cache: Path, old_revisions: bool) -> List[Leftover]:
+    """What is unfinished or unused in a cache of huggingface_hub; with `old_revisions` also those without a ref."""
+    found: List[Leftover] = []
+    used: Set[Path] = set()
+    for repo in [path for path in sorted(cache.iterdir()) if _REPO_FOLDER.match(path.name)]:
+        found += _repo_leftovers(repo, old_revisions)
+        used |= {_link_target(path) for path in files_below(repo / "blobs") if path.is_symlink()}
+    for path in files_below(cache / ".locks"):
+        found.append(Leftover(path, "lock of hf", cache / path.relative_to(cache / ".locks").parts[0], path.lstat()))
+    store = cache / "blobs"  # contents that several repositories share, each with a list of their names, HASH.refs
+    for path in files_below(store) if (store / ".huggingface-shared-blobs").is_file() else ():
+        content = path.with_name(path.name[:64])
+        hashed = re.match(r"[0-9a-f]{64}(\.refs|\.lock)?$", path.name)
+        if hashed and content not in used and content.with_name(content.name + ".refs").is_file():
+            found.append(Leftover(path, "unused content", content, path.lstat()))
+    return found
+
+
+def _link_target(path: Path) -> Path:
+    """Where a link leads in its first step."""
+    return Path(os.path.abspath(path.parent / os.readlink(path)))
+
+
+def _repo_leftovers(repo: Path, old_revisions: bool) -> List[Leftover]:
+    """Unfinished and unreferenced blobs, links to nothing, and revisions that no ref leads to, of one repository."""
+    known = {path.read_text(errors="replace").strip() for path in files_below(repo / "refs")}
+    found: List[Tuple[Path, str]] = []
+    used: Set[Path] = set()
+    for path in files_below(repo / "snapshots"):
+        if old_revisions and path.relative_to(repo / "snapshots").parts[0] not in known:
+            found.append((path, "old revision"))
+        elif path.is_symlink() and not path.exists():
+            found.append((path, "link to nothing"))
+        elif path.is_symlink():
+            used.add(_link_target(path))
+    for path in set(files_below(repo / "blobs")) - used:
+        found.append((path, "unfinished download of hf" if path.suffix == INCOMPLETE else "unused content"))
+    return [Leftover(path, what, repo, path.lstat()) for path, what in found]
+
+
+def open_files(names: AbstractSet[str]) -> Dict[str, Dict[int, int]]:
+    """name -> {inode: process} of files with these names that processes, as far as we may see them, hold or map."""
+    found: Dict[str, Dict[int, int]] = {}
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]:
+        with contextlib.suppress(OSError):  # gone, or of another user
+            for fd in os.scandir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    name = os.path.basename(os.readlink(fd.path))
+                    if name in names:
+                        found.setdefault(name, {})[os.stat(fd.path).st_ino] = pid
+            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+                *_, inode, path = line.split(None, 5)
+                if os.path.basename(path) in names and inode.isdigit():
+                    found.setdefault(os.path.basename(path), {})[int(inode)] = pid
+    return found
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds an flock on a file, or the file is itself a lock (filelock's SoftFileLock)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        pid, _, host = os.read(fd, 300).decode("utf-8", "replace").strip().partition("\n")
+        alive = host not in ("", socket.gethostname()) or bool(process_start(int(pid) if pid.isdigit() else 0))
+        return path.suffix == ".lock" and pid.isdigit() and alive
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def why_kept(group: Path, items: Sequence[Leftover], stack: contextlib.ExitStack) -> str:
+    """Why a group must stay as it is; "" when nobody works in it. Our own lock on it is then held by `stack`."""
+    claimed = group.name + INCOMPLETE if group.suffix == ".zst" else ""  # its parts may lie on several media
+    opened, now = open_files({item.path.name for item in items} | {claimed}), time.time()
+    if opened.get(claimed):
+        return f"process {min(opened[claimed].values())} has {claimed} open"
+    for item in items:
+        name, age = item.path.name, now - item.status.st_mtime
+        if item.status.st_ino in opened.get(name, ()):
+            return f"process {opened[name][item.status.st_ino]} has {name} open"
+        if is_locked(item.path):
+            return f"a process holds {name}"
+        if age < YOUNG_S:
+            return f"{name} changed {max(age, 0):.0f} s ago"
+    if (group / WORK_DIR).is_dir() and not (group / WORK_DIR).is_symlink():
+        try:
+            stack.enter_context(FolderLock(group))
+        except HfshipError as exc:
+            return exc.what
+    return ""
+
+
+def remove_leftover(root: Path, item: Leftover) -> bool:
+    """Remove a file if it still is the one that was seen; folders on the way are opened one by one, links refused."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in item.path.relative_to(root).parts[:-1]:
+            outer, fd = fd, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(outer)
+        status, seen = os.stat(item.path.name, dir_fd=fd, follow_symlinks=False), item.status
+        same = (status.st_ino, status.st_size, status.st_mtime_ns) == (seen.st_ino, seen.st_size, seen.st_mtime_ns)
+        if same:
+            os.unlink(item.path.name, dir_fd=fd)
+        return same
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        raise disk_error(exc, "remove", item.path, "run it as the user who owns the folder") from exc
+    finally:
+        os.close(fd)
+
+
+def freed_by(items: Sequence[Leftover]) -> int:
+    """Bytes that the disk gets back: a file with several names counts once, and only when all of them go."""
+    names: Dict[Tuple[int, int], int] = {}
+    for item in items:
+        key = item.status.st_dev, item.status.st_ino
+        names[key] = names.get(key, 0) + 1
+    once = {(item.status.st_dev, item.status.st_ino): item.status for item in items}
+    return sum(status.st_blocks * 512 for key, status in once.items() if status.st_nlink <= names[key])
+
+
+def find_leftovers(folder: Path, cache: bool, old_revisions: bool, own: Sequence[Path]) -> List[Leftover]:
+    """What may go from a folder of models or archives, a cache of huggingface_hub, or one of Xet's chunks.
+
+    Raises UsageError for a folder that is none of these; `own` are those that the settings name.
+    """
+    home, step = Path(os.path.realpath(os.path.expanduser("~"))), "name a folder of models or archives"
+    if folder == home or folder in home.parents:
+        raise UsageError(f"{folder} is not cleaned as a whole", "all kinds of things live there", step)
+    if os.path.ismount(folder) and folder not in own:
+        raise UsageError(f"{folder} is a mount point", "it is not cleaned as a whole", "name the folders in it")
+    is_cache = any(_REPO_FOLDER.match(path.name) for path in folder.iterdir())
+    if is_cache and not cache:
+        raise UsageError(f"{folder} is a cache of huggingface_hub", "", f"hfship clean --cache {folder}")
+    if is_cache:
+        return cache_leftovers(folder, old_revisions)
+    if folder not in own and not any(True for glob in _CLEANABLE for _ in folder.glob(glob)):
+        raise UsageError(f"{folder} looks like neither models nor archives nor a cache", "", step)
+    chunks = [path for glob in ("chunk[-_]cache", "*/chunk[-_]cache") for path in folder.glob(glob)] if cache else []
+    cached = [Leftover(path, "cached chunks", place, path.lstat()) for place in chunks for path in files_below(place)]
+    return folder_leftovers(folder) + cached
+
+
+def remove_empty(items: Iterable[Leftover], root: Path) -> None:
+    """Remove the folders below `root` that are empty without these files."""
+    for folder in sorted({parent for item in items for parent in item.path.parents}, reverse=True):
+        with contextlib.suppress(OSError):  # not empty
+            if root in folder.parents:
+                os.rmdir(folder)
+
+
 # ======================================================================================
 # §19 Command line
 #
@@ -9465,6 +9703,110 @@ def cmd_mirror(context: Context) -> Exit:
     return Exit.OK
 
 
+# ---- clean ---------------------------------------------------------------------------
+
+
+def clean_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", nargs="*", metavar="DIR", help="folder of models or archives (default: both of ours)"
+    )
+    parser.add_argument(
+        "--cache", action="store_true", help="also caches of hf: unfinished and unused files, Xet's chunks"
+    )
+    parser.add_argument(
+        "--old-revisions", action="store_true", help="with --cache: also revisions that no ref leads to"
+    )
+    parser.add_argument("--older-than", type=_age, default=0, metavar="AGE", help="only what is older, like 12h or 7d")
+    parser.add_argument("--dry-run", action="store_true", help="show what would go")
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+
+
+def _age(text: str) -> int:
+    match = re.match(r"(\d+)([smhdw])$", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age: write it like 90m, 12h or 7d")
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
+
+
+def cmd_clean(context: Context) -> Exit:
+    """Show what may go and why the rest stays, ask, remove."""
+    args, reporter = context.args, context.reporter
+    own = [context.settings.models_dir, context.settings.package_dir]
+    if args.cache:
+        own += [hub_path(os.environ, "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")]
+        own += [hub_path(os.environ, "xet", "HF_XET_CACHE")]
+    own, named = [Path(os.path.realpath(path)) for path in own], [Path(os.path.realpath(name)) for name in args.folders]
+    folders = named or [path for path in own if path.is_dir()]
+    with contextlib.ExitStack() as locks:
+        rows, going = _leftovers_to_clean(folders, own, args, locks)
+        total = freed_by([item for items in going.values() for item in items])
+        _show_leftovers(rows, total, context)
+        removed: List[Leftover] = []
+        if not args.dry_run and any(going.values()):
+            _confirm(total, args.yes, reporter)
+            removed = [item for folder, items in going.items() for item in items if remove_leftover(folder, item)]
+    for folder, items in going.items() if removed else ():  # now that our own locks are gone
+        remove_empty(items, folder)
+        for group in {item.group for item in items}:
+            remove_if_empty(group)
+    if args.json:
+        context.reporter.result_json(
+            {"leftovers": rows, "bytes": total, "removed": len(removed), "freed": freed_by(removed)}
+        )
+    elif removed:
+        reporter.result(f"removed {len(removed)} files, freed {human_bytes(freed_by(removed))}")
+    return Exit.OK
+
+
+def _leftovers_to_clean(
+    folders: Sequence[Path], own: Sequence[Path], args: argparse.Namespace, locks: contextlib.ExitStack
+) -> Tuple[List[Dict[str, Any]], Dict[Path, List[Leftover]]]:
+    """What was found, as rows of (group, what), and what of it may go, by folder; their groups are locked."""
+    rows: List[Dict[str, Any]] = []
+    going: Dict[Path, List[Leftover]] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotFoundError(f"there is no folder {folder}", "", "hfship clean DIR")
+        groups: Dict[Path, Dict[str, List[Leftover]]] = {}
+        for item in find_leftovers(folder, args.cache, args.old_revisions, own):
+            if time.time() - item.status.st_mtime >= args.older_than:
+                groups.setdefault(item.group, {}).setdefault(item.what, []).append(item)
+        for group, kinds in sorted(groups.items()):
+            items = [item for some in kinds.values() for item in some]
+            kept = why_kept(group, items, locks)
+            going.setdefault(folder, []).extend([] if kept else items)
+            for what, some in sorted(kinds.items()):
+                amounts = {"files": len(some), "bytes": sum(item.status.st_blocks * 512 for item in some)}
+                paths = [str(item.path) for item in some]
+                rows.append({"where": str(group), "what": what, **amounts, "kept": kept or None, "paths": paths})
+    return rows, going
+
+
+def _show_leftovers(rows: Sequence[Mapping[str, Any]], total: int, context: Context) -> None:
+    if context.args.json:
+        return
+    lines = [[human_bytes(r["bytes"]), str(r["files"]), r["what"], r["where"]] for r in rows if not r["kept"]]
+    for where, why in sorted({(r["where"], r["kept"]) for r in rows if r["kept"]}):
+        context.reporter.info(f"kept: {where}: {why}")
+    if lines:
+        context.reporter.result(table(lines, ["size", "files", "what", "where"]))
+    verb = "would free" if context.args.dry_run else "to free"
+    context.reporter.result(f"{verb} {human_bytes(total)}" if lines else "nothing to clean")
+
+
+def _confirm(total: int, yes: bool, reporter: Reporter) -> None:
+    """Raise UsageError unless somebody says yes."""
+    if yes:
+        return
+    if not (os.isatty(0) and reporter.err.isatty()):
+        raise UsageError(
+            "nothing was removed: there is no terminal to ask on", "", "add --yes, or --dry-run to look only"
+        )
+    reporter.info(f"Remove them and free {human_bytes(total)}? [y/N]")
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UsageError("nothing was removed", "the answer was not yes", "")
+
+
 # ---- version -------------------------------------------------------------------------
 
 _SEAL = re.compile(rb"#!/usr/bin/env python3\n# sha256 of all bytes after this line: ([0-9a-f]{64})\n")
@@ -9578,6 +9920,7 @@ COMMANDS: Tuple[Command, ...] = (
     Command("stop", "stop deployments; their files and key stay", stop_arguments, cmd_stop),
     Command("logs", "show the log of a deployment", logs_arguments, cmd_logs),
     Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
+    Command("clean", "remove what killed downloads, packs and pushes left behind", clean_arguments, cmd_clean),
     Command(
         "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
     ),
@@ -9605,6 +9948,9 @@ hfship stop Qwen3-8B
 hfship logs Qwen3-8B --tail 100
 hfship logs Qwen3-8B -f
 hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
+hfship clean
+hfship clean --cache --older-than 7d --dry-run
+hfship clean --yes /data/models/huggingface
 hfship version
 hfship version --verify
 """

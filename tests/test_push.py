@@ -86,7 +86,12 @@ class Site:
     def start(self) -> None:
         settings = {"Port": self.port, "ListenAddress": "127.0.0.1", "HostKey": self.folder / "host", "UsePAM": "no"}
         settings.update({"StrictModes": "no", "PidFile": self.folder / "pid", "MaxStartups": "100"})
-        settings.update({"AuthorizedKeysFile": self.folder / "user.pub", "SetEnv": f"HOME={self.folder} PATH={self.bin}:/usr/bin:/bin"})
+        settings.update(
+            {
+                "AuthorizedKeysFile": self.folder / "user.pub",
+                "SetEnv": f"HOME={self.folder} PATH={self.bin}:/usr/bin:/bin",
+            }
+        )
         config = self.folder / "config"
         config.write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
         Path("/run/sshd").mkdir(exist_ok=True)
@@ -171,7 +176,7 @@ def assert_arrived(package: Path, far: Path) -> None:
     subprocess.run(["sha256sum", "-c", "--quiet", "m.tar.zst.sha256"], cwd=far, check=True)
 
 
-def row_of(done: "subprocess.CompletedProcess[str]") -> Dict[str, Any]:
+def row_of(done: subprocess.CompletedProcess[str]) -> Dict[str, Any]:
     (row,) = json.loads(done.stdout)
     return dict(row)
 
@@ -265,9 +270,7 @@ def test_only_a_damaged_part_is_sent_again(
 
 
 @pytest.mark.real
-def test_a_disk_that_damages_is_told_and_keeps_no_name(
-    site: Site, package: Path, pyz: Program, tmp_path: Path
-) -> None:
+def test_a_disk_that_damages_is_told_and_keeps_no_name(site: Site, package: Path, pyz: Program, tmp_path: Path) -> None:
     (package / "m.tar.zst.sha256").write_text(f"{'0' * 64}  m.tar.zst.0001\n")
     for name in ("m.tar.zst.0002", "m.tar.zst.0003"):
         (package / name).unlink()
