@@ -1689,7 +1689,7 @@ class HubClient:
             self.gate.hold(wait if wait is not None else backoff(5), f"{reason} (too many requests)")
         raise RetryableError(reason, wait)
 
-    def _exchange(self, url: str) -> ApiAnswer:
+    def exchange(self, url: str) -> ApiAnswer:
         """One API request with its whole body. Raises RetryableError for faults that may pass."""
         response = self.get(url, {})
         try:
@@ -1704,7 +1704,7 @@ class HubClient:
         failures = 0
         for _ in range(MAX_REDIRECTS + RETRIES):
             try:
-                answer = self._exchange(url)
+                answer = self.exchange(url)
             except RetryableError as exc:
                 failures += 1
                 if failures >= RETRIES:
@@ -8722,6 +8722,293 @@ def remove_empty(items: Iterable[Leftover], root: Path) -> None:
                 os.rmdir(folder)
 
 
+# ---- doctor --------------------------------------------------------------------------
+
+PROBE_TIMEOUT_S = 5.0
+PROBE_BYTES = 8 << 20
+PROBE_REPO = "openai-community/gpt2"  # public, small, and on every mirror
+DISK_PROBE_BYTES = 32 << 20
+CLOCK_WARN_S, CLOCK_FAIL_S = 60, 900  # S3 takes no request that is off by more than 15 minutes
+# program -> (arguments that make it tell its version, what needs it)
+PROGRAMS: Mapping[str, Tuple[str, str]] = {
+    "docker": ("--version", "serve"),
+    "nvidia-smi": ("--query-gpu=driver_version --format=csv,noheader", "serve"),
+    "rsync": ("--version", "push"),
+    "ssh": ("-V", "push"),
+    "aria2c": ("--version", "fetch --engine aria2"),
+    "zstd": ("--version", "reading archives without hfship"),
+    "openssl": ("version", "signatures"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one probe found: `state` is ok, warn or fail; a failure has the exit code of its kind."""
+
+    check: str
+    state: str
+    text: str
+    next_step: str = ""
+    code: Exit = Exit.OK
+
+
+class Examination:
+    """One probe under way, in a thread that nobody has to wait for. `work` returns the text, or the whole finding."""
+
+    def __init__(self, check: str, work: Callable[[], Union[str, Finding]], limit_s: float = PROBE_TIMEOUT_S) -> None:
+        self._check, self._work, self._limit_s = check, work, limit_s
+        self._found: Optional[Finding] = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            found = self._work()
+            self._found = found if isinstance(found, Finding) else Finding(self._check, "ok", found)
+        except HfshipError as exc:
+            text = exc.what + (f": {exc.why}" if exc.why else "")
+            self._found = Finding(self._check, "fail", text, exc.next_step, exc.code)
+        except (RetryableError, OSError, HTTPException) as exc:
+            step = "check the network, the proxy and HF_ENDPOINT"
+            self._found = Finding(self._check, "fail", str(exc), step, Exit.NETWORK)
+
+    def result(self) -> Finding:
+        """What was found, at the latest when the time is over."""
+        self._thread.join(self._limit_s)
+        step = "check the network, the name server and the proxy"
+        return self._found or Finding(self._check, "fail", f"no answer in {self._limit_s:.0f} s", step, Exit.NETWORK)
+
+
+class HubDoctor:
+    """Probes of one Hub, each built on those before it."""
+
+    def __init__(self, settings: Settings, repo: Optional[str], mirrors: Sequence[str], reporter: Reporter) -> None:
+        self._settings, self._mirrors, self._reporter = settings, mirrors, reporter
+        self._asked, self._revision = parse_repo(repo) if repo else (PROBE_REPO, None)
+        self._named = bool(repo)
+        self._scheme, self._host, self._port = origin(settings.endpoint)
+        self._via: Optional[str] = None
+        self._token: Optional[Token] = None
+        self._snapshot: Optional[Snapshot] = None
+
+    def findings(self) -> Iterator[Finding]:
+        """What the probes find; none after one without which the next make no sense."""
+        steps = {"proxy": self._proxy, "dns": self._dns, "tls": self._tls, "hub": self._hub, "clock": self._clock}
+        steps.update({"token": self._whoami, "repository": self._repository, "speed": self._speed})
+        for check, work in steps.items():
+            found = Examination(
+                check, work, 2 * PROBE_TIMEOUT_S if check in ("repository", "speed") else PROBE_TIMEOUT_S
+            )
+            yield found.result()
+            if found.result().state == "fail" and check in ("proxy", "dns", "tls", "hub"):
+                break  # a mirror may still be reached
+        for mirror in self._mirrors:
+            yield Examination(f"mirror {mirror}", lambda url=mirror: self._mirror(url), 2 * PROBE_TIMEOUT_S).result()  # type: ignore[misc]
+
+    def _proxy(self) -> str:
+        requests = import_requests()
+        url = self._settings.endpoint
+        self._via = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+        if not self._via:
+            return "none"
+        parts = urlsplit(self._via if "//" in self._via else f"//{self._via}")
+        with socket.create_connection((parts.hostname or "", parts.port or 80), PROBE_TIMEOUT_S):
+            return f"{parts.hostname}:{parts.port or 80} takes connections"
+
+    def _dns(self) -> str:
+        if self._via:
+            return "left to the proxy"
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            step = "without a network: that is so on the far side; hfship doctor --offline. Else check /etc/resolv.conf"
+            raise NetworkError(f"{self._host} has no address", exc.strerror or str(exc), step) from exc
+        addresses = sorted({str(address[0]) for *_, address in found})
+        return f"{self._host} is {shorten(addresses, 2)}"
+
+    def _peer(self, bundle: Optional[str]) -> Tuple[Mapping[str, Any], bytes]:
+        """The certificate of the Hub, decoded if `bundle` vouches for it, and as DER. Raises ssl.SSLError."""
+        import ssl
+        from http.client import HTTPSConnection
+
+        capath = bundle if bundle and os.path.isdir(bundle) else None
+        context = ssl.create_default_context(cafile=None if capath else bundle, capath=capath)
+        if bundle is None:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        via = urlsplit(self._via) if self._via else None
+        near = (via.hostname or "", via.port or 80) if via else (self._host, self._port)
+        connection = HTTPSConnection(*near, timeout=PROBE_TIMEOUT_S, context=context)
+        if via:
+            login = base64.b64encode(unquote(f"{via.username}:{via.password}").encode()).decode()
+            connection.set_tunnel(
+                self._host, self._port, {"Proxy-Authorization": f"Basic {login}"} if via.username else {}
+            )
+        with contextlib.closing(connection):
+            connection.connect()
+            return connection.sock.getpeercert() or {}, connection.sock.getpeercert(True) or b""
+
+    def _tls(self) -> Union[str, Finding]:
+        """Who vouches for the Hub: a public CA, or one that only this site's bundle has: then TLS ends on the way."""
+        import ssl
+
+        if self._scheme != "https":
+            return Finding(
+                "tls", "warn", "not encrypted: a token would be readable on the way", "use https, or no token"
+            )
+        names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+        public = str(import_requests().certs.where())
+        variable = next((name for name in names if os.environ.get(name)), "")
+        bundle = os.environ[variable] if variable else public
+        try:
+            certificate, _ = self._peer(bundle)
+        except ssl.SSLCertVerificationError as exc:
+            text = f"{self._signer(self._peer(None)[1])}: {exc.verify_message}"
+            return Finding(
+                "tls", "fail", text, tls_error(self._settings.endpoint, exc, os.environ).next_step, Exit.NETWORK
+            )
+        except FileNotFoundError as exc:
+            raise NetworkError("the CA bundle cannot be read", bundle, f"correct {variable}") from exc
+        issuer = {key: value for ((key, value),) in certificate["issuer"]}
+        days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86400
+        text = f"signed by {issuer.get('organizationName') or issuer.get('commonName')}, for {days:.0f} more days"
+        if days < 14:
+            return Finding("tls", "warn", text, "the owner of the Hub must renew it")
+        with contextlib.suppress(ssl.SSLCertVerificationError):
+            self._peer(public)
+            return text
+        what = f"{text}; no public CA: an own Hub, or a proxy that opens TLS"
+        return Finding("tls", "warn", f"{what} ({variable})", "right if your site does so")
+
+    @staticmethod
+    def _signer(der: bytes) -> str:
+        with contextlib.suppress(HostError):
+            argv = ["openssl", "x509", "-inform", "der", "-noout", "-issuer", "-enddate"]
+            return " ".join(run_program(argv, der, timeout_s=PROBE_TIMEOUT_S).out.split("\n")).strip()
+        return "the certificate is not believed"
+
+    def _hub(self) -> str:
+        self._token = find_token(os.environ)
+        stop = threading.Event()
+        self._client = HubClient(self._settings, self._token, self._reporter, stop, 2)
+        began = time.monotonic()
+        url = api_url(self._settings.endpoint, "model", self._asked, "revision", self._revision or "main")
+        self._answer = self._client.exchange(url)
+        if not self._answer.body.startswith("{") and "X-Error-Code" not in self._answer.headers:
+            kind = self._answer.headers.get("Content-Type", "nothing")
+            step = "check HF_ENDPOINT; a proxy or login page may stand in between"
+            raise NetworkError(f"{self._settings.endpoint} does not answer like a Hub", f"it sends {kind}", step)
+        return f"{self._settings.endpoint} answers in {1000 * (time.monotonic() - began):.0f} ms"
+
+    def _clock(self) -> Union[str, Finding]:
+        try:
+            skew = time.time() - parsedate_to_datetime(self._answer.headers.get("Date", "")).timestamp()
+        except (TypeError, ValueError, IndexError):
+            return Finding("clock", "warn", "the Hub does not tell the time")
+        text, step = (
+            f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the Hub's",
+            "set the clock: timedatectl, chronyc",
+        )
+        if abs(skew) < CLOCK_WARN_S:
+            return text
+        failed = abs(skew) > CLOCK_FAIL_S
+        return Finding("clock", "fail" if failed else "warn", text, step, Exit.HOST if failed else Exit.OK)
+
+    def _whoami(self) -> str:
+        if not self._token:
+            return "none: enough for public repositories"
+        answer = self._client.exchange(f"{self._settings.endpoint}/api/whoami-v2")
+        if answer.status in (401, 403):
+            step = f"put a valid token into {self._token.source}, or remove it"
+            raise AuthError("the Hub refuses the token", f"from {self._token.source}", step)
+        if answer.status != 200:
+            return f"from {self._token.source}; this Hub has no accounts"
+        who = json.loads(answer.body)
+        role = ((who.get("auth") or {}).get("accessToken") or {}).get("role", "")
+        return f"of {who.get('name')}, from {self._token.source}" + (f", may {role}" if role else "")
+
+    def _repository(self) -> Union[str, Finding]:
+        try:
+            self._snapshot = self._client.snapshot(self._asked, self._revision)
+        except (NotFoundError, AuthError):
+            if self._named:
+                raise
+            return Finding("repository", "warn", f"no {PROBE_REPO} here to try", "hfship doctor ORG/NAME")
+        source = self._snapshot.source
+        gate = "gated, access granted; " if source.gated else ""
+        files = f"{len(self._snapshot.files)} files, {human_bytes(self._snapshot.size)}"
+        return f"{source.resolved_repo}: {gate}{files}, commit {source.commit[:12]}"
+
+    def _measure(self, client: HubClient, endpoint: str) -> Tuple[str, float]:
+        """The host that sends the largest file of the repository, and its bytes per second."""
+        assert self._snapshot
+        file = max(self._snapshot.files, key=lambda file: file.size)
+        address = FileAddress(client, FileJob(file, self._snapshot.source, Path()), endpoint)
+        began, count = time.monotonic(), 0
+        with address.open(0, min(file.size, PROBE_BYTES)) as response:
+            for piece in response.iter_content(64 << 10):
+                count += len(piece)
+                if time.monotonic() - began > PROBE_TIMEOUT_S:
+                    break
+            return origin(response.url)[1], count / (time.monotonic() - began)
+
+    def _speed(self) -> Union[str, Finding]:
+        if not self._snapshot or not self._snapshot.files:
+            return Finding("speed", "warn", "not measured", "hfship doctor ORG/NAME")
+        host, speed = self._measure(self._client, self._settings.endpoint)
+        return f"{human_bytes(speed)}/s over one connection from {host}"
+
+    def _mirror(self, url: str) -> Union[str, Finding]:
+        client = HubClient(load_settings({}, url), self._token, self._reporter, threading.Event(), 2)
+        began = time.monotonic()
+        source = client.snapshot(self._asked, self._revision).source
+        latency = f"{1000 * (time.monotonic() - began):.0f} ms for the listing"
+        self._snapshot = self._snapshot or client.snapshot(self._asked, self._revision)
+        text, ours = f"{latency}, {human_bytes(self._measure(client, url)[1])}/s", self._snapshot.source.commit
+        if source.commit != ours:
+            what = f"{text}; commit {source.commit[:12]}, the Hub has {ours[:12]}"
+            return Finding(f"mirror {url}", "warn", what, "what it has is older: fetch asks the Hub for the rest")
+        return f"{text}, commit {ours[:12]}"
+
+
+def examine_disk(folder: Path) -> Union[str, Finding]:
+    """Room, file-size limit and write speed of the disk that a folder is or will be on."""
+    place, filesystem, free = existing_ancestor(folder), filesystem_of(folder), free_bytes(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place) as stream:
+            began = time.monotonic()
+            write_all(stream.fileno(), bytes(min(DISK_PROBE_BYTES, free // 2)))
+            os.fdatasync(stream.fileno())
+            speed = os.fstat(stream.fileno()).st_size / (time.monotonic() - began)
+    except OSError as exc:
+        raise disk_error(exc, "write to", place) from exc
+    text = f"{folder}: {human_bytes(free)} free on {filesystem.kind}, writes {human_bytes(speed)}/s"
+    if filesystem.max_file_size:
+        what = f"{text}, files up to {human_bytes(filesystem.max_file_size)}"
+        return Finding("disk", "warn", what, "hfship pack --split fat32")
+    return text if free > 10 * GIB else Finding("disk", "warn", text, "most models need more: free space")
+
+
+def examine_python() -> Union[str, Finding]:
+    """This Python and the others on PATH."""
+    others = [f"3.{minor}" for minor in range(8, 20) if shutil.which(f"python3.{minor}")]
+    text = f"{platform.python_version()} ({sys.executable}); on PATH: {', '.join(others) or 'no other'}"
+    step = "run it with a newer python3"
+    return text if sys.version_info >= (3, 10) else Finding("python", "warn", f"{text}; fetch needs 3.10", step)
+
+
+def examine_program(name: str) -> Union[str, Finding]:
+    """The version of a program, or what is missed without it."""
+    arguments, needed_by = PROGRAMS[name]
+    if not shutil.which(name):
+        return Finding(name, "warn", f"not installed; {needed_by} needs it", f"install {name} for that")
+    done = run_program([name, *arguments.split()], timeout_s=PROBE_TIMEOUT_S - 1)
+    line = ((done.out + done.err).strip().splitlines() or [""])[0]
+    version = re.search(r"\d+\.[\w.]+", line)
+    if done.code or not version:
+        return Finding(name, "warn", line[:60] or f"ends with {done.code}", f"run {name} by hand")
+    return f"version {version[0]}"
+
+
 # ======================================================================================
 # §19 Command line
 #
@@ -9807,6 +10094,40 @@ def _confirm(total: int, yes: bool, reporter: Reporter) -> None:
         raise UsageError("nothing was removed", "the answer was not yes", "")
 
 
+# ---- doctor --------------------------------------------------------------------------
+
+
+def doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repo", nargs="?", metavar="REPO[@REV]", help="prove access to it, and measure with its files")
+    parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
+    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="compare this mirror with the Hub")
+    parser.add_argument("--offline", action="store_true", help="leave the network alone (also: HF_HUB_OFFLINE)")
+
+
+def cmd_doctor(context: Context) -> Exit:
+    """Probe the network in order, and at the same time this machine."""
+    args, settings = context.args, context.settings
+    checks: List[Tuple[str, Callable[[], Union[str, Finding]]]] = [("python", examine_python)]
+    for folder in dict.fromkeys([settings.models_dir, settings.package_dir]):
+        checks.append(("disk", lambda folder=folder: examine_disk(folder)))  # type: ignore[misc]
+    checks += [(name, lambda name=name: examine_program(name)) for name in PROGRAMS]  # type: ignore[misc]
+    here = [Examination(check, work) for check, work in checks]
+    offline = args.offline or truthy(os.environ.get("HF_HUB_OFFLINE"))
+    hub = HubDoctor(settings, args.repo, args.mirror, Reporter("none", -1))
+    found = [] if offline else list(hub.findings())
+    found += [examination.result() for examination in here]
+    if context.args.json:
+        context.reporter.result_json(
+            [{**asdict(f), "next_step": as_typed(f.next_step), "code": int(f.code)} for f in found]
+        )
+    else:
+        context.reporter.result(table([[f.state, f.check, f.text] for f in found]))
+        for finding in found:
+            if finding.next_step:
+                context.reporter.result(f"next  {finding.check}: {as_typed(finding.next_step)}")
+    return next((finding.code for finding in found if finding.state == "fail"), Exit.OK)
+
+
 # ---- version -------------------------------------------------------------------------
 
 _SEAL = re.compile(rb"#!/usr/bin/env python3\n# sha256 of all bytes after this line: ([0-9a-f]{64})\n")
@@ -9922,6 +10243,9 @@ COMMANDS: Tuple[Command, ...] = (
     Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
     Command("clean", "remove what killed downloads, packs and pushes left behind", clean_arguments, cmd_clean),
     Command(
+        "doctor", "what this machine and its way to the Hub can do, and what stops it", doctor_arguments, cmd_doctor
+    ),
+    Command(
         "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
     ),
 )
@@ -9951,6 +10275,8 @@ hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=ht
 hfship clean
 hfship clean --cache --older-than 7d --dry-run
 hfship clean --yes /data/models/huggingface
+hfship doctor
+hfship doctor meta-llama/Llama-3.1-8B --mirror https://hf-mirror.com
 hfship version
 hfship version --verify
 """
