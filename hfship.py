@@ -8727,7 +8727,7 @@ def remove_empty(items: Iterable[Leftover], root: Path) -> None:
 PROBE_TIMEOUT_S = 5.0
 PROBE_BYTES = 8 << 20
 PROBE_REPO = "openai-community/gpt2"  # public, small, and on every mirror
-DISK_PROBE_BYTES = 32 << 20
+DISK_PROBE_BYTES = 16 << 20
 CLOCK_WARN_S, CLOCK_FAIL_S = 60, 900  # S3 takes no request that is off by more than 15 minutes
 # program -> (arguments that make it tell its version, what needs it)
 PROGRAMS: Mapping[str, Tuple[str, str]] = {
@@ -8796,11 +8796,10 @@ class HubDoctor:
         steps = {"proxy": self._proxy, "dns": self._dns, "tls": self._tls, "hub": self._hub, "clock": self._clock}
         steps.update({"token": self._whoami, "repository": self._repository, "speed": self._speed})
         for check, work in steps.items():
-            found = Examination(
-                check, work, 2 * PROBE_TIMEOUT_S if check in ("repository", "speed") else PROBE_TIMEOUT_S
-            )
-            yield found.result()
-            if found.result().state == "fail" and check in ("proxy", "dns", "tls", "hub"):
+            limit_s = 2 * PROBE_TIMEOUT_S if check in ("repository", "speed") else PROBE_TIMEOUT_S
+            found = Examination(check, work, limit_s).result()
+            yield found
+            if found.state == "fail" and check in ("proxy", "dns", "tls", "hub"):
                 break  # a mirror may still be reached
         for mirror in self._mirrors:
             yield Examination(f"mirror {mirror}", lambda url=mirror: self._mirror(url), 2 * PROBE_TIMEOUT_S).result()  # type: ignore[misc]
@@ -8938,11 +8937,11 @@ class HubDoctor:
         files = f"{len(self._snapshot.files)} files, {human_bytes(self._snapshot.size)}"
         return f"{source.resolved_repo}: {gate}{files}, commit {source.commit[:12]}"
 
-    def _measure(self, client: HubClient, endpoint: str) -> Tuple[str, float]:
-        """The host that sends the largest file of the repository, and its bytes per second."""
-        assert self._snapshot
-        file = max(self._snapshot.files, key=lambda file: file.size)
-        address = FileAddress(client, FileJob(file, self._snapshot.source, Path()), endpoint)
+    @staticmethod
+    def _measure(client: HubClient, snapshot: Snapshot) -> Tuple[str, float]:
+        """The host that sends the largest file of a repository, and its bytes per second."""
+        file = max(snapshot.files, key=lambda file: file.size)
+        address = FileAddress(client, FileJob(file, snapshot.source, Path()), client.endpoint)
         began, count = time.monotonic(), 0
         with address.open(0, min(file.size, PROBE_BYTES)) as response:
             for piece in response.iter_content(64 << 10):
@@ -8954,16 +8953,17 @@ class HubDoctor:
     def _speed(self) -> Union[str, Finding]:
         if not self._snapshot or not self._snapshot.files:
             return Finding("speed", "warn", "not measured", "hfship doctor ORG/NAME")
-        host, speed = self._measure(self._client, self._settings.endpoint)
+        host, speed = self._measure(self._client, self._snapshot)
         return f"{human_bytes(speed)}/s over one connection from {host}"
 
     def _mirror(self, url: str) -> Union[str, Finding]:
         client = HubClient(load_settings({}, url), self._token, self._reporter, threading.Event(), 2)
         began = time.monotonic()
-        source = client.snapshot(self._asked, self._revision).source
-        latency = f"{1000 * (time.monotonic() - began):.0f} ms for the listing"
-        self._snapshot = self._snapshot or client.snapshot(self._asked, self._revision)
-        text, ours = f"{latency}, {human_bytes(self._measure(client, url)[1])}/s", self._snapshot.source.commit
+        client.exchange(api_url(client.endpoint, "model", self._asked, "revision", self._revision or "main"))
+        latency = f"{1000 * (time.monotonic() - began):.0f} ms"
+        theirs = client.snapshot(self._asked, self._revision)
+        source, ours = theirs.source, (self._snapshot or theirs).source.commit
+        text = f"{latency}, {human_bytes(self._measure(client, theirs)[1])}/s"
         if source.commit != ours:
             what = f"{text}; commit {source.commit[:12]}, the Hub has {ours[:12]}"
             return Finding(f"mirror {url}", "warn", what, "what it has is older: fetch asks the Hub for the rest")

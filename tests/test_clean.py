@@ -91,24 +91,24 @@ def test_a_live_fetch_is_left_alone_and_a_killed_one_is_cleaned(
     assert clean(hfship)["leftovers"] == [] and tree(models) == before
 
 
-def test_a_fetch_killed_before_its_first_byte_leaves_no_folder(hfship: Program, tmp_path: Path) -> None:
+def test_a_fetch_killed_before_its_first_byte_leaves_no_folder(pyz: Program, tmp_path: Path) -> None:
     folder = tmp_path / "home" / "models" / "m"
     (folder / ".hfship").mkdir(parents=True)
     (folder / ".hfship" / "lock").touch()
     dead = {"host": socket.gethostname(), "pid": 1, "start": "1", "boot_id": "before"}
     (folder / ".hfship" / "lease").write_text(json.dumps(dead))
     age(folder)
-    clean(hfship)
+    clean(pyz)
     assert not folder.exists() and folder.parent.exists()
 
 
-def test_a_lease_of_another_host_is_believed(hfship: Program, tmp_path: Path) -> None:
+def test_a_lease_of_another_host_is_believed(pyz: Program, tmp_path: Path) -> None:
     folder = tmp_path / "home" / "models" / "m"
     archives.make_model(folder, archives.SMALL)
     (folder / "w.incomplete").write_bytes(b"x" * 5000)
     age(folder)
     (folder / ".hfship" / "lease").write_text(json.dumps({"host": "another", "pid": 1}))
-    rows = clean(hfship)["leftovers"]
+    rows = clean(pyz)["leftovers"]
     assert rows and all("in use by another hfship" in row["kept"] for row in rows)
     assert (folder / "w.incomplete").exists()
 
@@ -118,7 +118,12 @@ def test_killed_packs_and_unpacks(hfship: Program, tmp_path: Path) -> None:
     packages, models = tmp_path / "home" / "transfer_package", tmp_path / "home" / "models"
     packages.mkdir(parents=True)
     archives.make_model(models / "m", archives.SMALL)
-    for name in ("killed.tar.zst.incomplete", "killed.tar.zst.0001.incomplete", "killed.tar.zst.0001", ".killed.tar.zst.sha256.12.tmp"):
+    for name in (
+        "killed.tar.zst.incomplete",
+        "killed.tar.zst.0001.incomplete",
+        "killed.tar.zst.0001",
+        ".killed.tar.zst.sha256.12.tmp",
+    ):
         (packages / name).write_bytes(b"x" * 9000)
     (packages / "mine.incomplete").write_text("not of hfship")
     for name in ("m.incomplete", "m.replaced.incomplete", "n.replaced.incomplete"):
@@ -210,24 +215,24 @@ def test_a_repository_with_a_held_lock_is_left_alone(cache: Path, pyz: Program) 
 @pytest.mark.parametrize(
     "owner, kept", [("{pid}\n{host}\n", True), ("{pid}\nanother\n", True), ("999999999\n{host}\n", False)]
 )
-def test_a_lock_where_flock_does_not_work(owner: str, kept: bool, cache: Path, hfship: Program) -> None:
+def test_a_lock_where_flock_does_not_work(owner: str, kept: bool, cache: Path, pyz: Program) -> None:
     """filelock then writes who holds it, and the file itself is the lock."""
     lock = cache / ".locks" / "models--org--m" / "etag.lock"
     lock.write_text(owner.format(pid=os.getpid(), host=socket.gethostname()))
     age(cache)
-    clean(hfship, "--cache", cache)
+    clean(pyz, "--cache", cache)
     assert lock.exists() == kept == (cache / "models--org--m" / "blobs" / "lost").exists()
 
 
-def test_a_mapped_blob_is_in_use(cache: Path, hfship: Program) -> None:
+def test_a_mapped_blob_is_in_use(cache: Path, pyz: Program) -> None:
     blob = cache / "models--org--m" / "blobs" / "lost"
     code = "import mmap, sys; f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, access=1); f.close(); print(flush=True); input()"
     holder = subprocess.Popen(["python3", "-c", code, blob], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert holder.stdout and holder.stdout.readline()
-    clean(hfship, "--cache", cache)
+    clean(pyz, "--cache", cache)
     assert blob.exists()
     holder.communicate("\n")
-    clean(hfship, "--cache", cache)
+    clean(pyz, "--cache", cache)
     assert not blob.exists()
 
 
@@ -285,22 +290,22 @@ def test_what_is_not_ours_is_refused(folder: str, code: int, words: str, hfship:
     assert tree(home) == before
 
 
-def test_a_cache_wants_its_option(cache: Path, hfship: Program) -> None:
-    assert "clean --cache" in hfship("clean", "--yes", cache, code=2).stderr
+def test_a_cache_wants_its_option(cache: Path, pyz: Program) -> None:
+    assert "clean --cache" in pyz("clean", "--yes", cache, code=2).stderr
 
 
-def test_nobody_to_ask(cache: Path, hfship: Program) -> None:
+def test_nobody_to_ask(cache: Path, pyz: Program) -> None:
     before = tree(cache)
-    done = hfship("clean", "--cache", code=2, stdin=subprocess.DEVNULL)
+    done = pyz("clean", "--cache", code=2, stdin=subprocess.DEVNULL)
     assert "unused content" in done.stdout and "add --yes" in done.stderr and tree(cache) == before
 
 
 @pytest.mark.parametrize("answer, code", [(b"y\n", 0), (b"\n", 2)])
-def test_a_terminal_is_asked(answer: bytes, code: int, cache: Path, hfship: Program) -> None:
+def test_a_terminal_is_asked(answer: bytes, code: int, cache: Path, pyz: Program) -> None:
     before = tree(cache)
     pid, terminal = pty.fork()
     if not pid:
-        os.execve(hfship.argv[0], [*hfship.argv, "clean", "--cache"], hfship.env())
+        os.execve(pyz.argv[0], [*pyz.argv, "clean", "--cache"], pyz.env())
     said = b""
     with contextlib.suppress(OSError):
         while piece := os.read(terminal, 4096):
@@ -312,14 +317,14 @@ def test_a_terminal_is_asked(answer: bytes, code: int, cache: Path, hfship: Prog
 
 
 @pytest.mark.parametrize("text", ["7", "x", "-1d", "7y"])
-def test_an_age_that_is_none(text: str, hfship: Program) -> None:
-    assert "not an age" in hfship("clean", f"--older-than={text}", code=2).stderr
+def test_an_age_that_is_none(text: str, pyz: Program) -> None:
+    assert "not an age" in pyz("clean", f"--older-than={text}", code=2).stderr
 
 
-def test_only_what_is_older(cache: Path, hfship: Program) -> None:
+def test_only_what_is_older(cache: Path, pyz: Program) -> None:
     young = cache / "models--org--m" / "blobs" / "lost"
     os.utime(young, (time.time() - 600,) * 2)
-    clean(hfship, "--cache", "--older-than", "30m", cache)
+    clean(pyz, "--cache", "--older-than", "30m", cache)
     assert young.exists() and not (young.parent / "etag.12345678.incomplete").exists()
 
 
