@@ -8288,10 +8288,13 @@ class Destination:
     def __str__(self) -> str:
         return f"{self.host}:{self.folder}" if self.host else self.folder
 
+    def command(self, *options: str) -> List[str]:
+        """The command line of ssh up to the host; of an IPv6 address ssh wants no brackets."""
+        return [*self.ssh, *options, "--", re.sub(r"[\[\]]", "", self.host)]
+
     def run(self, script: str, stop: threading.Event) -> Completed:
         """Run a shell script there."""
-        argv = [*self.ssh, "--", self.host.strip("[]"), "sh"] if self.host else ["sh"]
-        return follow_program(argv, stop, script)
+        return follow_program([*self.command(), "sh"] if self.host else ["sh"], stop, script)
 
     def error(self, done: Completed) -> HfshipError:
         """What a failure of ssh, rsync or the shell there means."""
@@ -8395,11 +8398,9 @@ class Push:
             sent += self._send(parcel, [*how, *options], 0 if how is again else partial)
             if self._proven(parcel, name + INCOMPLETE):
                 return sent
-        why, step = (
-            f"its SHA-256 there is not {parcel.sha256}",
-            f"hfship verify {parcel.path}, then look at the disk there",
-        )
-        raise IntegrityError(f"{name} arrives damaged at {self._to}", why, step)
+            self._stage.add(-parcel.size)
+        step = f"hfship verify {parcel.path}, then look at the disk there"
+        raise IntegrityError(f"{name} arrives damaged at {self._to}", f"its SHA-256 is not {parcel.sha256}", step)
 
     def _proven(self, parcel: Parcel, found: str) -> bool:
         """Prove a file there. One that is as it should be gets its name, a wrong one loses it."""
@@ -8445,7 +8446,7 @@ def open_line(to: Destination, asks: bool, reporter: Reporter) -> Iterator[Desti
     """The destination, reached without a question; where ssh has one and `asks`, it is put once on the terminal, and
     one connection then serves for all (BatchMode keeps a job without terminal from waiting for ever)."""
     batch = replace(to, ssh=(*to.ssh, "-o", "BatchMode=yes"))
-    done = run_program([*batch.ssh, "--", to.host.strip("[]"), "true"]) if to.host else Completed(0, "", "")
+    done = run_program([*batch.command(), "true"]) if to.host else Completed(0, "", "")
     question = re.search(r"Permission denied|Host key verification failed", done.err) and "CHANGED" not in done.err
     if done.code == 0 or not (asks and question):
         if done.code:
@@ -8455,13 +8456,13 @@ def open_line(to: Destination, asks: bool, reporter: Reporter) -> Iterator[Desti
     reporter.info(f"ssh asks for {to.host}:")
     with tempfile.TemporaryDirectory(prefix="hfship-") as private:
         control = ("-o", f"ControlPath={private}/ssh")
-        done = run_program([*to.ssh, *control, "-MNf", "--", to.host.strip("[]")])  # it asks at /dev/tty
+        done = run_program(to.command(*control, "-MNf"))  # it asks at /dev/tty
         if done.code:
             raise to.error(replace(done, out=done.err))
         try:
             yield replace(batch, ssh=(*batch.ssh, *control))
         finally:
-            run_program([*to.ssh, *control, "-O", "exit", "--", to.host.strip("[]")])
+            run_program(to.command(*control, "-O", "exit"))
 
 
 def push(
@@ -8640,10 +8641,16 @@ def is_locked(path: Path) -> bool:
         os.close(fd)
 
 
-def why_kept(group: Path, items: Sequence[Leftover], stack: contextlib.ExitStack) -> str:
+def claim_of(group: Path) -> str:
+    """The file that a running pack of this archive holds, maybe on another medium; "" for other groups."""
+    return group.name + INCOMPLETE if group.suffix == ".zst" else ""
+
+
+def why_kept(
+    group: Path, items: Sequence[Leftover], opened: Mapping[str, Mapping[int, int]], stack: contextlib.ExitStack
+) -> str:
     """Why a group must stay as it is; "" when nobody works in it. Our own lock on it is then held by `stack`."""
-    claimed = group.name + INCOMPLETE if group.suffix == ".zst" else ""  # its parts may lie on several media
-    opened, now = open_files({item.path.name for item in items} | {claimed}), time.time()
+    now, claimed = time.time(), claim_of(group)
     if opened.get(claimed):
         return f"process {min(opened[claimed].values())} has {claimed} open"
     for item in items:
@@ -8652,7 +8659,7 @@ def why_kept(group: Path, items: Sequence[Leftover], stack: contextlib.ExitStack
             return f"process {opened[name][item.status.st_ino]} has {name} open"
         if is_locked(item.path):
             return f"a process holds {name}"
-        if age < YOUNG_S:
+        if age < YOUNG_S and item.path.parent.name != WORK_DIR:  # there the lock knows better
             return f"{name} changed {max(age, 0):.0f} s ago"
     if (group / WORK_DIR).is_dir() and not (group / WORK_DIR).is_symlink():
         try:
@@ -8714,14 +8721,6 @@ def find_leftovers(folder: Path, cache: bool, old_revisions: bool, own: Sequence
     return folder_leftovers(folder) + cached
 
 
-def remove_empty(items: Iterable[Leftover], root: Path) -> None:
-    """Remove the folders below `root` that are empty without these files."""
-    for folder in sorted({parent for item in items for parent in item.path.parents}, reverse=True):
-        with contextlib.suppress(OSError):  # not empty
-            if root in folder.parents:
-                os.rmdir(folder)
-
-
 # ---- doctor --------------------------------------------------------------------------
 
 PROBE_TIMEOUT_S = 5.0
@@ -8752,10 +8751,14 @@ class Finding:
     code: Exit = Exit.OK
 
 
-class Examination:
-    """One probe under way, in a thread that nobody has to wait for. `work` returns the text, or the whole finding."""
+class Doubt(Exception):
+    """Raised by a probe that found something which works, but not well: the text, and the next step."""
 
-    def __init__(self, check: str, work: Callable[[], Union[str, Finding]], limit_s: float = PROBE_TIMEOUT_S) -> None:
+
+class Examination:
+    """One probe under way, in a thread that nobody has to wait for. `work` returns what it found, or raises."""
+
+    def __init__(self, check: str, work: Callable[[], str], limit_s: float = PROBE_TIMEOUT_S) -> None:
         self._check, self._work, self._limit_s = check, work, limit_s
         self._found: Optional[Finding] = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -8763,14 +8766,15 @@ class Examination:
 
     def _run(self) -> None:
         try:
-            found = self._work()
-            self._found = found if isinstance(found, Finding) else Finding(self._check, "ok", found)
+            self._found = Finding(self._check, "ok", self._work())
+        except Doubt as exc:
+            self._found = Finding(self._check, "warn", *exc.args)
         except HfshipError as exc:
             text = exc.what + (f": {exc.why}" if exc.why else "")
             self._found = Finding(self._check, "fail", text, exc.next_step, exc.code)
-        except (RetryableError, OSError, HTTPException) as exc:
+        except (RetryableError, OSError, HTTPException, ValueError) as exc:
             step = "check the network, the proxy and HF_ENDPOINT"
-            self._found = Finding(self._check, "fail", str(exc), step, Exit.NETWORK)
+            self._found = Finding(self._check, "fail", _root_cause(exc), step, Exit.NETWORK)
 
     def result(self) -> Finding:
         """What was found, at the latest when the time is over."""
@@ -8846,14 +8850,12 @@ class HubDoctor:
             connection.connect()
             return connection.sock.getpeercert() or {}, connection.sock.getpeercert(True) or b""
 
-    def _tls(self) -> Union[str, Finding]:
+    def _tls(self) -> str:
         """Who vouches for the Hub: a public CA, or one that only this site's bundle has: then TLS ends on the way."""
         import ssl
 
         if self._scheme != "https":
-            return Finding(
-                "tls", "warn", "not encrypted: a token would be readable on the way", "use https, or no token"
-            )
+            raise Doubt("not encrypted: a token would be readable on the way", "use https, or no token")
         names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
         public = str(import_requests().certs.where())
         variable = next((name for name in names if os.environ.get(name)), "")
@@ -8862,21 +8864,20 @@ class HubDoctor:
             certificate, _ = self._peer(bundle)
         except ssl.SSLCertVerificationError as exc:
             text = f"{self._signer(self._peer(None)[1])}: {exc.verify_message}"
-            return Finding(
-                "tls", "fail", text, tls_error(self._settings.endpoint, exc, os.environ).next_step, Exit.NETWORK
-            )
+            step = tls_error(self._settings.endpoint, exc, os.environ).next_step
+            raise NetworkError(text, "", step) from exc
         except FileNotFoundError as exc:
             raise NetworkError("the CA bundle cannot be read", bundle, f"correct {variable}") from exc
         issuer = {key: value for ((key, value),) in certificate["issuer"]}
         days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86400
         text = f"signed by {issuer.get('organizationName') or issuer.get('commonName')}, for {days:.0f} more days"
         if days < 14:
-            return Finding("tls", "warn", text, "the owner of the Hub must renew it")
+            raise Doubt(text, "the owner of the Hub must renew it")
         with contextlib.suppress(ssl.SSLCertVerificationError):
             self._peer(public)
             return text
         what = f"{text}; no public CA: an own Hub, or a proxy that opens TLS"
-        return Finding("tls", "warn", f"{what} ({variable})", "right if your site does so")
+        raise Doubt(f"{what} ({variable})", "right if your site does so")
 
     @staticmethod
     def _signer(der: bytes) -> str:
@@ -8898,19 +8899,17 @@ class HubDoctor:
             raise NetworkError(f"{self._settings.endpoint} does not answer like a Hub", f"it sends {kind}", step)
         return f"{self._settings.endpoint} answers in {1000 * (time.monotonic() - began):.0f} ms"
 
-    def _clock(self) -> Union[str, Finding]:
+    def _clock(self) -> str:
         try:
             skew = time.time() - parsedate_to_datetime(self._answer.headers.get("Date", "")).timestamp()
-        except (TypeError, ValueError, IndexError):
-            return Finding("clock", "warn", "the Hub does not tell the time")
-        text, step = (
-            f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the Hub's",
-            "set the clock: timedatectl, chronyc",
-        )
-        if abs(skew) < CLOCK_WARN_S:
-            return text
-        failed = abs(skew) > CLOCK_FAIL_S
-        return Finding("clock", "fail" if failed else "warn", text, step, Exit.HOST if failed else Exit.OK)
+        except (TypeError, ValueError, IndexError) as exc:
+            raise Doubt("the Hub does not tell the time") from exc
+        text, step = f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}", "set the clock: timedatectl, chronyc"
+        if abs(skew) > CLOCK_FAIL_S:
+            raise HostError(f"the clock is {text}", "", step)
+        if abs(skew) > CLOCK_WARN_S:
+            raise Doubt(text, step)
+        return text
 
     def _whoami(self) -> str:
         if not self._token:
@@ -8925,13 +8924,13 @@ class HubDoctor:
         role = ((who.get("auth") or {}).get("accessToken") or {}).get("role", "")
         return f"of {who.get('name')}, from {self._token.source}" + (f", may {role}" if role else "")
 
-    def _repository(self) -> Union[str, Finding]:
+    def _repository(self) -> str:
         try:
             self._snapshot = self._client.snapshot(self._asked, self._revision)
-        except (NotFoundError, AuthError):
+        except (NotFoundError, AuthError) as exc:
             if self._named:
                 raise
-            return Finding("repository", "warn", f"no {PROBE_REPO} here to try", "hfship doctor ORG/NAME")
+            raise Doubt(f"no {PROBE_REPO} here to try", "hfship doctor ORG/NAME") from exc
         source = self._snapshot.source
         gate = "gated, access granted; " if source.gated else ""
         files = f"{len(self._snapshot.files)} files, {human_bytes(self._snapshot.size)}"
@@ -8950,13 +8949,13 @@ class HubDoctor:
                     break
             return origin(response.url)[1], count / (time.monotonic() - began)
 
-    def _speed(self) -> Union[str, Finding]:
+    def _speed(self) -> str:
         if not self._snapshot or not self._snapshot.files:
-            return Finding("speed", "warn", "not measured", "hfship doctor ORG/NAME")
+            raise Doubt("not measured", "hfship doctor ORG/NAME")
         host, speed = self._measure(self._client, self._snapshot)
         return f"{human_bytes(speed)}/s over one connection from {host}"
 
-    def _mirror(self, url: str) -> Union[str, Finding]:
+    def _mirror(self, url: str) -> str:
         client = HubClient(load_settings({}, url), self._token, self._reporter, threading.Event(), 2)
         began = time.monotonic()
         client.exchange(api_url(client.endpoint, "model", self._asked, "revision", self._revision or "main"))
@@ -8966,11 +8965,11 @@ class HubDoctor:
         text = f"{latency}, {human_bytes(self._measure(client, theirs)[1])}/s"
         if source.commit != ours:
             what = f"{text}; commit {source.commit[:12]}, the Hub has {ours[:12]}"
-            return Finding(f"mirror {url}", "warn", what, "what it has is older: fetch asks the Hub for the rest")
+            raise Doubt(what, "what it has is older: fetch asks the Hub for the rest")
         return f"{text}, commit {ours[:12]}"
 
 
-def examine_disk(folder: Path) -> Union[str, Finding]:
+def examine_disk(folder: Path) -> str:
     """Room, file-size limit and write speed of the disk that a folder is or will be on."""
     place, filesystem, free = existing_ancestor(folder), filesystem_of(folder), free_bytes(folder)
     try:
@@ -8984,28 +8983,31 @@ def examine_disk(folder: Path) -> Union[str, Finding]:
     text = f"{folder}: {human_bytes(free)} free on {filesystem.kind}, writes {human_bytes(speed)}/s"
     if filesystem.max_file_size:
         what = f"{text}, files up to {human_bytes(filesystem.max_file_size)}"
-        return Finding("disk", "warn", what, "hfship pack --split fat32")
-    return text if free > 10 * GIB else Finding("disk", "warn", text, "most models need more: free space")
+        raise Doubt(what, "hfship pack --split fat32")
+    if free < 10 * GIB:
+        raise Doubt(text, "most models need more: free space")
+    return text
 
 
-def examine_python() -> Union[str, Finding]:
+def examine_python() -> str:
     """This Python and the others on PATH."""
     others = [f"3.{minor}" for minor in range(8, 20) if shutil.which(f"python3.{minor}")]
     text = f"{platform.python_version()} ({sys.executable}); on PATH: {', '.join(others) or 'no other'}"
-    step = "run it with a newer python3"
-    return text if sys.version_info >= (3, 10) else Finding("python", "warn", f"{text}; fetch needs 3.10", step)
+    if sys.version_info < (3, 10):
+        raise Doubt(f"{text}; fetch needs 3.10", "run it with a newer python3")
+    return text
 
 
-def examine_program(name: str) -> Union[str, Finding]:
+def examine_program(name: str) -> str:
     """The version of a program, or what is missed without it."""
     arguments, needed_by = PROGRAMS[name]
     if not shutil.which(name):
-        return Finding(name, "warn", f"not installed; {needed_by} needs it", f"install {name} for that")
+        raise Doubt(f"not installed; {needed_by} needs it", f"install {name} for that")
     done = run_program([name, *arguments.split()], timeout_s=PROBE_TIMEOUT_S - 1)
     line = ((done.out + done.err).strip().splitlines() or [""])[0]
     version = re.search(r"\d+\.[\w.]+", line)
     if done.code or not version:
-        return Finding(name, "warn", line[:60] or f"ends with {done.code}", f"run {name} by hand")
+        raise Doubt(line[:60] or f"ends with {done.code}", f"run {name} by hand")
     return f"version {version[0]}"
 
 
@@ -10024,54 +10026,65 @@ def cmd_clean(context: Context) -> Exit:
         own += [hub_path(os.environ, "xet", "HF_XET_CACHE")]
     own, named = [Path(os.path.realpath(path)) for path in own], [Path(os.path.realpath(name)) for name in args.folders]
     folders = named or [path for path in own if path.is_dir()]
+    removed: List[Leftover] = []
     with contextlib.ExitStack() as locks:
         rows, going = _leftovers_to_clean(folders, own, args, locks)
-        total = freed_by([item for items in going.values() for item in items])
-        _show_leftovers(rows, total, context)
-        removed: List[Leftover] = []
-        if not args.dry_run and any(going.values()):
+    shown, total = {item.path for item, _ in going}, freed_by([item for item, _ in going])
+    try:
+        if not args.json:
+            _show_leftovers(rows, total, context)
+        if shown and not args.dry_run:
             _confirm(total, args.yes, reporter)
-            removed = [item for folder, items in going.items() for item in items if remove_leftover(folder, item)]
-    for folder, items in going.items() if removed else ():  # now that our own locks are gone
-        remove_empty(items, folder)
-        for group in {item.group for item in items}:
-            remove_if_empty(group)
-    if args.json:
-        context.reporter.result_json(
-            {"leftovers": rows, "bytes": total, "removed": len(removed), "freed": freed_by(removed)}
-        )
-    elif removed:
+            with contextlib.ExitStack() as locks:  # looks again: somebody may have begun to work meanwhile
+                going = [pair for pair in _leftovers_to_clean(folders, own, args, locks)[1] if pair[0].path in shown]
+                removed = [item for item, folder in going if remove_leftover(folder, item)]
+            remove_empty(going)
+    finally:
+        if args.json:
+            amounts = {"bytes": total, "removed": len(removed), "freed": freed_by(removed)}
+            reporter.result_json({"leftovers": rows, **amounts})
+    if removed and not args.json:
         reporter.result(f"removed {len(removed)} files, freed {human_bytes(freed_by(removed))}")
     return Exit.OK
 
 
+def remove_empty(gone: Sequence[Tuple[Leftover, Path]]) -> None:
+    """Remove the folders below the one cleaned that are empty without these files."""
+    for path, root in sorted({(path, root) for item, root in gone for path in item.path.parents}, reverse=True):
+        with contextlib.suppress(OSError):  # not empty
+            if root in path.parents:
+                os.rmdir(path)
+    for group in {item.group for item, root in gone if root in item.group.parents}:
+        remove_if_empty(group)
+
+
 def _leftovers_to_clean(
     folders: Sequence[Path], own: Sequence[Path], args: argparse.Namespace, locks: contextlib.ExitStack
-) -> Tuple[List[Dict[str, Any]], Dict[Path, List[Leftover]]]:
-    """What was found, as rows of (group, what), and what of it may go, by folder; their groups are locked."""
-    rows: List[Dict[str, Any]] = []
-    going: Dict[Path, List[Leftover]] = {}
+) -> Tuple[List[Dict[str, Any]], List[Tuple[Leftover, Path]]]:
+    """What was found, as rows of (group, what), and what of it may go, with its folder; its groups are locked."""
+    groups: Dict[Tuple[Path, Path], List[Leftover]] = {}
     for folder in folders:
         if not folder.is_dir():
             raise NotFoundError(f"there is no folder {folder}", "", "hfship clean DIR")
-        groups: Dict[Path, Dict[str, List[Leftover]]] = {}
         for item in find_leftovers(folder, args.cache, args.old_revisions, own):
             if time.time() - item.status.st_mtime >= args.older_than:
-                groups.setdefault(item.group, {}).setdefault(item.what, []).append(item)
-        for group, kinds in sorted(groups.items()):
-            items = [item for some in kinds.values() for item in some]
-            kept = why_kept(group, items, locks)
-            going.setdefault(folder, []).extend([] if kept else items)
-            for what, some in sorted(kinds.items()):
-                amounts = {"files": len(some), "bytes": sum(item.status.st_blocks * 512 for item in some)}
-                paths = [str(item.path) for item in some]
-                rows.append({"where": str(group), "what": what, **amounts, "kept": kept or None, "paths": paths})
+                groups.setdefault((item.group, folder), []).append(item)
+    names = {item.path.name for items in groups.values() for item in items}
+    opened = open_files(names | {claim_of(group) for group, _ in groups} - {""})
+    rows: List[Dict[str, Any]] = []
+    going: List[Tuple[Leftover, Path]] = []
+    for (group, folder), items in sorted(groups.items()):
+        kept = why_kept(group, items, opened, locks)
+        going += [] if kept else [(item, folder) for item in items]
+        for what in sorted({item.what for item in items}):
+            some = [item for item in items if item.what == what]
+            amounts = {"files": len(some), "bytes": sum(item.status.st_blocks * 512 for item in some)}
+            paths = [str(item.path) for item in some]
+            rows.append({"where": str(group), "what": what, **amounts, "kept": kept or None, "paths": paths})
     return rows, going
 
 
 def _show_leftovers(rows: Sequence[Mapping[str, Any]], total: int, context: Context) -> None:
-    if context.args.json:
-        return
     lines = [[human_bytes(r["bytes"]), str(r["files"]), r["what"], r["where"]] for r in rows if not r["kept"]]
     for where, why in sorted({(r["where"], r["kept"]) for r in rows if r["kept"]}):
         context.reporter.info(f"kept: {where}: {why}")
@@ -10107,7 +10120,7 @@ def doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def cmd_doctor(context: Context) -> Exit:
     """Probe the network in order, and at the same time this machine."""
     args, settings = context.args, context.settings
-    checks: List[Tuple[str, Callable[[], Union[str, Finding]]]] = [("python", examine_python)]
+    checks: List[Tuple[str, Callable[[], str]]] = [("python", examine_python)]
     for folder in dict.fromkeys([settings.models_dir, settings.package_dir]):
         checks.append(("disk", lambda folder=folder: examine_disk(folder)))  # type: ignore[misc]
     checks += [(name, lambda name=name: examine_program(name)) for name in PROGRAMS]  # type: ignore[misc]

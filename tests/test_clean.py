@@ -130,8 +130,10 @@ def test_killed_packs_and_unpacks(hfship: Program, tmp_path: Path) -> None:
         shutil.copytree(models / "m", models / name)
     age(packages, models)
     elsewhere = tmp_path / "killed.tar.zst.incomplete"
-    with elsewhere.open("w"), contextlib.ExitStack() as stack:
-        holder = subprocess.Popen(["sleep", "60"], stdin=elsewhere.open())
+    elsewhere.touch()
+    with contextlib.ExitStack() as stack:
+        with elsewhere.open() as stream:
+            holder = subprocess.Popen(["sleep", "60"], stdin=stream)
         stack.callback(holder.wait)
         stack.callback(holder.kill)
         kept = [row for row in clean(hfship, packages)["leftovers"] if row["kept"]]
