@@ -75,7 +75,7 @@ from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from pathlib import Path
@@ -8253,7 +8253,6 @@ if command -v sha256sum >/dev/null; then set -- sha256sum -c; else set -- python
 SUMS
 {accept}
 """
-_CUT_LINE = frozenset({10, 12, 30, 35, 255})  # exit codes of rsync, and of ssh
 # Messages of ssh, rsync and the far side's shell -> what an operator has to know; the first row that matches wins.
 _PUSH_FAILURES: Sequence[Tuple[str, Type[HfshipError], str, str]] = (
     (r"No space left on device|[Qq]uota exceeded", DiskError, "{place} is full",
@@ -8307,7 +8306,7 @@ class Destination:
                 names = {"host": host, "place": str(self), "remove": remove}
                 return kind(what.format(**names), why, step.format(**names))
         again = "run the same command again: what arrived is kept"
-        if done.code in _CUT_LINE:
+        if done.code in (10, 12, 30, 35, 255):  # of rsync, and of ssh
             return NetworkError(f"the connection to {host} broke", why, again)
         return HostError(f"a program on {host} ended with {done.code}", why, f"put that right, then {again}")
 
@@ -8541,13 +8540,16 @@ def folder_leftovers(folder: Path) -> List[Leftover]:
         model = next((parent for parent in path.parents if parent in models), path.parent)
         inside, name = path.relative_to(model).as_posix(), path.relative_to(folder).as_posix()
         what = next((what for pattern, what in _LEFTOVERS if pattern.search(name)), "")
-        if model in models and model.name.endswith(INCOMPLETE):
-            old = model.name.endswith(f".replaced{INCOMPLETE}")  # the only one there is, while NAME is missing
-            new = model.with_name(model.name[: -len(f".replaced{INCOMPLETE}")]) if old else model
-            what = "unfinished unpack" if new.is_dir() else ""
-        elif model in models and re.search(r"\.incomplete(\.aria2)?$", name):
-            what = what or "unfinished download"
-        if what and inside not in listed.get(model, ()):
+        if model in models and not what and re.search(r"\.incomplete(\.aria2)?$", name):
+            what = "unfinished download"
+        if inside in listed.get(model, ()):
+            what = ""
+        replaced = model.name.endswith(f".replaced{INCOMPLETE}")  # the only one there is, while NAME is missing
+        if replaced and model.with_name(model.name[: -len(f".replaced{INCOMPLETE}")]).is_dir():
+            what = "replaced model"
+        elif model in models and model.name.endswith(INCOMPLETE) and not (model / MANIFEST_PATH).exists():
+            what = "unfinished unpack"
+        if what:
             archive = re.match(r"\.?(.+\.tar\.zst)", path.name)
             group = path.parent / archive[1] if archive and model not in models else model
             found.append(Leftover(path, what, group, path.lstat()))
@@ -8562,7 +8564,7 @@ def folder_leftovers(folder: Path) -> List[Leftover]:
 def _listed_paths(model: Path) -> Set[str]:
     """Files that belong to a finished model, whatever their names look like."""
     with contextlib.suppress(HfshipError):
-        manifest = None if model.name.endswith(INCOMPLETE) else read_manifest(model)
+        manifest = read_manifest(model)
         return {entry.path for entry in manifest.files} if manifest else set()
     return set()
 
@@ -8570,40 +8572,50 @@ def _listed_paths(model: Path) -> Set[str]:
 def cache_leftovers(cache: Path, old_revisions: bool) -> List[Leftover]:
     """What is unfinished or unused in a cache of huggingface_hub; with `old_revisions` also those without a ref."""
     found: List[Leftover] = []
-    used: Set[Path] = set()
+    used: Set[Tuple[int, int]] = set()
     for repo in [path for path in sorted(cache.iterdir()) if _REPO_FOLDER.match(path.name)]:
         found += _repo_leftovers(repo, old_revisions)
-        used |= {_link_target(path) for path in files_below(repo / "blobs") if path.is_symlink()}
+        used |= {_first_step(path) for path in files_below(repo / "blobs") if path.is_symlink()}
     for path in files_below(cache / ".locks"):
         found.append(Leftover(path, "lock of hf", cache / path.relative_to(cache / ".locks").parts[0], path.lstat()))
     store = cache / "blobs"  # contents that several repositories share, each with a list of their names, HASH.refs
     for path in files_below(store) if (store / ".huggingface-shared-blobs").is_file() else ():
         content = path.with_name(path.name[:64])
         hashed = re.match(r"[0-9a-f]{64}(\.refs|\.lock)?$", path.name)
-        if hashed and content not in used and content.with_name(content.name + ".refs").is_file():
+        listed = content.is_file() and content.with_name(content.name + ".refs").is_file()
+        if hashed and listed and _identity(content) not in used:
             found.append(Leftover(path, "unused content", content, path.lstat()))
     return found
 
 
-def _link_target(path: Path) -> Path:
-    """Where a link leads in its first step."""
-    return Path(os.path.abspath(path.parent / os.readlink(path)))
+def _identity(path: Union[str, Path]) -> Tuple[int, int]:
+    """What names a file whatever path leads to its folder; a link is itself."""
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def _first_step(link: Path) -> Tuple[int, int]:
+    """The identity of what a link leads to; (0, 0) if it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        return _identity(os.path.join(link.parent, os.readlink(link)))
+    return 0, 0
 
 
 def _repo_leftovers(repo: Path, old_revisions: bool) -> List[Leftover]:
     """Unfinished and unreferenced blobs, links to nothing, and revisions that no ref leads to, of one repository."""
     known = {path.read_text(errors="replace").strip() for path in files_below(repo / "refs")}
     found: List[Tuple[Path, str]] = []
-    used: Set[Path] = set()
+    used: Set[Tuple[int, int]] = set()
     for path in files_below(repo / "snapshots"):
         if old_revisions and path.relative_to(repo / "snapshots").parts[0] not in known:
             found.append((path, "old revision"))
         elif path.is_symlink() and not path.exists():
             found.append((path, "link to nothing"))
         elif path.is_symlink():
-            used.add(_link_target(path))
-    for path in set(files_below(repo / "blobs")) - used:
-        found.append((path, "unfinished download of hf" if path.suffix == INCOMPLETE else "unused content"))
+            used.add(_first_step(path))
+    for path in files_below(repo / "blobs"):
+        if _identity(path) not in used:
+            found.append((path, "unfinished download of hf" if path.suffix == INCOMPLETE else "unused content"))
     return [Leftover(path, what, repo, path.lstat()) for path, what in found]
 
 
@@ -8832,7 +8844,6 @@ class HubDoctor:
     def _peer(self, bundle: Optional[str]) -> Tuple[Mapping[str, Any], bytes]:
         """The certificate of the Hub, decoded if `bundle` vouches for it, and as DER. Raises ssl.SSLError."""
         import ssl
-        from http.client import HTTPSConnection
 
         capath = bundle if bundle and os.path.isdir(bundle) else None
         context = ssl.create_default_context(cafile=None if capath else bundle, capath=capath)
@@ -10090,8 +10101,8 @@ def _show_leftovers(rows: Sequence[Mapping[str, Any]], total: int, context: Cont
         context.reporter.info(f"kept: {where}: {why}")
     if lines:
         context.reporter.result(table(lines, ["size", "files", "what", "where"]))
-    verb = "would free" if context.args.dry_run else "to free"
-    context.reporter.result(f"{verb} {human_bytes(total)}" if lines else "nothing to clean")
+    if context.args.dry_run or not lines:
+        context.reporter.result(f"would free {human_bytes(total)}" if lines else "nothing to clean")
 
 
 def _confirm(total: int, yes: bool, reporter: Reporter) -> None:

@@ -128,6 +128,9 @@ def test_killed_packs_and_unpacks(hfship: Program, tmp_path: Path) -> None:
     (packages / "mine.incomplete").write_text("not of hfship")
     for name in ("m.incomplete", "m.replaced.incomplete", "n.replaced.incomplete"):
         shutil.copytree(models / "m", models / name)
+    (models / "m.incomplete" / ".hfship" / "manifest.json").unlink()  # the last file that unpack writes
+    (models / "m.incomplete" / ".hfship" / "lock").touch()
+    shutil.copytree(models / "m", models / "mine.incomplete")
     age(packages, models)
     elsewhere = tmp_path / "killed.tar.zst.incomplete"
     elsewhere.touch()
@@ -140,7 +143,7 @@ def test_killed_packs_and_unpacks(hfship: Program, tmp_path: Path) -> None:
         assert len(kept) == len(clean(hfship, packages)["leftovers"]) and str(holder.pid) in kept[0]["kept"]
     clean(hfship)
     assert tree(packages) == {"killed.tar.zst.0001", "mine.incomplete"}
-    assert sorted(p.name for p in models.iterdir()) == ["m", "n.replaced.incomplete"]
+    assert sorted(p.name for p in models.iterdir()) == ["m", "mine.incomplete", "n.replaced.incomplete"]
 
 
 # -- the caches of huggingface_hub
@@ -199,6 +202,17 @@ def test_of_a_cache_stays_what_a_revision_needs(
     assert done["freed"] == shown["bytes"] > 0
     assert tree(cache) == expected
     assert {p.name for p in (cache.parent / "xet").rglob("*") if p.is_file()} == {"s.mdb"}
+
+
+def test_links_through_another_path_count(cache: Path, pyz: Program, tmp_path: Path) -> None:
+    """A cache that was moved: the links say the old place, which leads to the new one."""
+    (tmp_path / "old").symlink_to(cache)
+    for name in ("new", "both"):
+        link = cache / "models--org--m" / "snapshots" / COMMIT / "sub" / name
+        link.unlink()
+        link.symlink_to(tmp_path / "old" / "models--org--m" / "blobs" / name)
+    clean(pyz, "--cache", cache)
+    assert tree(cache) == KEPT | KEPT_OLD
 
 
 def test_a_repository_with_a_held_lock_is_left_alone(cache: Path, pyz: Program) -> None:

@@ -70,19 +70,25 @@ FAULTS: Dict[str, Any] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_stops_a_fetch_is_named(fault: str, hub: FaultHub, pyz: Program) -> None:
+def test_what_stops_a_fetch_is_named(
+    fault: str, hub: FaultHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     faults, env, args, code, check, words = FAULTS[fault]
     for name, value in faults.items():
         setattr(hub.faults, name, value)
     port = str(closed_port())
-    fill = [arg.replace("{closed}", port) for arg in args]
-    env = {key: value.replace("{closed}", port) for key, value in env.items()}
-    fill += [] if "--endpoint" in fill else ["--endpoint", hub.url]
-    done = pyz("doctor", "--json", *fill, env=env, code=code)
-    failing = [finding for finding in json.loads(done.stdout) if finding["state"] == "fail"]
+    arguments = ["doctor", "--json", *(arg.replace("{closed}", port) for arg in args)]
+    arguments += [] if "--endpoint" in args else ["--endpoint", hub.url]
+    monkeypatch.setattr(hfship, "PROGRAMS", {})
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name, value in env.items():
+        monkeypatch.setenv(name, value.replace("{closed}", port))
+    assert hfship.main(arguments) == code
+    said = capsys.readouterr()
+    failing = [finding for finding in json.loads(said.out) if finding["state"] == "fail"]
     assert failing[0]["check"].split()[0] == check and words in failing[0]["text"], failing
     assert failing[0]["next_step"] and failing[0]["code"] == code
-    assert "secret" not in done.stdout + done.stderr
+    assert "secret" not in said.out + said.err
 
 
 @pytest.mark.parametrize("ahead, state", [(0, "ok"), (200, "warn"), (-200, "warn")])
