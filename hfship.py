@@ -8517,16 +8517,18 @@ class Leftover(NamedTuple):
     status: os.stat_result
 
 
-def files_below(folder: Path) -> List[Path]:
-    """All in a folder that is not a folder, links too; [] if there is none. Raises DiskError where it cannot look."""
+def files_below(folder: Path) -> Dict[Path, os.stat_result]:
+    """All in a folder that is not a folder, links too, with its lstat. Raises DiskError where it cannot look."""
 
     def refuse(exc: OSError) -> None:
-        raise disk_error(exc, "look into", Path(exc.filename), "run it as the user who owns the folder")
+        if not isinstance(exc, FileNotFoundError):
+            raise disk_error(exc, "look into", Path(exc.filename), "run it as the user who owns the folder")
 
-    found = []
-    for root, folders, names in os.walk(folder, onerror=refuse) if folder.is_dir() and not folder.is_symlink() else ():
-        links = [name for name in folders if os.path.islink(os.path.join(root, name))]
-        found += [Path(root, name) for name in names + links]
+    found = {}
+    for root, folders, names in os.walk(folder, onerror=refuse) if not folder.is_symlink() else ():
+        for name in [*names, *(name for name in folders if os.path.islink(os.path.join(root, name)))]:
+            with contextlib.suppress(FileNotFoundError):  # a live download finished it meanwhile
+                found[Path(root, name)] = os.lstat(os.path.join(root, name))
     return found
 
 
@@ -8552,12 +8554,12 @@ def folder_leftovers(folder: Path) -> List[Leftover]:
         if what:
             archive = re.match(r"\.?(.+\.tar\.zst)", path.name)
             group = path.parent / archive[1] if archive and model not in models else model
-            found.append(Leftover(path, what, group, path.lstat()))
+            found.append(Leftover(path, what, group, paths[path]))
     going = {item.path for item in found}
     for model in [model for model in models if not (model / MANIFEST_PATH).exists()]:
         left = [path for path in paths if model in path.parents and path not in going]
         if all(re.match(r"\.(hfship|cache/huggingface)/", path.relative_to(model).as_posix()) for path in left):
-            found += [Leftover(path, "empty model folder", model, path.lstat()) for path in left]
+            found += [Leftover(path, "empty model folder", model, paths[path]) for path in left]
     return found
 
 
@@ -8575,48 +8577,53 @@ def cache_leftovers(cache: Path, old_revisions: bool) -> List[Leftover]:
     used: Set[Tuple[int, int]] = set()
     for repo in [path for path in sorted(cache.iterdir()) if _REPO_FOLDER.match(path.name)]:
         found += _repo_leftovers(repo, old_revisions)
-        used |= {_first_step(path) for path in files_below(repo / "blobs") if path.is_symlink()}
-    for path in files_below(cache / ".locks"):
-        found.append(Leftover(path, "lock of hf", cache / path.relative_to(cache / ".locks").parts[0], path.lstat()))
+        used |= {_first_step(path) for path in files_below(repo.resolve() / "blobs")}
+    for path, status in files_below(cache / ".locks").items():
+        found.append(Leftover(path, "lock of hf", cache / path.relative_to(cache / ".locks").parts[0], status))
     store = cache / "blobs"  # contents that several repositories share, each with a list of their names, HASH.refs
-    for path in files_below(store) if (store / ".huggingface-shared-blobs").is_file() else ():
+    contents = files_below(store) if (store / ".huggingface-shared-blobs").is_file() else {}
+    for path, status in contents.items():
         content = path.with_name(path.name[:64])
-        hashed = re.match(r"[0-9a-f]{64}(\.refs|\.lock)?$", path.name)
-        listed = content.is_file() and content.with_name(content.name + ".refs").is_file()
-        if hashed and listed and _identity(content) not in used:
-            found.append(Leftover(path, "unused content", content, path.lstat()))
+        listed = content in contents and content.with_name(content.name + ".refs") in contents
+        if (
+            listed
+            and re.match(r"[0-9a-f]{64}(\.refs|\.lock)?$", path.name)
+            and _identity(contents[content]) not in used
+        ):
+            found.append(Leftover(path, "unused content", content, status))
     return found
 
 
-def _identity(path: Union[str, Path]) -> Tuple[int, int]:
-    """What names a file whatever path leads to its folder; a link is itself."""
-    status = os.lstat(path)
+def _identity(status: os.stat_result) -> Tuple[int, int]:
+    """What names a file whatever path leads to its folder."""
     return status.st_dev, status.st_ino
 
 
-def _first_step(link: Path) -> Tuple[int, int]:
-    """The identity of what a link leads to; (0, 0) if it is not there."""
-    with contextlib.suppress(FileNotFoundError):
-        return _identity(os.path.join(link.parent, os.readlink(link)))
+def _first_step(path: Path) -> Tuple[int, int]:
+    """The identity of what a link leads to, which may be a link; (0, 0) for other files, and if nothing is there."""
+    with contextlib.suppress(OSError):
+        return _identity(os.lstat(os.path.join(path.parent, os.readlink(path))))
     return 0, 0
 
 
 def _repo_leftovers(repo: Path, old_revisions: bool) -> List[Leftover]:
     """Unfinished and unreferenced blobs, links to nothing, and revisions that no ref leads to, of one repository."""
+    if any(path.is_symlink() for path in (repo, repo / "refs", repo / "snapshots", repo / "blobs")):
+        return []
     known = {path.read_text(errors="replace").strip() for path in files_below(repo / "refs")}
-    found: List[Tuple[Path, str]] = []
-    used: Set[Tuple[int, int]] = set()
-    for path in files_below(repo / "snapshots"):
+    found = []
+    snapshots = files_below(repo / "snapshots")
+    for path, status in snapshots.items():
         if old_revisions and path.relative_to(repo / "snapshots").parts[0] not in known:
-            found.append((path, "old revision"))
+            found.append(Leftover(path, "old revision", repo, status))
         elif path.is_symlink() and not path.exists():
-            found.append((path, "link to nothing"))
-        elif path.is_symlink():
-            used.add(_first_step(path))
-    for path in files_below(repo / "blobs"):
-        if _identity(path) not in used:
-            found.append((path, "unfinished download of hf" if path.suffix == INCOMPLETE else "unused content"))
-    return [Leftover(path, what, repo, path.lstat()) for path, what in found]
+            found.append(Leftover(path, "link to nothing", repo, status))
+    used = {_first_step(path) for path in snapshots.keys() - {item.path for item in found}}
+    for path, status in files_below(repo / "blobs").items():
+        if _identity(status) not in used:
+            what = "unfinished download of hf" if path.suffix == INCOMPLETE else "unused content"
+            found.append(Leftover(path, what, repo, status))
+    return found
 
 
 def open_files(names: AbstractSet[str]) -> Dict[str, Dict[int, int]]:
@@ -8705,9 +8712,9 @@ def freed_by(items: Sequence[Leftover]) -> int:
     """Bytes that the disk gets back: a file with several names counts once, and only when all of them go."""
     names: Dict[Tuple[int, int], int] = {}
     for item in items:
-        key = item.status.st_dev, item.status.st_ino
+        key = _identity(item.status)
         names[key] = names.get(key, 0) + 1
-    once = {(item.status.st_dev, item.status.st_ino): item.status for item in items}
+    once = {_identity(item.status): item.status for item in items}
     return sum(status.st_blocks * 512 for key, status in once.items() if status.st_nlink <= names[key])
 
 
@@ -8729,7 +8736,11 @@ def find_leftovers(folder: Path, cache: bool, old_revisions: bool, own: Sequence
     if folder not in own and not any(True for glob in _CLEANABLE for _ in folder.glob(glob)):
         raise UsageError(f"{folder} looks like neither models nor archives nor a cache", "", step)
     chunks = [path for glob in ("chunk[-_]cache", "*/chunk[-_]cache") for path in folder.glob(glob)] if cache else []
-    cached = [Leftover(path, "cached chunks", place, path.lstat()) for place in chunks for path in files_below(place)]
+    cached = [
+        Leftover(path, "cached chunks", place, status)
+        for place in chunks
+        for path, status in files_below(place).items()
+    ]
     return folder_leftovers(folder) + cached
 
 
@@ -8854,9 +8865,8 @@ class HubDoctor:
         connection = HTTPSConnection(*near, timeout=PROBE_TIMEOUT_S, context=context)
         if via:
             login = base64.b64encode(unquote(f"{via.username}:{via.password}").encode()).decode()
-            connection.set_tunnel(
-                self._host, self._port, {"Proxy-Authorization": f"Basic {login}"} if via.username else {}
-            )
+            headers = {"Proxy-Authorization": f"Basic {login}"} if via.username else {}
+            connection.set_tunnel(self._host, self._port, headers)
         with contextlib.closing(connection):
             connection.connect()
             return connection.sock.getpeercert() or {}, connection.sock.getpeercert(True) or b""
@@ -8866,7 +8876,7 @@ class HubDoctor:
         import ssl
 
         if self._scheme != "https":
-            raise Doubt("not encrypted: a token would be readable on the way", "use https, or no token")
+            raise Doubt("not encrypted: a token can be read on the way", "use https, or no token")
         names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
         public = str(import_requests().certs.where())
         variable = next((name for name in names if os.environ.get(name)), "")
@@ -8899,8 +8909,7 @@ class HubDoctor:
 
     def _hub(self) -> str:
         self._token = find_token(os.environ)
-        stop = threading.Event()
-        self._client = HubClient(self._settings, self._token, self._reporter, stop, 2)
+        self._client = HubClient(self._settings, self._token, self._reporter, threading.Event(), 2)
         began = time.monotonic()
         url = api_url(self._settings.endpoint, "model", self._asked, "revision", self._revision or "main")
         self._answer = self._client.exchange(url)
@@ -9587,20 +9596,15 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
 
 
 def push_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "archives", nargs="+", metavar="ARCHIVE|NAME|DIR", help="archive, any part, their folder, or NAME"
-    )
+    parser.add_argument("archives", nargs="+", metavar="ARCHIVE|NAME|DIR", help="archive, part, their folder, or NAME")
     parser.add_argument(
         "to", metavar="[USER@]HOST:DIR", help="where to, by ssh; without HOST: a folder of this machine"
     )
     parser.add_argument("-p", "--port", type=_positive, metavar="N", help="port of ssh (default: as in ~/.ssh/config)")
     parser.add_argument("-i", "--identity", metavar="FILE", help="private key for ssh (default: those that ssh finds)")
-    parser.add_argument(
-        "--bwlimit", metavar="RATE", help="bytes per second of all together, like 20M; 1000: KiB, as in rsync"
-    )
-    parser.add_argument(
-        "-j", "--jobs", type=_positive, default=PUSH_JOBS, metavar="N", help="files at once (default: %(default)s)"
-    )
+    parser.add_argument("--bwlimit", metavar="RATE", help="bytes per second of all, like 20M; plain numbers are KiB")
+    what = "files at once (default: %(default)s)"
+    parser.add_argument("-j", "--jobs", type=_positive, default=PUSH_JOBS, metavar="N", help=what)
 
 
 def cmd_push(context: Context) -> Exit:
@@ -10011,11 +10015,9 @@ def clean_arguments(parser: argparse.ArgumentParser) -> None:
         "folders", nargs="*", metavar="DIR", help="folder of models or archives (default: both of ours)"
     )
     parser.add_argument(
-        "--cache", action="store_true", help="also caches of hf: unfinished and unused files, Xet's chunks"
+        "--cache", action="store_true", help="also caches of hf: what is unfinished or unused, Xet chunks"
     )
-    parser.add_argument(
-        "--old-revisions", action="store_true", help="with --cache: also revisions that no ref leads to"
-    )
+    parser.add_argument("--old-revisions", action="store_true", help="with --cache: also revisions without a ref")
     parser.add_argument("--older-than", type=_age, default=0, metavar="AGE", help="only what is older, like 12h or 7d")
     parser.add_argument("--dry-run", action="store_true", help="show what would go")
     parser.add_argument("-y", "--yes", action="store_true", help="do not ask")

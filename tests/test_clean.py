@@ -215,6 +215,15 @@ def test_links_through_another_path_count(cache: Path, pyz: Program, tmp_path: P
     assert tree(cache) == KEPT | KEPT_OLD
 
 
+def test_a_repository_with_parts_elsewhere_is_left_alone(cache: Path, pyz: Program, tmp_path: Path) -> None:
+    repo = cache / "models--org--m"
+    (repo / "snapshots").rename(tmp_path / "snapshots")
+    (repo / "snapshots").symlink_to(tmp_path / "snapshots")
+    before = tree(repo)
+    clean(pyz, "--cache", "--old-revisions", cache)
+    assert tree(repo) == before
+
+
 def test_a_repository_with_a_held_lock_is_left_alone(cache: Path, pyz: Program) -> None:
     before = tree(cache / "models--org--m")
     lock = cache / ".locks" / "models--org--m" / "etag.lock"
@@ -416,3 +425,36 @@ def test_of_any_tree_only_unfinished_files_go(names: List[str], links: Set[int],
         unfinished = ".incomplete" in gone or name.endswith((".tmp", ".lock"))
         assert unfinished or "/.hfship/" in f"/{gone}" or "/.cache/huggingface/" in f"/{gone}", gone
     assert tree(root) - tree(inside) and (outside / "w.incomplete").read_text() == "precious"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    blobs=st.sets(st.sampled_from("abcdef")),
+    revisions=st.dictionaries(st.sampled_from([COMMIT, OLD, "c" * 40]), st.sets(st.sampled_from("abcdef"))),
+    refs=st.sets(st.sampled_from([COMMIT, OLD, "c" * 40])),
+    old=st.booleans(),
+)
+def test_of_any_cache_every_revision_that_stays_is_whole(
+    blobs: Set[str], revisions: Dict[str, Set[str]], refs: Set[str], old: bool, tmp_path_factory: Any
+) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    repo = cache / "models--org--m"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    for name in blobs:
+        (repo / "blobs" / name).write_text(name)
+    for commit, names in revisions.items():
+        for name in names:
+            link = repo / "snapshots" / commit / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"../../blobs/{name}")
+    for commit in refs:
+        (repo / "refs" / commit[:1]).write_text(commit)
+    for item in hfship.cache_leftovers(cache, old):
+        assert hfship.remove_leftover(cache, item)
+    kept = {commit: names & blobs for commit, names in revisions.items() if commit in refs or not old}
+    for commit, names in kept.items():
+        for name in names:
+            assert (repo / "snapshots" / commit / name).read_text() == name
+    expected = {name for names in kept.values() for name in names}
+    assert {path.name for path in (repo / "blobs").iterdir()} == expected
