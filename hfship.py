@@ -8370,6 +8370,9 @@ class Push:
         if done.code or not folder or "rsync: not found" in done.out:
             raise self._to.error(done)
         self._to = replace(self._to, folder=folder[1])
+        if not self._to.host:
+            largest, step = max(parcel.size for parcel in self._parcels), "hfship pack --split fat32, then push again"
+            require_room(Path(folder[1]), 0, largest, "push", step)
         for size, blocks, name in re.findall(r"^has (\d+) (\d+) (.*)$", done.out, re.MULTILINE):
             self._there[name] = int(size), int(blocks) * 512
         room = re.search(r"^room .* (\d+) +\d+% ", done.out, re.MULTILINE)
@@ -8660,17 +8663,12 @@ def is_locked(path: Path) -> bool:
         os.close(fd)
 
 
-def claim_of(group: Path) -> str:
-    """The file that a running pack of this archive holds, maybe on another medium; "" for other groups."""
-    return group.name + INCOMPLETE if group.suffix == ".zst" else ""
-
-
 def why_kept(
     group: Path, items: Sequence[Leftover], opened: Mapping[str, Mapping[int, int]], stack: contextlib.ExitStack
 ) -> str:
     """Why a group must stay as it is; "" when nobody works in it. Our own lock on it is then held by `stack`."""
-    now, claimed = time.time(), claim_of(group)
-    if opened.get(claimed):
+    now, claimed = time.time(), group.name + INCOMPLETE  # a pack holds this one, and parts maybe on another medium
+    if group.suffix == ".zst" and opened.get(claimed):
         return f"process {min(opened[claimed].values())} has {claimed} open"
     for item in items:
         name, age = item.path.name, now - item.status.st_mtime
@@ -10033,6 +10031,8 @@ def _age(text: str) -> int:
 def cmd_clean(context: Context) -> Exit:
     """Show what may go and why the rest stays, ask, remove."""
     args, reporter = context.args, context.reporter
+    if args.old_revisions and not args.cache:
+        raise UsageError("--old-revisions is for caches", "", "add --cache")
     own = [context.settings.models_dir, context.settings.package_dir]
     if args.cache:
         own += [hub_path(os.environ, "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")]
@@ -10083,7 +10083,7 @@ def _leftovers_to_clean(
             if time.time() - item.status.st_mtime >= args.older_than:
                 groups.setdefault((item.group, folder), []).append(item)
     names = {item.path.name for items in groups.values() for item in items}
-    opened = open_files(names | {claim_of(group) for group, _ in groups} - {""})
+    opened = open_files(names | {group.name + INCOMPLETE for group, _ in groups})
     rows: List[Dict[str, Any]] = []
     going: List[Tuple[Leftover, Path]] = []
     for (group, folder), items in sorted(groups.items()):

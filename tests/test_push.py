@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pty
+import resource
 import shutil
 import signal
 import socket
@@ -352,6 +353,13 @@ def test_a_disk_of_this_machine_is_a_target_too(package: Path, hfship: Program, 
     said = hfship("push", "m", tmp_path / "usb stick").stdout
     assert "every sum proven there" in said
     assert_arrived(package, tmp_path / "usb stick")
+
+
+def test_a_disk_that_takes_no_large_files_is_refused(package: Path, pyz: Program, tmp_path: Path) -> None:
+    limit = (2_000_000, 2_000_000)  # as FAT has one of 4 GiB
+    refuse = {"code": 7, "preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit)}
+    assert "--split" in pyz("push", "m", tmp_path / "usb", **refuse).stderr
+    assert not list((tmp_path / "usb").iterdir())
 
 
 def test_parts_without_a_sum_are_not_pushed(package: Path, pyz: Program, tmp_path: Path) -> None:
