@@ -8537,7 +8537,8 @@ def files_below(folder: Path) -> Dict[Path, os.stat_result]:
 
 def folder_leftovers(folder: Path) -> List[Leftover]:
     """What killed runs left in a folder of models or archives, or in a model."""
-    paths = files_below(folder)
+    lease = (WORK_DIR, "lease")  # goes with the lock that we take
+    paths = {path: status for path, status in files_below(folder).items() if path.parts[-2:] != lease}
     models = {parent.parent for path in paths for parent in path.parents if parent.name == WORK_DIR}
     listed = {model: _listed_paths(model) for model in models}
     found = []
