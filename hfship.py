@@ -8430,8 +8430,9 @@ class Push:
             nonlocal counted, literal
             amount = re.match(r" *(\d+) +\d+% ", line)
             if amount:
-                self._stage.add(int(amount[1]) - counted)
-                counted = int(amount[1])
+                position = max(counted, int(amount[1]))  # rsync begins to count at 0, then behind what was there
+                self._stage.add(position - counted)
+                counted = position
             total = re.match(r"Literal data: (\d+)", line)
             literal = int(total[1]) if total else literal
             return bool(amount or re.match(r"[A-Z][\w ()]+: [\d.]|sent \d|total size", line))
