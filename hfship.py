@@ -28,7 +28,7 @@ Contents, in the order in which data flows; each section uses only those above i
     15  deployment files           plan -> text of .env and docker-compose.yml
     16  docker                     compose up and down, readiness, status
     17  mirror                     read-only Hub API over a models folder
-    18  jobs                       records of running and recent runs, background, watch, resume after reboot
+    18  jobs                       records of runs, background, watch, resume; push, clean, doctor
     19  command line               argparse tables, thin cmd_* functions, main()
 """
 
@@ -80,7 +80,7 @@ from enum import IntEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache, reduce
 from glob import glob
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from operator import getitem
@@ -1491,33 +1491,63 @@ def run_program(
     cwd: Optional[Path] = None,
     timeout_s: Optional[float] = None,
 ) -> Completed:
-    """Run another program to its end and keep its output. The only use of subprocess outside docker's log stream.
+    """Run another program to its end and keep its output. The only uses of subprocess but for docker's log
+    stream are this and `follow_program`.
 
     `env` is added to our own environment. Raises HostError when the program is missing or takes longer than
     `timeout_s`; a non-zero exit status is the caller's to judge.
     """
     data = stdin.encode() if isinstance(stdin, str) else stdin
     try:
-        done = subprocess.run(
-            list(argv),
-            input=data if data is not None else b"",
-            capture_output=True,
-            env={**os.environ, **(env or {})},
-            cwd=cwd,
-            timeout=timeout_s,
-            check=False,
-        )
-    except FileNotFoundError as exc:
-        raise HostError(
-            f"{argv[0]} is not installed", f"{argv[0]} was not found on PATH", f"install {argv[0]}"
-        ) from exc
-    except PermissionError as exc:
-        raise HostError(f"{argv[0]} cannot be run", str(exc), f"check the permissions of {argv[0]}") from exc
+        with _start_errors(argv[0]):
+            done = subprocess.run(
+                list(argv),
+                input=data if data is not None else b"",
+                capture_output=True,
+                env={**os.environ, **(env or {})},
+                cwd=cwd,
+                timeout=timeout_s,
+                check=False,
+            )
     except subprocess.TimeoutExpired as exc:
         raise HostError(
             f"{argv[0]} did not answer", f"no end within {timeout_s:.0f} s", f"run {argv[0]} by hand"
         ) from exc
     return Completed(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def _start_errors(program: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as exc:
+        why = f"{program} was not found on PATH"
+        raise HostError(f"{program} is not installed", why, f"install {program}") from exc
+    except PermissionError as exc:
+        raise HostError(f"{program} cannot be run", str(exc), f"check the permissions of {program}") from exc
+
+
+def follow_program(
+    argv: Sequence[str], stop: threading.Event, stdin: str = "", tell: Callable[[str], bool] = lambda _: False
+) -> Completed:
+    """Run another program for as long as `stop` is not set. Each line that it prints, ended by LF or CR, is told as it
+    comes; those that `tell` has no use for are kept in `out`, errors among them. `stdin` must fit into a pipe."""
+    environ, kept, rest = {**os.environ, "LC_ALL": "C"}, [], b""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with _start_errors(argv[0]), subprocess.Popen(list(argv), env=environ, **pipes) as process:  # type: ignore[call-overload]
+        with contextlib.suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(stdin.encode())
+        while True:
+            if stop.is_set():
+                process.terminate()
+            if not select.select([process.stdout], [], [], 0.2)[0]:
+                continue
+            piece = os.read(process.stdout.fileno(), 1 << 16)
+            *lines, rest = re.split(rb"[\r\n]+", rest + piece)
+            kept += [text for text in (line.decode("utf-8", "replace") for line in lines) if not tell(text)]
+            if not piece:
+                break
+    return Completed(process.returncode, "\n".join([*kept, rest.decode("utf-8", "replace")]).strip(), "")
 
 
 # ======================================================================================
@@ -2124,7 +2154,7 @@ class HubClient:
             self.gate.hold(wait if wait is not None else backoff(5), f"{reason} (too many requests)")
         raise RetryableError(reason, wait)
 
-    def _exchange(self, url: str) -> ApiAnswer:
+    def exchange(self, url: str) -> ApiAnswer:
         """One API request with its whole body. Raises RetryableError for faults that may pass."""
         response = self.get(url, {})
         try:
@@ -2139,7 +2169,7 @@ class HubClient:
         failures = 0
         for _ in range(MAX_REDIRECTS + RETRIES):
             try:
-                answer = self._exchange(url)
+                answer = self.exchange(url)
             except RetryableError as exc:
                 failures += 1
                 if failures >= RETRIES:
@@ -8878,7 +8908,10 @@ def load_tls(certificate: Path, key: Optional[Path]) -> Any:
 # ======================================================================================
 # §18 Jobs
 #
-# Owns what is known of runs while they run and after: each fetch, pack, verify, unpack, serve and push has a log
+# Owns what a runbook does around the other verbs: look after runs, carry archives over a network (push), remove what
+# killed runs left (clean), and say what a machine can do (doctor).
+#
+# What is known of runs while they run and after: each fetch, pack, verify, unpack, serve and push has a log
 # JOB.log in the log folder and beside it a record JOB.json, and watch, stop, logs and --resume-all work with these.
 #
 # The record (`hfship-job/1`, JSON, replaced atomically up to four times a second) holds the fields of JobRecord.
@@ -9520,6 +9553,819 @@ def watch_in_lines(jobs: Callable[[], Sequence[Job]], interval_s: float, as_json
             time.sleep(interval_s)
 
 
+# ---- push ----------------------------------------------------------------------------
+#
+# While a file is on its way it is NAME.incomplete on the far side, and it gets its name there when its SHA-256 was
+# proven there. So a cut line, a killed rsync or a power cut leaves nothing that looks complete, and rsync goes on
+# behind the bytes that arrived (--append-verify: 1.4 s for the last quarter of 2 GB; finding the same bytes by its
+# delta algorithm, which --partial-dir would use, takes 7 s). What arrived wrong is sent again by that algorithm.
+
+PUSH_JOBS = 4  # ssh lets 2 MiB be on their way per connection: at 50 ms that is 40 MB/s, whatever the line could do
+SSH_OPTIONS = ("-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
+_HASH_IN_PYTHON = """\
+import hashlib, sys
+expected, name = sys.stdin.readline().rstrip("\\n").split("  ", 1)
+digest = hashlib.sha256()
+with open(name, "rb") as stream:
+    for piece in iter(lambda: stream.read(1 << 20), b""): digest.update(piece)
+sys.exit(digest.hexdigest() != expected and name + ": FAILED")
+"""
+# POSIX sh on the far side; it comes by stdin, so no shell that a user may have as login shell takes it apart.
+_PROBE_SCRIPT = """\
+command -v rsync >/dev/null || echo 'rsync: not found'
+mkdir -p -- {folder} && cd -- {folder} && test -w . || {{ echo 'cannot write there'; exit 73; }}
+echo "at $(pwd -P)"
+df -Pk . | tail -n 1 | sed 's/^/room /'
+stat -c 'has %s %b %n' -- {names} 2>/dev/null
+true
+"""
+_PROVE_SCRIPT = """\
+cd -- {folder} || exit 73
+{{ command -v sha256sum || command -v python3; }} >/dev/null || {{ echo 'no sha256sum and no python3 there'; exit 74; }}
+if command -v sha256sum >/dev/null; then set -- sha256sum -c; else set -- python3 -c {python}; fi
+"$@" <<'SUMS' || {{ {refuse}; exit 1; }}
+{sha256}  {found}
+SUMS
+{accept}
+"""
+# Messages of ssh, rsync and the far side's shell -> what an operator has to know; the first row that matches wins.
+_PUSH_FAILURES: Sequence[Tuple[str, Type[HfshipError], str, str]] = (
+    (r"No space left on device|[Qq]uota exceeded", DiskError, "{place} is full",
+     "free space there, then run the same command again: what arrived is kept"),
+    (r"File too large", DiskError, "{place} takes no file of this size", "hfship pack --split fat32, then push again"),
+    (r"cannot write there|Read-only file system|Permission denied \(13\)", DiskError, "cannot write to {place}",
+     "choose a folder that this user may make or write to, or fix that one"),
+    (r"\(code 11\) at receiver", DiskError, "the disk of {place} takes no more",
+     "see df and the disk there, then run the same command again: what arrived is kept"),
+    (r"IDENTIFICATION HAS CHANGED", AuthError, "the host key of {host} is not the one that is known here",
+     "ask the owner of {host}, not over this line, whether the key was changed; only then: {remove}"),
+    (r"Host key verification failed", AuthError, "the host key of {host} is not known here",
+     "ssh {host} once in a terminal, compare the fingerprint, then run the same command again"),
+    (r"Permission denied|Too many authentication failures", AuthError, "{host} does not let us in",
+     "ssh-copy-id, or name the key with --identity, or run it in a terminal to be asked for the password"),
+    (r"Could not resolve hostname", NetworkError, "no host {host} is known", "check the name, or give the address"),
+    (r"Connection refused", NetworkError, "{host} refuses the connection", "check --port, and that sshd runs there"),
+    (r"timed out|No route to host|unreachable", NetworkError, "{host} does not answer", "check the line and --port"),
+    (r"rsync: (?:command )?not found", HostError, "rsync is not installed on {host}", "install rsync on {host}"),
+    (r"no sha256sum and no python3", HostError, "nothing on {host} can hash", "install coreutils or python3 there"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a push goes: `folder` on `host`, or on a disk of this machine (host ""); `ssh` is the command line."""
+
+    host: str
+    folder: str
+    ssh: Tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.folder}" if self.host else self.folder
+
+    def command(self, *options: str) -> List[str]:
+        """The command line of ssh up to the host; of an IPv6 address ssh wants no brackets."""
+        return [*self.ssh, *options, "--", re.sub(r"[\[\]]", "", self.host)]
+
+    def run(self, script: str, stop: threading.Event) -> Completed:
+        """Run a shell script there."""
+        return follow_program([*self.command(), "sh"] if self.host else ["sh"], stop, script)
+
+    def error(self, done: Completed) -> HfshipError:
+        """What a failure of ssh, rsync or the shell there means."""
+        host = self.host or "this machine"
+        lines = [line for line in done.out.splitlines() if line.strip() and not line.startswith("@")]
+        why = "\n".join(lines[-8:]) or f"exit status {done.code}"
+        remove = (re.findall(r"ssh-keygen .*-R .*", done.out) or [f"ssh-keygen -R {host.rpartition('@')[2]}"])[0]
+        for pattern, kind, what, step in _PUSH_FAILURES:
+            if re.search(pattern, done.out):
+                names = {"host": host, "place": str(self), "remove": remove}
+                return kind(what.format(**names), why, step.format(**names))
+        again = "run the same command again: what arrived is kept"
+        if done.code in (10, 12, 30, 35, 255):  # of rsync, and of ssh
+            return NetworkError(f"the connection to {host} broke", why, again)
+        return HostError(f"a program on {host} ended with {done.code}", why, f"put that right, then {again}")
+
+
+def parse_destination(text: str, ssh: Sequence[str] = ()) -> Destination:
+    """[USER@]HOST:DIR, as rsync reads it: a ':' before the first '/' tells a host. Without DIR or "~": the home there.
+
+    >>> [str(parse_destination(t)) for t in ("me@gpu1:/data", "gpu1:~/in", "[::1]:in")]
+    ['me@gpu1:/data', 'gpu1:in', '[::1]:in']
+    """
+    match = re.match(r"((?:[^@:/]+@)?(?:\[[^\]/]+\]|[^:/\[]+)):(.*)$", text)
+    if not match:
+        return Destination("", os.path.abspath(os.path.expanduser(text)))
+    if match[1].startswith("-"):
+        raise UsageError(f"{match[1]!r} is not a host", "", "write [USER@]HOST:DIR")
+    return Destination(match[1], re.sub(r"^~(/|$)", "", match[2]) or ".", tuple(ssh))
+
+
+class Parcel(NamedTuple):
+    """A file to push, and its hex SHA-256."""
+
+    path: Path
+    size: int
+    sha256: str
+
+
+def parcels_of(archives: Sequence[ArchiveFiles], reporter: Reporter) -> List[Parcel]:
+    """The files of archives, with those that travel beside them first. Raises NotFoundError without NAME.sha256."""
+    found: Dict[str, Parcel] = {}
+    for files in archives:
+        listed = files.listed()
+        unlisted = [path.name for path in files.paths if path.name not in listed]
+        if unlisted:
+            step = f"hfship pack --force {files.name[: -len('.tar.zst')]}, or copy {files.sums.name} beside it"
+            raise NotFoundError(f"{files.sums} has no sum of {unlisted[0]}", "the far side could not be proven", step)
+        absent = sorted(set(listed) - {path.name for path in files.paths})
+        if absent:
+            reporter.warn(f"{files.name}: not here, and not pushed: {shorten(absent)}")
+        beside = [files.sums, files.sums.with_name(files.name + SIGNATURE)]
+        beside += [files.folder / name for name in ("hfship.pyz", "READ-ME-FIRST.txt")]
+        for path in [*filter(Path.is_file, beside), *files.paths]:
+            parcel = Parcel(path.absolute(), path.stat().st_size, listed.get(path.name) or sha256_file(path))
+            if found.setdefault(path.name, parcel).sha256 != parcel.sha256:
+                raise UsageError(f"two different files are called {path.name}", "", "push them one by one")
+    return list(found.values())
+
+
+class Push:
+    """One push: knows what is there, sends what is not, and proves each file there. Safe to share between threads."""
+
+    def __init__(self, to: Destination, parcels: Sequence[Parcel], stage: Stage, stop: threading.Event) -> None:
+        self._to, self._parcels, self._stage, self._stop = to, parcels, stage, stop
+        self._there: Dict[str, Tuple[int, int]] = {}  # name -> bytes, bytes on disk
+
+    def prepare(self) -> None:
+        """Make the folder, see what is there, and refuse when the rest has no room. Raises HfshipError."""
+        names = [parcel.path.name + suffix for parcel in self._parcels for suffix in ("", INCOMPLETE)]
+        quoted = " ".join(map(shlex.quote, names))
+        done = self._to.run(_PROBE_SCRIPT.format(folder=shlex.quote(self._to.folder), names=quoted), self._stop)
+        folder = re.search(r"^at (/.*)$", done.out, re.MULTILINE)
+        if done.code or not folder or "rsync: not found" in done.out:
+            raise self._to.error(done)
+        self._to = replace(self._to, folder=folder[1])
+        if not self._to.host:
+            largest, step = max(parcel.size for parcel in self._parcels), "hfship pack --split fat32, then push again"
+            require_room(Path(folder[1]), 0, largest, "push", step)
+        for size, blocks, name in re.findall(r"^has (\d+) (\d+) (.*)$", done.out, re.MULTILINE):
+            self._there[name] = int(size), int(blocks) * 512
+        room = re.search(r"^room .* (\d+) +\d+% ", done.out, re.MULTILINE)
+        free, needed = int(room[1]) * 1024 if room else sys.maxsize, sum(map(self._needed, self._parcels))
+        if needed > free:
+            why = f"{human_bytes(needed - free)} are missing"
+            what = f"cannot push: {self._to} has {human_bytes(free)} free, {human_bytes(needed)} needed"
+            raise DiskError(what, why, "free space there, or choose another folder")
+
+    def _needed(self, parcel: Parcel) -> int:
+        whole = self._there.get(parcel.path.name, (0, 0))
+        partial = self._there.get(parcel.path.name + INCOMPLETE, (0, 0))
+        return max(0, parcel.size - max(min(whole) if whole[0] == parcel.size else 0, min(partial)))
+
+    def bring(self, parcel: Parcel, options: Sequence[str]) -> int:
+        """Have a file there, proven; the bytes that were sent. Raises IntegrityError when it arrives wrong twice."""
+        name, (partial, _) = parcel.path.name, self._there.get(parcel.path.name + INCOMPLETE, (0, 0))
+        again = ["--inplace", "--ignore-times", "--no-whole-file"]  # sends only what differs
+        if self._there.get(name, (-1, 0))[0] == parcel.size and self._proven(parcel, name):
+            self._stage.skip(parcel.size)
+            return 0
+        sent = 0
+        rounds = [again] if partial >= parcel.size or name in self._there else [["--append-verify"], again]
+        for how in rounds:
+            sent += self._send(parcel, [*how, *options], 0 if how is again else partial)
+            if self._proven(parcel, name + INCOMPLETE):
+                return sent
+            self._stage.add(-parcel.size)
+        step = f"hfship verify {parcel.path}, then look at the disk there"
+        raise IntegrityError(f"{name} arrives damaged at {self._to}", f"its SHA-256 is not {parcel.sha256}", step)
+
+    def _proven(self, parcel: Parcel, found: str) -> bool:
+        """Prove a file there. One that is as it should be gets its name, a wrong one loses it."""
+        name, partial = shlex.quote(parcel.path.name), shlex.quote(parcel.path.name + INCOMPLETE)
+        accept, refuse = f"sync -- {partial} 2>/dev/null; mv -f -- {partial} {name}", "true"
+        if found == parcel.path.name:
+            accept, refuse = "true", f"mv -f -- {name} {partial}"
+        texts = {"folder": shlex.quote(self._to.folder), "python": shlex.quote(_HASH_IN_PYTHON)}
+        texts.update(accept=accept, refuse=refuse, sha256=parcel.sha256, found=found)
+        done = self._to.run(_PROVE_SCRIPT.format(**texts), self._stop)
+        if done.code and ": FAILED" not in done.out:
+            raise self._to.error(done)
+        return done.code == 0
+
+    def _send(self, parcel: Parcel, options: Sequence[str], there: int) -> int:
+        """One rsync; the bytes that went over the line. `there` were sent by an earlier run."""
+        target = f"{self._to.folder}/{parcel.path.name}{INCOMPLETE}"
+        shell = ["-s", "-e", shlex.join(self._to.ssh)] if self._to.host else []
+        place = f"{self._to.host}:{target}" if self._to.host else target
+        argv = ["rsync", "--times", "--info=progress2,stats2", "--no-h", *options, *shell, str(parcel.path), place]
+        counted, literal = there, 0
+        self._stage.skip(there)
+
+        def tell(line: str) -> bool:
+            nonlocal counted, literal
+            amount = re.match(r" *(\d+) +\d+% ", line)
+            if amount:
+                position = max(counted, int(amount[1]))  # rsync begins to count at 0, then behind what was there
+                self._stage.add(position - counted)
+                counted = position
+            total = re.match(r"Literal data: (\d+)", line)
+            literal = int(total[1]) if total else literal
+            return bool(amount or re.match(r"[A-Z][\w ()]+: [\d.]|sent \d|total size", line))
+
+        done = follow_program(argv, self._stop, tell=tell)
+        if done.code:
+            raise self._to.error(done)
+        self._stage.add(parcel.size - counted)
+        return literal
+
+
+@contextlib.contextmanager
+def open_line(to: Destination, asks: bool, reporter: Reporter) -> Iterator[Destination]:
+    """The destination, reached without a question; where ssh has one and `asks`, it is put once on the terminal, and
+    one connection then serves for all (BatchMode keeps a job without terminal from waiting for ever)."""
+    batch = replace(to, ssh=(*to.ssh, "-o", "BatchMode=yes"))
+    done = run_program([*batch.command(), "true"]) if to.host else Completed(0, "", "")
+    question = re.search(r"Permission denied|Host key verification failed", done.err) and "CHANGED" not in done.err
+    if done.code == 0 or not (asks and question):
+        if done.code:
+            raise to.error(replace(done, out=done.err))
+        yield batch
+        return
+    reporter.info(f"ssh asks for {to.host}:")
+    with tempfile.TemporaryDirectory(prefix="hfship-") as private:
+        control = ("-o", f"ControlPath={private}/ssh")
+        done = run_program(to.command(*control, "-MNf"))  # it asks at /dev/tty
+        if done.code:
+            raise to.error(replace(done, out=done.err))
+        try:
+            yield replace(batch, ssh=(*batch.ssh, *control))
+        finally:
+            run_program(to.command(*control, "-O", "exit"))
+
+
+def push(
+    to: Destination, parcels: Sequence[Parcel], jobs: int, options: Sequence[str], reporter: Reporter
+) -> Dict[str, Any]:
+    """Bring all files to where they go, `jobs` at a time, each proven there; the row that tells of it."""
+    stop, started = threading.Event(), time.monotonic()
+    with reporter.stage("push", sum(parcel.size for parcel in parcels)) as stage:
+        run = Push(to, parcels, stage, stop)
+        run.prepare()
+        stage.started = time.monotonic()
+        with Workers(jobs, stop) as workers:
+            sent = list(workers.in_order(lambda parcel: run.bring(parcel, options), parcels, len(parcels) + 1))
+    rows = [{"name": p.path.name, "size": p.size, "sha256": p.sha256, "sent": n} for p, n in zip(parcels, sent)]
+    seconds, total = time.monotonic() - started, sum(parcel.size for parcel in parcels)
+    speed = f", sent {human_bytes(sum(sent))} in {human_seconds(seconds)} ({human_bytes(sum(sent) / seconds)}/s)"
+    there = f", {human_bytes(total - sum(sent))} were there already" if sum(sent) < total else ""
+    text = f"pushed to {to}: {len(rows)} files, {human_bytes(total)}, every sum proven there"
+    amounts = {"bytes": total, "bytes_sent": sum(sent), "seconds": round(seconds, 2)}
+    return {"to": str(to), **amounts, "files": rows, "text": text + speed * bool(sum(sent)) + there}
+
+
+# ---- clean ---------------------------------------------------------------------------
+#
+# Removes what killed runs of hfship and huggingface_hub left, and nothing else: a file goes only if its name and place
+# say that it is unfinished or unused, if nobody works in its group (a model folder, an archive, a repository of the
+# cache), and if it still is the file that was shown. Below the folder no symbolic link is followed.
+
+YOUNG_S = 60.0  # what changed this lately may be in use by a host or user whose processes we cannot see
+_SIDECAR = r"READ-ME-FIRST\.txt|hfship\.pyz|[^/]+\.tar\.zst(?:\.\d{4,}|\.sha256|\.sig)?"
+_REPO_FOLDER = re.compile(r"(models|datasets|spaces)--.+$")
+# Path below the folder -> what it is.
+_LEFTOVERS = (
+    (re.compile(r"(^|/)\.cache/huggingface/download/(.+/)?[^/]+\.incomplete$"), "unfinished download of hf"),
+    (re.compile(r"(^|/)\.cache/huggingface/download/(.+/)?[^/]+\.lock$"), "lock of hf"),
+    (re.compile(r"(^|/)\.hfship/partial/[0-9a-f]{40}\.json$"), "unfinished download"),
+    (re.compile(rf"(^|/)(?:{_SIDECAR})\.incomplete$"), "unfinished archive"),
+    (re.compile(rf"(^|/)\.(?:{_SIDECAR}|[^/]+\.(?:json|metadata)|lease)\.\d+\.tmp$"), "unfinished file"),
+)
+# One of these shows that a folder is ours to clean.
+_CLEANABLE = (f"{WORK_DIR}/*", f"*/{WORK_DIR}", f"*/*/{WORK_DIR}", ".cache/huggingface", "*/.cache/huggingface") + (
+    *("*.tar.zst*", "config.json", "*/config.json", "*.safetensors", "*/*.safetensors"),
+    *("chunk[-_]cache", "*/chunk[-_]cache"),
+)
+
+
+class Leftover(NamedTuple):
+    """A file, or a link in a cache, that may go: what it is, the group that it is of, and its lstat."""
+
+    path: Path
+    what: str
+    group: Path
+    status: os.stat_result
+
+
+def files_below(folder: Path) -> Dict[Path, os.stat_result]:
+    """All in a folder that is not a folder, links too, with its lstat. Raises DiskError where it cannot look."""
+
+    def refuse(exc: OSError) -> None:
+        if not isinstance(exc, FileNotFoundError):
+            raise disk_error(exc, "look into", Path(exc.filename), "run it as the user who owns the folder")
+
+    found = {}
+    for root, folders, names in os.walk(folder, onerror=refuse) if not folder.is_symlink() else ():
+        for name in [*names, *(name for name in folders if os.path.islink(os.path.join(root, name)))]:
+            with contextlib.suppress(FileNotFoundError):  # a live download finished it meanwhile
+                found[Path(root, name)] = os.lstat(os.path.join(root, name))
+    return found
+
+
+def folder_leftovers(folder: Path) -> List[Leftover]:
+    """What killed runs left in a folder of models or archives, or in a model."""
+    lease = (WORK_DIR, "lease")  # goes with the lock that we take
+    paths = {path: status for path, status in files_below(folder).items() if path.parts[-2:] != lease}
+    models = {parent.parent for path in paths for parent in path.parents if parent.name == WORK_DIR}
+    listed = {model: _listed_paths(model) for model in models}
+    found = []
+    for path in paths:
+        model = next((parent for parent in path.parents if parent in models), path.parent)
+        inside, name = path.relative_to(model).as_posix(), path.relative_to(folder).as_posix()
+        what = next((what for pattern, what in _LEFTOVERS if pattern.search(name)), "")
+        if model in models and not what and re.search(r"\.incomplete(\.aria2)?$", name):
+            what = "unfinished download"
+        if inside in listed.get(model, ()):
+            what = ""
+        replaced = model.name.endswith(f".replaced{INCOMPLETE}")  # the only one there is, while NAME is missing
+        if replaced and model.with_name(model.name[: -len(f".replaced{INCOMPLETE}")]).is_dir():
+            what = "replaced model"
+        elif model in models and model.name.endswith(INCOMPLETE) and not (model / MANIFEST_PATH).exists():
+            what = "unfinished unpack"
+        if what:
+            archive = re.match(r"\.?(.+\.tar\.zst)", path.name)
+            group = path.parent / archive[1] if archive and model not in models else model
+            found.append(Leftover(path, what, group, paths[path]))
+    going = {item.path for item in found}
+    for model in [model for model in models if not (model / MANIFEST_PATH).exists()]:
+        left = [path for path in paths if model in path.parents and path not in going]
+        if all(re.match(r"\.(hfship|cache/huggingface)/", path.relative_to(model).as_posix()) for path in left):
+            found += [Leftover(path, "empty model folder", model, paths[path]) for path in left]
+    return found
+
+
+def _listed_paths(model: Path) -> Set[str]:
+    """Files that belong to a finished model, whatever their names look like."""
+    with contextlib.suppress(HfshipError):
+        manifest = read_manifest(model)
+        return {entry.path for entry in manifest.files} if manifest else set()
+    return set()
+
+
+def cache_leftovers(cache: Path, old_revisions: bool) -> List[Leftover]:
+    """What is unfinished or unused in a cache of huggingface_hub; with `old_revisions` also those without a ref."""
+    found: List[Leftover] = []
+    used: Set[Tuple[int, int]] = set()
+    for repo in [path for path in sorted(cache.iterdir()) if _REPO_FOLDER.match(path.name)]:
+        found += _repo_leftovers(repo, old_revisions)
+        used |= {_first_step(path) for path in files_below(repo.resolve() / "blobs")}
+    for path, status in files_below(cache / ".locks").items():
+        found.append(Leftover(path, "lock of hf", cache / path.relative_to(cache / ".locks").parts[0], status))
+    store = cache / "blobs"  # contents that several repositories share, each with a list of their names, HASH.refs
+    contents = files_below(store) if (store / ".huggingface-shared-blobs").is_file() else {}
+    for path, status in contents.items():
+        content = path.with_name(path.name[:64])
+        listed = content in contents and content.with_name(content.name + ".refs") in contents
+        if (
+            listed
+            and re.match(r"[0-9a-f]{64}(\.refs|\.lock)?$", path.name)
+            and _identity(contents[content]) not in used
+        ):
+            found.append(Leftover(path, "unused content", content, status))
+    return found
+
+
+def _identity(status: os.stat_result) -> Tuple[int, int]:
+    """What names a file whatever path leads to its folder."""
+    return status.st_dev, status.st_ino
+
+
+def _first_step(path: Path) -> Tuple[int, int]:
+    """The identity of what a link leads to, which may be a link; (0, 0) for other files, and if nothing is there."""
+    with contextlib.suppress(OSError):
+        return _identity(os.lstat(os.path.join(path.parent, os.readlink(path))))
+    return 0, 0
+
+
+def _repo_leftovers(repo: Path, old_revisions: bool) -> List[Leftover]:
+    """Unfinished and unreferenced blobs, links to nothing, and revisions that no ref leads to, of one repository."""
+    if any(path.is_symlink() for path in (repo, repo / "refs", repo / "snapshots", repo / "blobs")):
+        return []
+    known = {path.read_text(errors="replace").strip() for path in files_below(repo / "refs")}
+    found = []
+    snapshots = files_below(repo / "snapshots")
+    for path, status in snapshots.items():
+        if old_revisions and path.relative_to(repo / "snapshots").parts[0] not in known:
+            found.append(Leftover(path, "old revision", repo, status))
+        elif path.is_symlink() and not path.exists():
+            found.append(Leftover(path, "link to nothing", repo, status))
+    used = {_first_step(path) for path in snapshots.keys() - {item.path for item in found}}
+    for path, status in files_below(repo / "blobs").items():
+        if _identity(status) not in used:
+            what = "unfinished download of hf" if path.suffix == INCOMPLETE else "unused content"
+            found.append(Leftover(path, what, repo, status))
+    return found
+
+
+def open_files(names: AbstractSet[str]) -> Dict[str, Dict[int, int]]:
+    """name -> {inode: process} of files with these names that processes, as far as we may see them, hold or map."""
+    found: Dict[str, Dict[int, int]] = {}
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]:
+        with contextlib.suppress(OSError):  # gone, or of another user
+            for fd in os.scandir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(OSError):
+                    name = os.path.basename(os.readlink(fd.path))
+                    if name in names:
+                        found.setdefault(name, {})[os.stat(fd.path).st_ino] = pid
+            for line in Path(f"/proc/{pid}/maps").read_text(errors="replace").splitlines():
+                *_, inode, path = line.split(None, 5)
+                if os.path.basename(path) in names and inode.isdigit():
+                    found.setdefault(os.path.basename(path), {})[int(inode)] = pid
+    return found
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds an flock on a file, or the file is itself a lock (filelock's SoftFileLock)."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        pid, _, host = os.read(fd, 300).decode("utf-8", "replace").strip().partition("\n")
+        alive = host not in ("", socket.gethostname()) or bool(process_start(int(pid) if pid.isdigit() else 0))
+        return path.suffix == ".lock" and pid.isdigit() and alive
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+
+
+def why_kept(
+    group: Path, items: Sequence[Leftover], opened: Mapping[str, Mapping[int, int]], stack: contextlib.ExitStack
+) -> str:
+    """Why a group must stay as it is; "" when nobody works in it. Our own lock on it is then held by `stack`."""
+    now, claimed = time.time(), group.name + INCOMPLETE  # a pack holds this one, and parts maybe on another medium
+    if group.suffix == ".zst" and opened.get(claimed):
+        return f"process {min(opened[claimed].values())} has {claimed} open"
+    for item in items:
+        name, age = item.path.name, now - item.status.st_mtime
+        if item.status.st_ino in opened.get(name, ()):
+            return f"process {opened[name][item.status.st_ino]} has {name} open"
+        if is_locked(item.path):
+            return f"a process holds {name}"
+        if age < YOUNG_S and item.path.parent.name != WORK_DIR:  # there the lock knows better
+            return f"{name} changed {max(age, 0):.0f} s ago"
+    if (group / WORK_DIR).is_dir() and not (group / WORK_DIR).is_symlink():
+        try:
+            stack.enter_context(FolderLock(group))
+        except HfshipError as exc:
+            return exc.what
+    return ""
+
+
+def remove_leftover(root: Path, item: Leftover) -> bool:
+    """Remove a file if it still is the one that was seen; folders on the way are opened one by one, links refused."""
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in item.path.relative_to(root).parts[:-1]:
+            outer, fd = fd, os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            os.close(outer)
+        status, seen = os.stat(item.path.name, dir_fd=fd, follow_symlinks=False), item.status
+        same = (status.st_ino, status.st_size, status.st_mtime_ns) == (seen.st_ino, seen.st_size, seen.st_mtime_ns)
+        if same:
+            os.unlink(item.path.name, dir_fd=fd)
+        return same
+    except FileNotFoundError:
+        return False
+    except OSError as exc:
+        raise disk_error(exc, "remove", item.path, "run it as the user who owns the folder") from exc
+    finally:
+        os.close(fd)
+
+
+def freed_by(items: Sequence[Leftover]) -> int:
+    """Bytes that the disk gets back: a file with several names counts once, and only when all of them go."""
+    names: Dict[Tuple[int, int], int] = {}
+    for item in items:
+        key = _identity(item.status)
+        names[key] = names.get(key, 0) + 1
+    once = {_identity(item.status): item.status for item in items}
+    return sum(status.st_blocks * 512 for key, status in once.items() if status.st_nlink <= names[key])
+
+
+def find_leftovers(folder: Path, cache: bool, old_revisions: bool, own: Sequence[Path]) -> List[Leftover]:
+    """What may go from a folder of models or archives, a cache of huggingface_hub, or one of Xet's chunks.
+
+    Raises UsageError for a folder that is none of these; `own` are those that the settings name.
+    """
+    home, step = Path(os.path.realpath(os.path.expanduser("~"))), "name a folder of models or archives"
+    if folder == home or folder in home.parents:
+        raise UsageError(f"{folder} is not cleaned as a whole", "all kinds of things live there", step)
+    if os.path.ismount(folder) and folder not in own:
+        raise UsageError(f"{folder} is a mount point", "it is not cleaned as a whole", "name the folders in it")
+    is_cache = any(_REPO_FOLDER.match(path.name) for path in folder.iterdir())
+    if is_cache and not cache:
+        raise UsageError(f"{folder} is a cache of huggingface_hub", "", f"hfship clean --cache {folder}")
+    if is_cache:
+        return cache_leftovers(folder, old_revisions)
+    if folder not in own and not any(True for glob in _CLEANABLE for _ in folder.glob(glob)):
+        raise UsageError(f"{folder} looks like neither models nor archives nor a cache", "", step)
+    chunks = [path for glob in ("chunk[-_]cache", "*/chunk[-_]cache") for path in folder.glob(glob)] if cache else []
+    cached = [
+        Leftover(path, "cached chunks", place, status)
+        for place in chunks
+        for path, status in files_below(place).items()
+    ]
+    return folder_leftovers(folder) + cached
+
+
+# ---- doctor --------------------------------------------------------------------------
+
+PROBE_TIMEOUT_S = 5.0
+PROBE_BYTES = 8 << 20
+PROBE_REPO = "openai-community/gpt2"  # public, small, and on every mirror
+DISK_PROBE_BYTES = 16 << 20
+CLOCK_WARN_S, CLOCK_FAIL_S = 60, 900  # S3 takes no request that is off by more than 15 minutes
+# program -> (arguments that make it tell its version, what needs it)
+PROGRAMS: Mapping[str, Tuple[str, str]] = {
+    "docker": ("--version", "serve"),
+    "nvidia-smi": ("--query-gpu=driver_version --format=csv,noheader", "serve"),
+    "rsync": ("--version", "push"),
+    "ssh": ("-V", "push"),
+    "aria2c": ("--version", "fetch --engine aria2"),
+    "zstd": ("--version", "reading archives without hfship"),
+    "openssl": ("version", "signatures"),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one probe found: `state` is ok, warn or fail; a failure has the exit code of its kind."""
+
+    check: str
+    state: str
+    text: str
+    next_step: str = ""
+    code: Exit = Exit.OK
+
+
+class Doubt(Exception):
+    """Raised by a probe that found something which works, but not well: the text, and the next step."""
+
+
+class Examination:
+    """One probe under way, in a thread that nobody has to wait for. `work` returns what it found, or raises."""
+
+    def __init__(self, check: str, work: Callable[[], str], limit_s: float = PROBE_TIMEOUT_S) -> None:
+        self._check, self._work, self._limit_s = check, work, limit_s
+        self._found: Optional[Finding] = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._found = Finding(self._check, "ok", self._work())
+        except Doubt as exc:
+            self._found = Finding(self._check, "warn", *exc.args)
+        except HfshipError as exc:
+            text = exc.what + (f": {exc.why}" if exc.why else "")
+            self._found = Finding(self._check, "fail", text, exc.next_step, exc.code)
+        except (RetryableError, OSError, HTTPException, ValueError) as exc:
+            step = "check the network, the proxy and HF_ENDPOINT"
+            self._found = Finding(self._check, "fail", _root_cause(exc), step, Exit.NETWORK)
+
+    def result(self) -> Finding:
+        """What was found, at the latest when the time is over."""
+        self._thread.join(self._limit_s)
+        step = "check the network, the name server and the proxy"
+        return self._found or Finding(self._check, "fail", f"no answer in {self._limit_s:.0f} s", step, Exit.NETWORK)
+
+
+class HubDoctor:
+    """Probes of one Hub, each built on those before it."""
+
+    def __init__(self, settings: Settings, repo: Optional[str], mirrors: Sequence[str], reporter: Reporter) -> None:
+        self._settings, self._mirrors, self._reporter = settings, mirrors, reporter
+        self._asked, self._revision = parse_repo(repo) if repo else (PROBE_REPO, None)
+        self._named = bool(repo)
+        self._scheme, self._host, self._port = origin(settings.endpoint)
+        self._via: Optional[str] = None
+        self._token: Optional[Token] = None
+        self._snapshot: Optional[Snapshot] = None
+
+    def findings(self) -> Iterator[Finding]:
+        """What the probes find; none after one without which the next make no sense."""
+        steps = {"proxy": self._proxy, "dns": self._dns, "tls": self._tls, "hub": self._hub, "clock": self._clock}
+        steps.update({"token": self._whoami, "repository": self._repository, "speed": self._speed})
+        for check, work in steps.items():
+            limit_s = 2 * PROBE_TIMEOUT_S if check in ("repository", "speed") else PROBE_TIMEOUT_S
+            found = Examination(check, work, limit_s).result()
+            yield found
+            if found.state == "fail" and check in ("proxy", "dns", "tls", "hub"):
+                break  # a mirror may still be reached
+        for mirror in self._mirrors:
+            yield Examination(f"mirror {mirror}", lambda url=mirror: self._mirror(url), 2 * PROBE_TIMEOUT_S).result()  # type: ignore[misc]
+
+    def _proxy(self) -> str:
+        requests = import_requests()
+        url = self._settings.endpoint
+        self._via = requests.utils.select_proxy(url, requests.utils.get_environ_proxies(url))
+        if not self._via:
+            return "none"
+        parts = urlsplit(self._via if "//" in self._via else f"//{self._via}")
+        with socket.create_connection((parts.hostname or "", parts.port or 80), PROBE_TIMEOUT_S):
+            return f"{parts.hostname}:{parts.port or 80} takes connections"
+
+    def _dns(self) -> str:
+        if self._via:
+            return "left to the proxy"
+        try:
+            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except OSError as exc:
+            step = "without a network: that is so on the far side; hfship doctor --offline. Else check /etc/resolv.conf"
+            raise NetworkError(f"{self._host} has no address", exc.strerror or str(exc), step) from exc
+        addresses = sorted({str(address[0]) for *_, address in found})
+        return f"{self._host} is {shorten(addresses, 2)}"
+
+    def _peer(self, bundle: Optional[str]) -> Tuple[Mapping[str, Any], bytes]:
+        """The certificate of the Hub, decoded if `bundle` vouches for it, and as DER. Raises ssl.SSLError."""
+        import ssl
+
+        capath = bundle if bundle and os.path.isdir(bundle) else None
+        context = ssl.create_default_context(cafile=None if capath else bundle, capath=capath)
+        if bundle is None:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        via = urlsplit(self._via) if self._via else None
+        near = (via.hostname or "", via.port or 80) if via else (self._host, self._port)
+        connection = HTTPSConnection(*near, timeout=PROBE_TIMEOUT_S, context=context)
+        if via:
+            login = base64.b64encode(unquote(f"{via.username}:{via.password}").encode()).decode()
+            headers = {"Proxy-Authorization": f"Basic {login}"} if via.username else {}
+            connection.set_tunnel(self._host, self._port, headers)
+        with contextlib.closing(connection):
+            connection.connect()
+            return connection.sock.getpeercert() or {}, connection.sock.getpeercert(True) or b""
+
+    def _tls(self) -> str:
+        """Who vouches for the Hub: a public CA, or one that only this site's bundle has: then TLS ends on the way."""
+        import ssl
+
+        if self._scheme != "https":
+            raise Doubt("not encrypted: a token can be read on the way", "use https, or no token")
+        names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+        public = str(import_requests().certs.where())
+        variable = next((name for name in names if os.environ.get(name)), "")
+        bundle = os.environ[variable] if variable else public
+        try:
+            certificate, _ = self._peer(bundle)
+        except ssl.SSLCertVerificationError as exc:
+            text = f"{self._signer(self._peer(None)[1])}: {exc.verify_message}"
+            step = tls_error(self._settings.endpoint, exc, os.environ).next_step
+            raise NetworkError(text, "", step) from exc
+        except FileNotFoundError as exc:
+            raise NetworkError("the CA bundle cannot be read", bundle, f"correct {variable}") from exc
+        issuer = {key: value for ((key, value),) in certificate["issuer"]}
+        days = (ssl.cert_time_to_seconds(certificate["notAfter"]) - time.time()) / 86400
+        text = f"signed by {issuer.get('organizationName') or issuer.get('commonName')}, for {days:.0f} more days"
+        if days < 14:
+            raise Doubt(text, "the owner of the Hub must renew it")
+        with contextlib.suppress(ssl.SSLCertVerificationError):
+            self._peer(public)
+            return text
+        what = f"{text}; no public CA: an own Hub, or a proxy that opens TLS"
+        raise Doubt(f"{what} ({variable})", "right if your site does so")
+
+    @staticmethod
+    def _signer(der: bytes) -> str:
+        with contextlib.suppress(HostError):
+            argv = ["openssl", "x509", "-inform", "der", "-noout", "-issuer", "-enddate"]
+            return " ".join(run_program(argv, der, timeout_s=PROBE_TIMEOUT_S).out.split("\n")).strip()
+        return "the certificate is not believed"
+
+    def _hub(self) -> str:
+        self._token = find_token(os.environ)
+        self._client = HubClient(self._settings, self._token, self._reporter, threading.Event(), 2)
+        began = time.monotonic()
+        url = api_url(self._settings.endpoint, "model", self._asked, "revision", self._revision or "main")
+        self._answer = self._client.exchange(url)
+        if not self._answer.body.startswith("{") and "X-Error-Code" not in self._answer.headers:
+            kind = self._answer.headers.get("Content-Type", "nothing")
+            step = "check HF_ENDPOINT; a proxy or login page may stand in between"
+            raise NetworkError(f"{self._settings.endpoint} does not answer like a Hub", f"it sends {kind}", step)
+        return f"{self._settings.endpoint} answers in {1000 * (time.monotonic() - began):.0f} ms"
+
+    def _clock(self) -> str:
+        try:
+            skew = time.time() - parsedate_to_datetime(self._answer.headers.get("Date", "")).timestamp()
+        except (TypeError, ValueError, IndexError) as exc:
+            raise Doubt("the Hub does not tell the time") from exc
+        text, step = f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}", "set the clock: timedatectl, chronyc"
+        if abs(skew) > CLOCK_FAIL_S:
+            raise HostError(f"the clock is {text}", "", step)
+        if abs(skew) > CLOCK_WARN_S:
+            raise Doubt(text, step)
+        return text
+
+    def _whoami(self) -> str:
+        if not self._token:
+            return "none: enough for public repositories"
+        answer = self._client.exchange(f"{self._settings.endpoint}/api/whoami-v2")
+        if answer.status in (401, 403):
+            step = f"put a valid token into {self._token.source}, or remove it"
+            raise AuthError("the Hub refuses the token", f"from {self._token.source}", step)
+        if answer.status != 200:
+            return f"from {self._token.source}; this Hub has no accounts"
+        who = json.loads(answer.body)
+        role = ((who.get("auth") or {}).get("accessToken") or {}).get("role", "")
+        return f"of {who.get('name')}, from {self._token.source}" + (f", may {role}" if role else "")
+
+    def _repository(self) -> str:
+        try:
+            self._snapshot = self._client.snapshot(self._asked, self._revision)
+        except (NotFoundError, AuthError) as exc:
+            if self._named:
+                raise
+            raise Doubt(f"no {PROBE_REPO} here to try", "hfship doctor ORG/NAME") from exc
+        source = self._snapshot.source
+        gate = "gated, access granted; " if source.gated else ""
+        files = f"{len(self._snapshot.files)} files, {human_bytes(self._snapshot.size)}"
+        return f"{source.resolved_repo}: {gate}{files}, commit {source.commit[:12]}"
+
+    @staticmethod
+    def _measure(client: HubClient, snapshot: Snapshot) -> Tuple[str, float]:
+        """The host that sends the largest file of a repository, and its bytes per second."""
+        file = max(snapshot.files, key=lambda file: file.size)
+        address = FileAddress(client, FileJob(file, snapshot.source, Path()), client.endpoint)
+        began, count = time.monotonic(), 0
+        with address.open(0, min(file.size, PROBE_BYTES)) as response:
+            for piece in response.iter_content(64 << 10):
+                count += len(piece)
+                if time.monotonic() - began > PROBE_TIMEOUT_S:
+                    break
+            return origin(response.url)[1], count / (time.monotonic() - began)
+
+    def _speed(self) -> str:
+        if not self._snapshot or not self._snapshot.files:
+            raise Doubt("not measured", "hfship doctor ORG/NAME")
+        host, speed = self._measure(self._client, self._snapshot)
+        return f"{human_bytes(speed)}/s over one connection from {host}"
+
+    def _mirror(self, url: str) -> str:
+        client = HubClient(load_settings({}, url), self._token, self._reporter, threading.Event(), 2)
+        began = time.monotonic()
+        client.exchange(api_url(client.endpoint, "model", self._asked, "revision", self._revision or "main"))
+        latency = f"{1000 * (time.monotonic() - began):.0f} ms"
+        theirs = client.snapshot(self._asked, self._revision)
+        source, ours = theirs.source, (self._snapshot or theirs).source.commit
+        text = f"{latency}, {human_bytes(self._measure(client, theirs)[1])}/s"
+        if source.commit != ours:
+            what = f"{text}; commit {source.commit[:12]}, the Hub has {ours[:12]}"
+            raise Doubt(what, "what it has is older: fetch asks the Hub for the rest")
+        return f"{text}, commit {ours[:12]}"
+
+
+def examine_disk(folder: Path) -> str:
+    """Room, file-size limit and write speed of the disk that a folder is or will be on."""
+    place, filesystem, free = existing_ancestor(folder), filesystem_of(folder), free_bytes(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place) as stream:
+            began = time.monotonic()
+            write_all(stream.fileno(), bytes(min(DISK_PROBE_BYTES, free // 2)))
+            os.fdatasync(stream.fileno())
+            speed = os.fstat(stream.fileno()).st_size / (time.monotonic() - began)
+    except OSError as exc:
+        raise disk_error(exc, "write to", place) from exc
+    text = f"{folder}: {human_bytes(free)} free on {filesystem.kind}, writes {human_bytes(speed)}/s"
+    if filesystem.max_file_size:
+        what = f"{text}, files up to {human_bytes(filesystem.max_file_size)}"
+        raise Doubt(what, "hfship pack --split fat32")
+    if free < 10 * GIB:
+        raise Doubt(text, "most models need more: free space")
+    return text
+
+
+def examine_python() -> str:
+    """This Python and the others on PATH."""
+    others = [f"3.{minor}" for minor in range(8, 20) if shutil.which(f"python3.{minor}")]
+    text = f"{platform.python_version()} ({sys.executable}); on PATH: {', '.join(others) or 'no other'}"
+    if sys.version_info < (3, 10):
+        raise Doubt(f"{text}; fetch needs 3.10", "run it with a newer python3")
+    return text
+
+
+def examine_program(name: str) -> str:
+    """The version of a program, or what is missed without it."""
+    arguments, needed_by = PROGRAMS[name]
+    if not shutil.which(name):
+        raise Doubt(f"not installed; {needed_by} needs it", f"install {name} for that")
+    done = run_program([name, *arguments.split()], timeout_s=PROBE_TIMEOUT_S - 1)
+    line = ((done.out + done.err).strip().splitlines() or [""])[0]
+    version = re.search(r"\d+\.[\w.]+", line)
+    if done.code or not version:
+        raise Doubt(line[:60] or f"ends with {done.code}", f"run {name} by hand")
+    return f"version {version[0]}"
+
+
 # ======================================================================================
 # §19 Command line
 #
@@ -10090,6 +10936,45 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
         "seconds": round(done.seconds, 2),
         "text": f"unpacked {done.folder}: {count} files, {human_bytes(size)} {how}",
     }
+
+
+# ---- push ----------------------------------------------------------------------------
+
+
+def push_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("archives", nargs="*", metavar="ARCHIVE|NAME|DIR", help="archive, part, their folder, or NAME")
+    parser.add_argument(
+        "to", metavar="[USER@]HOST:DIR", help="where to, by ssh; without HOST: a folder of this machine"
+    )
+    port = "port of ssh (default: as in ~/.ssh/config)"
+    parser.add_argument("-p", "--port", dest="ssh_port", type=_positive, metavar="N", help=port)
+    parser.add_argument("-i", "--identity", metavar="FILE", help="private key for ssh (default: those that ssh finds)")
+    parser.add_argument("--bwlimit", metavar="RATE", help="bytes per second of all, like 20M; plain numbers are KiB")
+    what = "files at once (default: %(default)s)"
+    parser.add_argument("-j", "--jobs", type=_positive, default=PUSH_JOBS, metavar="N", help=what)
+
+
+def cmd_push(context: Context) -> Exit:
+    """Push archives with what travels beside them."""
+    args, settings, reporter = context.args, context.settings, context.reporter
+    ssh = ["ssh", *SSH_OPTIONS, *(["-p", str(args.ssh_port)] * bool(args.ssh_port))]
+    ssh += ["-i", os.path.expanduser(args.identity)] if args.identity else []
+    to = parse_destination(args.to, ssh)
+    options = []
+    if args.bwlimit:
+        limit = parse_size(args.bwlimit + "KiB" * args.bwlimit.isdigit())
+        options = [f"--bwlimit={max(1, limit // 1024 // args.jobs)}"]
+    found = [find_archives(name, [settings.package_dir, settings.transfer_dir]) for name in args.archives]
+    for name, files in zip(args.archives, found):
+        if not files:
+            step = (
+                f"hfship pack {name}" if find_folder(name, [settings.models_dir]) else "give a path, or pack it first"
+            )
+            raise NotFoundError(f"no archive {name}", f"looked in {settings.package_dir}", step)
+    parcels = parcels_of(merged(files for few in found for files in few), reporter)
+    with open_line(to, os.isatty(0) and reporter.err.isatty(), reporter) as there:
+        _tell_rows(context, [push(there, parcels, args.jobs, options, reporter)])
+    return Exit.OK
 
 
 # ---- serve, status, stop, logs -------------------------------------------------------
@@ -10915,6 +11800,143 @@ def cmd_models(context: Context) -> Exit:
     return Exit.OK
 
 
+# ---- clean ---------------------------------------------------------------------------
+
+
+def clean_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folders", nargs="*", metavar="DIR", help="folder of models or archives (default: both of ours)"
+    )
+    parser.add_argument(
+        "--cache", action="store_true", help="also caches of hf: what is unfinished or unused, Xet chunks"
+    )
+    parser.add_argument("--old-revisions", action="store_true", help="with --cache: also revisions without a ref")
+    parser.add_argument("--older-than", type=_age, default=0, metavar="AGE", help="only what is older, like 12h or 7d")
+    parser.add_argument("--dry-run", action="store_true", help="show what would go")
+    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+
+
+def _age(text: str) -> int:
+    match = re.match(r"(\d+)([smhdw])$", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age: write it like 90m, 12h or 7d")
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
+
+
+def cmd_clean(context: Context) -> Exit:
+    """Show what may go and why the rest stays, ask, remove."""
+    args, reporter = context.args, context.reporter
+    if args.old_revisions and not args.cache:
+        raise UsageError("--old-revisions is for caches", "", "add --cache")
+    own = [context.settings.models_dir, context.settings.package_dir]
+    if args.cache:
+        own += [hub_path(os.environ, "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")]
+        own += [hub_path(os.environ, "xet", "HF_XET_CACHE")]
+    own, named = [Path(os.path.realpath(path)) for path in own], [Path(os.path.realpath(name)) for name in args.folders]
+    folders = named or [path for path in own if path.is_dir()]
+    removed: List[Leftover] = []
+    with contextlib.ExitStack() as locks:
+        rows, going = _leftovers_to_clean(folders, own, args, locks)
+    shown, total = {item.path for item, _ in going}, freed_by([item for item, _ in going])
+    try:
+        if not args.json:
+            _show_leftovers(rows, total, context)
+        if shown and not args.dry_run:
+            if not args.yes:
+                confirm(f"remove them and free {human_bytes(total)}?", reporter)
+            with contextlib.ExitStack() as locks:  # looks again: somebody may have begun to work meanwhile
+                going = [pair for pair in _leftovers_to_clean(folders, own, args, locks)[1] if pair[0].path in shown]
+                removed = [item for item, folder in going if remove_leftover(folder, item)]
+            remove_empty(going)
+    finally:
+        if args.json:
+            amounts = {"bytes": total, "removed": len(removed), "freed": freed_by(removed)}
+            reporter.result_json({"leftovers": rows, **amounts})
+    if removed and not args.json:
+        reporter.result(f"removed {len(removed)} files, freed {human_bytes(freed_by(removed))}")
+    return Exit.OK
+
+
+def remove_empty(gone: Sequence[Tuple[Leftover, Path]]) -> None:
+    """Remove the folders below the one cleaned that are empty without these files."""
+    for path, root in sorted({(path, root) for item, root in gone for path in item.path.parents}, reverse=True):
+        with contextlib.suppress(OSError):  # not empty
+            if root in path.parents:
+                os.rmdir(path)
+    for group in {item.group for item, root in gone if root in item.group.parents}:
+        remove_if_empty(group)
+
+
+def _leftovers_to_clean(
+    folders: Sequence[Path], own: Sequence[Path], args: argparse.Namespace, locks: contextlib.ExitStack
+) -> Tuple[List[Dict[str, Any]], List[Tuple[Leftover, Path]]]:
+    """What was found, as rows of (group, what), and what of it may go, with its folder; its groups are locked."""
+    groups: Dict[Tuple[Path, Path], List[Leftover]] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotFoundError(f"there is no folder {folder}", "", "hfship clean DIR")
+        for item in find_leftovers(folder, args.cache, args.old_revisions, own):
+            if time.time() - item.status.st_mtime >= args.older_than:
+                groups.setdefault((item.group, folder), []).append(item)
+    names = {item.path.name for items in groups.values() for item in items}
+    opened = open_files(names | {group.name + INCOMPLETE for group, _ in groups})
+    rows: List[Dict[str, Any]] = []
+    going: List[Tuple[Leftover, Path]] = []
+    for (group, folder), items in sorted(groups.items()):
+        kept = why_kept(group, items, opened, locks)
+        going += [] if kept else [(item, folder) for item in items]
+        for what in sorted({item.what for item in items}):
+            some = [item for item in items if item.what == what]
+            amounts = {"files": len(some), "bytes": sum(item.status.st_blocks * 512 for item in some)}
+            paths = [str(item.path) for item in some]
+            rows.append({"where": str(group), "what": what, **amounts, "kept": kept or None, "paths": paths})
+    return rows, going
+
+
+def _show_leftovers(rows: Sequence[Mapping[str, Any]], total: int, context: Context) -> None:
+    lines = [[human_bytes(r["bytes"]), str(r["files"]), r["what"], r["where"]] for r in rows if not r["kept"]]
+    for where, why in sorted({(r["where"], r["kept"]) for r in rows if r["kept"]}):
+        context.reporter.info(f"kept: {where}: {why}")
+    if lines:
+        context.reporter.result(table(lines, ["size", "files", "what", "where"]))
+    if context.args.dry_run or not lines:
+        context.reporter.result(f"would free {human_bytes(total)}" if lines else "nothing to clean")
+
+
+# ---- doctor --------------------------------------------------------------------------
+
+
+def doctor_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("repo", nargs="?", metavar="REPO[@REV]", help="prove access to it, and measure with its files")
+    parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
+    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="compare this mirror with the Hub")
+    parser.add_argument("--offline", action="store_true", help="leave the network alone (also: HF_HUB_OFFLINE)")
+
+
+def cmd_doctor(context: Context) -> Exit:
+    """Probe the network in order, and at the same time this machine."""
+    args, settings = context.args, context.settings
+    checks: List[Tuple[str, Callable[[], str]]] = [("python", examine_python)]
+    for folder in dict.fromkeys([settings.models_dir, settings.package_dir]):
+        checks.append(("disk", lambda folder=folder: examine_disk(folder)))  # type: ignore[misc]
+    checks += [(name, lambda name=name: examine_program(name)) for name in PROGRAMS]  # type: ignore[misc]
+    here = [Examination(check, work) for check, work in checks]
+    offline = args.offline or truthy(os.environ.get("HF_HUB_OFFLINE"))
+    hub = HubDoctor(settings, args.repo, args.mirror, Reporter("none", -1))
+    found = [] if offline else list(hub.findings())
+    found += [examination.result() for examination in here]
+    if context.args.json:
+        context.reporter.result_json(
+            [{**asdict(f), "next_step": as_typed(f.next_step), "code": int(f.code)} for f in found]
+        )
+    else:
+        context.reporter.result(table([[f.state, f.check, f.text] for f in found]))
+        for finding in found:
+            if finding.next_step:
+                context.reporter.result(f"next  {finding.check}: {as_typed(finding.next_step)}")
+    return next((finding.code for finding in found if finding.state == "fail"), Exit.OK)
+
+
 # ---- version -------------------------------------------------------------------------
 
 _SEAL = re.compile(rb"#!/usr/bin/env python3\n# sha256 of all bytes after this line: ([0-9a-f]{64})\n")
@@ -11046,6 +12068,14 @@ COMMANDS: Tuple[Command, ...] = (
     ),
     Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack, "archives", True),
     Command(
+        "push",
+        "copy archives to another host by rsync over ssh, proven there",
+        push_arguments,
+        cmd_push,
+        "archives",
+        True,
+    ),
+    Command(
         "serve",
         "put models into service with vLLM in docker, and wait until they answer",
         serve_arguments,
@@ -11065,6 +12095,10 @@ COMMANDS: Tuple[Command, ...] = (
     Command("watch", "show running and recent jobs live; resume them after a reboot", watch_arguments, cmd_watch),
     Command("models", "check and list a models file, or print an example", models_arguments, cmd_models),
     Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
+    Command("clean", "remove what killed downloads, packs and pushes left behind", clean_arguments, cmd_clean),
+    Command(
+        "doctor", "what this machine and its way to the Hub can do, and what stops it", doctor_arguments, cmd_doctor
+    ),
     Command(
         "completion",
         "print the script that makes bash or zsh complete hfship and hfship.pyz",
@@ -11085,6 +12119,9 @@ hfship pack Qwen3-14B
 hfship pack --split fat32 -o /media/usb Qwen3-14B
 hfship verify /media/usb/Qwen3-14B.tar.zst.0001
 hfship verify /data/models/huggingface/Qwen3-14B
+hfship push Qwen3-14B ops@gpu1:/data/transfer
+hfship push Qwen3-14B /media/usb
+hfship push --port 2222 --identity ~/.ssh/site --bwlimit 50M Qwen3-14B.tar.zst.0001 ops@gpu1:transfer
 hfship unpack /data/transfer/Qwen3-14B.tar.zst
 hfship unpack Qwen3-14B -o /data/models/huggingface
 hfship serve Qwen3-8B
@@ -11109,6 +12146,11 @@ hfship watch --install
 hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
 hfship completion bash > ~/.hfship-completion    # then in ~/.bashrc: source ~/.hfship-completion
 hfship completion zsh > ~/.zfunc/_hfship         # with fpath+=(~/.zfunc) before compinit in ~/.zshrc
+hfship clean
+hfship clean --cache --older-than 7d --dry-run
+hfship clean --yes /data/models/huggingface
+hfship doctor
+hfship doctor meta-llama/Llama-3.1-8B --mirror https://hf-mirror.com
 hfship version
 hfship version --verify
 """

@@ -54,6 +54,7 @@ class Faults:
     evil_path: Optional[str] = None  # an extra entry in the tree
     moved: bool = False  # the redirect announces another commit than the listing
     tree_page: int = 1000
+    clock_ahead_s: float = 0.0  # the server's clock, as its Date header tells it
 
 
 @dataclass
@@ -83,6 +84,9 @@ class FaultHandler(hfship.HubHandler):
         with self.server.traffic.lock:
             self.server.traffic.connections += 1
             self.slow = self.server.traffic.connections <= self.server.faults.slow_connections
+
+    def date_time_string(self, timestamp: Optional[float] = None) -> str:
+        return super().date_time_string(time.time() + self.server.faults.clock_ahead_s)
 
     def route(self, url: SplitResult) -> None:
         faults, traffic = self.server.faults, self.server.traffic

@@ -1,0 +1,460 @@
+"""clean: what killed downloads left goes; what is complete, in use or elsewhere stays."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pty
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Dict, List, Set
+
+import archives
+import components
+import pytest
+from archives import noise
+from conftest import Program
+from hub import FaultHub
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import hfship
+
+COMMIT, OLD = "a" * 40, "b" * 40
+
+
+def age(*roots: Path, seconds: float = 3600) -> None:
+    """Make everything below look as if nobody had touched it for a while."""
+    then = time.time() - seconds
+    for root in roots:
+        for path in [root, *root.rglob("*")]:
+            os.utime(path, (then, then), follow_symlinks=False)
+
+
+def tree(root: Path) -> Set[str]:
+    """Every file and link below, but for the locks that hfship leaves in a finished folder."""
+    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_symlink() or p.is_file()}
+
+
+def clean(hfship: Program, *args: Any, **options: Any) -> Dict[str, Any]:
+    return dict(json.loads(hfship("clean", "--json", "--yes", *args, **options).stdout))
+
+
+def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def slow_hub(hub: FaultHub, tmp_path: Path) -> FaultHub:
+    """A Hub whose repository takes half a minute."""
+    folder = tmp_path / "made"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(noise(12_000_000))
+    hub.add(folder)
+    hub.faults.rate_bps = 400_000
+    return hub
+
+
+# -- our own leftovers
+
+
+def test_a_live_fetch_is_left_alone_and_a_killed_one_is_cleaned(
+    slow_hub: FaultHub, hfship: Program, tmp_path: Path
+) -> None:
+    models = tmp_path / "home" / "models"
+    process = hfship.start("fetch", "org/tiny", "--endpoint", slow_hub.url, "--all-files")
+    wait_for(lambda: list(models.rglob("partial/*.json")), process)
+    with contextlib.suppress(OSError):
+        age(models)
+    live = clean(hfship)
+    assert live["removed"] == 0 and live["leftovers"] and all(row["kept"] for row in live["leftovers"])
+    process.kill()
+    process.communicate()
+    assert clean(hfship)["removed"] == 0, "what changed a moment ago may be of a host that we cannot see"
+    age(models)
+    done = clean(hfship)
+    assert done["removed"] >= 2 and done["freed"] >= 12_000_000
+    assert "model.safetensors.incomplete" not in {p.name for p in models.rglob("*")}
+    slow_hub.faults.rate_bps = None
+    hfship("fetch", "org/tiny", "--endpoint", slow_hub.url)
+    age(models)
+    before = tree(models)
+    assert clean(hfship)["leftovers"] == [] and tree(models) == before
+
+
+def test_a_fetch_killed_before_its_first_byte_leaves_no_folder(pyz: Program, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "models" / "m"
+    (folder / ".hfship").mkdir(parents=True)
+    (folder / ".hfship" / "lock").touch()
+    dead = {"host": socket.gethostname(), "pid": 1, "start": "1", "boot_id": "before"}
+    (folder / ".hfship" / "lease").write_text(json.dumps(dead))
+    age(folder)
+    clean(pyz)
+    assert not folder.exists() and folder.parent.exists()
+
+
+def test_a_lease_of_another_host_is_believed(pyz: Program, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "models" / "m"
+    archives.make_model(folder, archives.SMALL)
+    (folder / "w.incomplete").write_bytes(b"x" * 5000)
+    age(folder)
+    (folder / ".hfship" / "lease").write_text(json.dumps({"host": "another", "pid": 1}))
+    rows = clean(pyz)["leftovers"]
+    assert rows and all("in use by another hfship" in row["kept"] for row in rows)
+    assert (folder / "w.incomplete").exists()
+
+
+def test_killed_packs_and_unpacks(hfship: Program, tmp_path: Path) -> None:
+    """Parts of a running pack stay, also on a second medium; a replaced model stays while there is no other."""
+    packages, models = tmp_path / "home" / "transfer_package", tmp_path / "home" / "models"
+    packages.mkdir(parents=True)
+    archives.make_model(models / "m", archives.SMALL)
+    for name in (
+        "killed.tar.zst.incomplete",
+        "killed.tar.zst.0001.incomplete",
+        "killed.tar.zst.0001",
+        ".killed.tar.zst.sha256.12.tmp",
+    ):
+        (packages / name).write_bytes(b"x" * 9000)
+    (packages / "mine.incomplete").write_text("not of hfship")
+    for name in ("m.incomplete", "m.replaced.incomplete", "n.replaced.incomplete"):
+        shutil.copytree(models / "m", models / name)
+    (models / "m.incomplete" / ".hfship" / "manifest.json").unlink()  # the last file that unpack writes
+    (models / "m.incomplete" / ".hfship" / "lock").touch()
+    shutil.copytree(models / "m", models / "mine.incomplete")
+    age(packages, models)
+    elsewhere = tmp_path / "killed.tar.zst.incomplete"
+    elsewhere.touch()
+    with contextlib.ExitStack() as stack:
+        with elsewhere.open() as stream:
+            holder = subprocess.Popen(["sleep", "60"], stdin=stream)
+        stack.callback(holder.wait)
+        stack.callback(holder.kill)
+        kept = [row for row in clean(hfship, packages)["leftovers"] if row["kept"]]
+        assert len(kept) == len(clean(hfship, packages)["leftovers"]) and str(holder.pid) in kept[0]["kept"]
+    clean(hfship)
+    assert tree(packages) == {"killed.tar.zst.0001", "mine.incomplete"}
+    assert sorted(p.name for p in models.iterdir()) == ["m", "mine.incomplete", "n.replaced.incomplete"]
+
+
+# -- the caches of huggingface_hub
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A cache with a current and an old revision, and every kind of leftover; the place where hf looks for it."""
+    hub = tmp_path / "home" / ".cache" / "huggingface" / "hub"
+    repo = hub / "models--org--m"
+    for name, text in {"new": "n" * 5000, "old": "o" * 6000, "both": "b" * 7000, "lost": "l" * 8000}.items():
+        (repo / "blobs").mkdir(parents=True, exist_ok=True)
+        (repo / "blobs" / name).write_text(text)
+    (repo / "blobs" / "etag.12345678.incomplete").write_text("i" * 9000)
+    for commit, names in ((COMMIT, ("new", "both")), (OLD, ("old", "both"))):
+        (repo / "snapshots" / commit / "sub").mkdir(parents=True)
+        for name in names:
+            (repo / "snapshots" / commit / "sub" / name).symlink_to(f"../../../blobs/{name}")
+    (repo / "snapshots" / COMMIT / "gone").symlink_to("../../blobs/gone")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    (hub / ".locks" / "models--org--m").mkdir(parents=True)
+    (hub / ".locks" / "models--org--m" / "etag.lock").touch()
+    for content in ("c" * 64, "d" * 64):
+        store = hub / "blobs" / content[:2]
+        store.mkdir(parents=True)
+        (store / content).write_text(content)
+        (store / f"{content}.refs").write_text("models--org--m/blobs/shared\n")
+    (hub / "blobs" / ".huggingface-shared-blobs").write_text("1\n")
+    (repo / "blobs" / "shared").symlink_to(f"../../blobs/cc/{'c' * 64}")
+    (repo / "snapshots" / COMMIT / "shared").symlink_to("../../blobs/shared")
+    (hub.parent / "xet" / "host" / "chunk_cache" / "ab").mkdir(parents=True)
+    (hub.parent / "xet" / "host" / "chunk_cache" / "ab" / "chunk").write_text("x" * 4000)
+    (hub.parent / "xet" / "host" / "shard_cache").mkdir()
+    (hub.parent / "xet" / "host" / "shard_cache" / "s.mdb").write_text("x")
+    age(hub.parent)
+    return hub
+
+
+KEPT = {f"models--org--m/snapshots/{COMMIT}/{name}" for name in ("sub/new", "sub/both", "shared")}
+KEPT |= {"models--org--m/blobs/new", "models--org--m/blobs/both", "models--org--m/blobs/shared"}
+KEPT |= {"models--org--m/refs/main", "blobs/.huggingface-shared-blobs"}
+KEPT |= {f"blobs/cc/{'c' * 64}", f"blobs/cc/{'c' * 64}.refs"}
+KEPT_OLD = {f"models--org--m/snapshots/{OLD}/sub/{name}" for name in ("old", "both")} | {"models--org--m/blobs/old"}
+
+
+@pytest.mark.parametrize("options, expected", [([], KEPT | KEPT_OLD), (["--old-revisions"], KEPT)])
+def test_of_a_cache_stays_what_a_revision_needs(
+    options: List[str], expected: Set[str], cache: Path, hfship: Program
+) -> None:
+    before = tree(cache)
+    assert clean(hfship)["leftovers"] == [], "without --cache it is not looked at"
+    shown = json.loads(hfship("clean", "--cache", "--dry-run", "--json", *options).stdout)
+    assert tree(cache) == before and shown["removed"] == 0
+    done = clean(hfship, "--cache", *options)
+    assert done["freed"] == shown["bytes"] > 0
+    assert tree(cache) == expected
+    assert {p.name for p in (cache.parent / "xet").rglob("*") if p.is_file()} == {"s.mdb"}
+
+
+def test_links_through_another_path_count(cache: Path, pyz: Program, tmp_path: Path) -> None:
+    """A cache that was moved: the links say the old place, which leads to the new one."""
+    (tmp_path / "old").symlink_to(cache)
+    for name in ("new", "both"):
+        link = cache / "models--org--m" / "snapshots" / COMMIT / "sub" / name
+        link.unlink()
+        link.symlink_to(tmp_path / "old" / "models--org--m" / "blobs" / name)
+    clean(pyz, "--cache", cache)
+    assert tree(cache) == KEPT | KEPT_OLD
+
+
+def test_a_repository_with_parts_elsewhere_is_left_alone(cache: Path, pyz: Program, tmp_path: Path) -> None:
+    repo = cache / "models--org--m"
+    (repo / "snapshots").rename(tmp_path / "snapshots")
+    (repo / "snapshots").symlink_to(tmp_path / "snapshots")
+    before = tree(repo)
+    clean(pyz, "--cache", "--old-revisions", cache)
+    assert tree(repo) == before
+
+
+def test_a_repository_with_a_held_lock_is_left_alone(cache: Path, pyz: Program) -> None:
+    before = tree(cache / "models--org--m")
+    lock = cache / ".locks" / "models--org--m" / "etag.lock"
+    holder = subprocess.Popen(["flock", lock, "sleep", "60"], process_group=0)
+    wait_for(lambda: hfship.is_locked(lock), holder)
+    age(cache)
+    done = clean(pyz, "--cache", cache)
+    os.killpg(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert all(row["kept"] for row in done["leftovers"] if "models--org--m" in row["where"])
+    assert tree(cache / "models--org--m") == before
+
+
+@pytest.mark.parametrize(
+    "owner, kept", [("{pid}\n{host}\n", True), ("{pid}\nanother\n", True), ("999999999\n{host}\n", False)]
+)
+def test_a_lock_where_flock_does_not_work(owner: str, kept: bool, cache: Path, pyz: Program) -> None:
+    """filelock then writes who holds it, and the file itself is the lock."""
+    lock = cache / ".locks" / "models--org--m" / "etag.lock"
+    lock.write_text(owner.format(pid=os.getpid(), host=socket.gethostname()))
+    age(cache)
+    clean(pyz, "--cache", cache)
+    assert lock.exists() == kept == (cache / "models--org--m" / "blobs" / "lost").exists()
+
+
+def test_a_mapped_blob_is_in_use(cache: Path, pyz: Program) -> None:
+    blob = cache / "models--org--m" / "blobs" / "lost"
+    code = "import mmap, sys; f = open(sys.argv[1], 'rb'); m = mmap.mmap(f.fileno(), 0, access=1); f.close(); print(flush=True); input()"
+    holder = subprocess.Popen(["python3", "-c", code, blob], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout and holder.stdout.readline()
+    clean(pyz, "--cache", cache)
+    assert blob.exists()
+    holder.communicate("\n")
+    clean(pyz, "--cache", cache)
+    assert not blob.exists()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("place", ["cache", "local"])
+def test_downloads_of_the_official_client(place: str, slow_hub: FaultHub, pyz: Program, tmp_path: Path) -> None:
+    """Left alone while it runs; cleaned once it was killed; and what it finished is whole."""
+    hf = components.require("hf")
+    local = tmp_path / "home" / "models" / "tiny"
+    env = pyz.env({"HF_ENDPOINT": slow_hub.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
+    argv = [str(hf), "download", "org/tiny", *(["--local-dir", str(local)] if place == "local" else [])]
+    home = tmp_path / "home"
+    process = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list(home.rglob("*.incomplete")), process)
+    age(home)
+    arguments = ["--cache"] if place == "cache" else []
+    live = clean(pyz, *arguments)
+    assert live["removed"] == 0 and live["leftovers"] and all(row["kept"] for row in live["leftovers"])
+    process.kill()
+    process.communicate()
+    age(home)
+    assert clean(pyz, *arguments)["removed"] >= 2
+    assert not list(home.rglob("*.incomplete")) and not list(home.rglob("*.lock"))
+    slow_hub.faults.rate_bps = None
+    subprocess.run(argv, env=env, check=True, capture_output=True)
+    age(home)
+    clean(pyz, *arguments)
+    slow_hub.forget()
+    subprocess.run(argv, env=env, check=True, capture_output=True)
+    assert slow_hub.traffic.body_bytes == 0, "nothing was missing"
+    weights = next(p for p in home.rglob("model.safetensors"))
+    assert weights.read_bytes() == (tmp_path / "made" / "model.safetensors").read_bytes()
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    "folder, code, words",
+    [
+        ("/", 2, "not cleaned as a whole"),
+        ("{home}", 2, "not cleaned as a whole"),
+        ("{home}/..", 2, "not cleaned as a whole"),
+        ("{home}/documents", 2, "looks like neither"),
+        ("{home}/nothing", 5, "there is no folder"),
+        ("/proc", 2, "mount point"),
+    ],
+)
+def test_what_is_not_ours_is_refused(folder: str, code: int, words: str, hfship: Program, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "documents").mkdir()
+    (home / "documents" / "thesis.incomplete").write_text("x")
+    before = tree(home)
+    assert words in hfship("clean", "--yes", folder.format(home=home), code=code).stderr
+    assert tree(home) == before
+
+
+def test_a_cache_wants_its_option(cache: Path, pyz: Program) -> None:
+    assert "clean --cache" in pyz("clean", "--yes", cache, code=2).stderr
+
+
+def test_nobody_to_ask(cache: Path, pyz: Program) -> None:
+    before = tree(cache)
+    done = pyz("clean", "--cache", code=2, stdin=subprocess.DEVNULL)
+    assert "unused content" in done.stdout and "add --yes" in done.stderr and tree(cache) == before
+
+
+@pytest.mark.parametrize("answer, code", [(b"y\n", 0), (b"\n", 2)])
+def test_a_terminal_is_asked(answer: bytes, code: int, cache: Path, pyz: Program) -> None:
+    before = tree(cache)
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execve(pyz.argv[0], [*pyz.argv, "clean", "--cache"], pyz.env())
+    said = b""
+    with contextlib.suppress(OSError):
+        while piece := os.read(terminal, 4096):
+            said += piece
+            if b"[y/N]" in piece:
+                os.write(terminal, answer)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code, said
+    assert (tree(cache) == before) == bool(code)
+
+
+@pytest.mark.parametrize("text", ["7", "x", "-1d", "7y"])
+def test_an_age_that_is_none(text: str, pyz: Program) -> None:
+    assert "not an age" in pyz("clean", f"--older-than={text}", code=2).stderr
+
+
+def test_only_what_is_older(cache: Path, pyz: Program) -> None:
+    young = cache / "models--org--m" / "blobs" / "lost"
+    os.utime(young, (time.time() - 600,) * 2)
+    clean(pyz, "--cache", "--older-than", "30m", cache)
+    assert young.exists() and not (young.parent / "etag.12345678.incomplete").exists()
+
+
+def test_a_link_on_the_way_is_not_followed(tmp_path: Path, hfship: Program) -> None:
+    models = tmp_path / "home" / "models"
+    (models / "m" / ".hfship").mkdir(parents=True)
+    outside = tmp_path / "outside"
+    (outside / ".hfship").mkdir(parents=True)
+    for folder in (outside, models / "m"):
+        (folder / "w.incomplete").write_bytes(b"x")
+        (folder / ".hfship" / "lock").touch()
+    (models / "m" / "sub").symlink_to(outside)
+    (models / "n").symlink_to(outside)
+    (models / "m" / "x.incomplete").symlink_to(outside / "w.incomplete")
+    age(models, outside)
+    clean(hfship)
+    assert tree(outside) == {"w.incomplete", ".hfship/lock"}
+
+
+def test_what_changed_since_it_was_shown_stays(tmp_path: Path) -> None:
+    path = tmp_path / "m" / "w.incomplete"
+    path.parent.mkdir()
+    path.write_text("one")
+    item = hfship.Leftover(path, "", tmp_path, path.lstat())
+    path.write_text("another")
+    assert not hfship.remove_leftover(tmp_path, item) and path.exists()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "m").rename(tmp_path / "away")
+    (tmp_path / "m").symlink_to(tmp_path / "away")
+    with pytest.raises(hfship.DiskError):
+        hfship.remove_leftover(tmp_path, item._replace(status=path.lstat()))
+
+
+def test_hard_links_free_their_bytes_once(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(bytes(8192))
+    (tmp_path / "b").hardlink_to(path)
+    (tmp_path / "outside").hardlink_to(path)
+    items = [hfship.Leftover(tmp_path / n, "", tmp_path, path.lstat()) for n in "ab"]
+    assert hfship.freed_by(items) == 0
+    (tmp_path / "outside").unlink()
+    items = [hfship.Leftover(tmp_path / n, "", tmp_path, path.lstat()) for n in "ab"]
+    assert hfship.freed_by(items) == 8192
+
+
+# -- random trees
+
+NAMES = ["m", "w.safetensors", "w.safetensors.incomplete", ".hfship", "partial", "lock", ".cache", "huggingface"]
+NAMES += ["download", "x.lock", "a.b.incomplete", "m.incomplete", "m.tar.zst", "m.tar.zst.0001", "a" * 40 + ".json"]
+NAMES += ["m.tar.zst.0001.incomplete", "m.replaced.incomplete", ".m.tar.zst.sha256.1.tmp", "verified.jsonl"]
+paths = st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5).map("/".join), max_size=14, unique=True)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(names=paths, links=st.sets(st.integers(0, 13)))
+def test_of_any_tree_only_unfinished_files_go(names: List[str], links: Set[int], tmp_path_factory: Any) -> None:
+    """A file that goes has a name of unfinished or internal files on its way, and nothing outside is ever touched."""
+    root = tmp_path_factory.mktemp("tree")
+    inside, outside = root / "models", root / "outside"
+    outside.mkdir()
+    (outside / "w.incomplete").write_text("precious")
+    inside.mkdir()
+    for number, name in enumerate(names):
+        path = inside / name
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(outside) if number in links else path.write_text("x")
+    before = tree(inside)
+    for item in hfship.folder_leftovers(inside):
+        assert hfship.remove_leftover(inside, item)
+    for gone in before - tree(inside):
+        folder, _, name = gone.rpartition("/")
+        unfinished = ".incomplete" in gone or name.endswith((".tmp", ".lock"))
+        assert unfinished or "/.hfship/" in f"/{gone}" or "/.cache/huggingface/" in f"/{gone}", gone
+    assert tree(root) - tree(inside) and (outside / "w.incomplete").read_text() == "precious"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    blobs=st.sets(st.sampled_from("abcdef")),
+    revisions=st.dictionaries(st.sampled_from([COMMIT, OLD, "c" * 40]), st.sets(st.sampled_from("abcdef"))),
+    refs=st.sets(st.sampled_from([COMMIT, OLD, "c" * 40])),
+    old=st.booleans(),
+)
+def test_of_any_cache_every_revision_that_stays_is_whole(
+    blobs: Set[str], revisions: Dict[str, Set[str]], refs: Set[str], old: bool, tmp_path_factory: Any
+) -> None:
+    cache = tmp_path_factory.mktemp("cache")
+    repo = cache / "models--org--m"
+    (repo / "blobs").mkdir(parents=True)
+    (repo / "refs").mkdir()
+    for name in blobs:
+        (repo / "blobs" / name).write_text(name)
+    for commit, names in revisions.items():
+        for name in names:
+            link = repo / "snapshots" / commit / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(f"../../blobs/{name}")
+    for commit in refs:
+        (repo / "refs" / commit[:1]).write_text(commit)
+    for item in hfship.cache_leftovers(cache, old):
+        assert hfship.remove_leftover(cache, item)
+    kept = {commit: names & blobs for commit, names in revisions.items() if commit in refs or not old}
+    for commit, names in kept.items():
+        for name in names:
+            assert (repo / "snapshots" / commit / name).read_text() == name
+    expected = {name for names in kept.values() for name in names}
+    assert {path.name for path in (repo / "blobs").iterdir()} == expected

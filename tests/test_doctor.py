@@ -1,0 +1,242 @@
+"""doctor: each thing that stops a fetch is named, with its exit code and its way out, within seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+
+import pytest
+from conftest import Program, missing
+from hub import FaultHub
+
+import hfship
+
+
+def doctor(hfship: Program, *args: Any, code: Optional[int] = 0, **options: Any) -> Dict[str, Dict[str, Any]]:
+    """check -> finding."""
+    findings = json.loads(hfship("doctor", "--json", *args, code=code, **options).stdout)
+    return {finding["check"]: finding for finding in findings}
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def hub(hub: FaultHub, model: Path) -> FaultHub:
+    hub.add(model)
+    return hub
+
+
+def test_all_is_well(hub: FaultHub, hfship: Program) -> None:
+    hub.faults.token = "hf_right1234"
+    env = {"HF_TOKEN": "hf_right1234"}
+    found = doctor(hfship, "org/tiny", "--endpoint", hub.url, env=env)
+    states = {
+        check: found[check]["state"] for check in ("proxy", "dns", "hub", "clock", "token", "repository", "speed")
+    }
+    assert set(states.values()) == {"ok"}
+    assert found["speed"]["text"].endswith("from localhost"), "the CDN, not the Hub"
+    said = hfship("doctor", "org/tiny", "--endpoint", hub.url, env=env)
+    assert "hf_right1234" not in said.stdout + said.stderr and "repository" in said.stdout
+
+
+# fault -> (settings of the Hub, environment, arguments, exit code, failing check, words)
+FAULTS: Dict[str, Any] = {
+    "no such host": ({}, {}, ["--endpoint", "http://nowhere.invalid"], 8, "dns", "has no address"),
+    "nobody listens": ({}, {}, ["--endpoint", "http://127.0.0.1:{closed}"], 8, "hub", "efused"),
+    "dead proxy": ({}, {"HTTP_PROXY": "http://me:secret@127.0.0.1:{closed}"}, [], 8, "proxy", "efused"),
+    "login page": ({"html": True}, {}, [], 8, "hub", "does not answer like a Hub"),
+    "unavailable": ({"unavailable": 99}, {}, [], 8, "hub", "answered 503"),
+    "wrong token": ({"token": "hf_right1234"}, {"HF_TOKEN": "hf_wrong1234"}, [], 4, "token", "refuses the token"),
+    "broken token": ({}, {"HF_TOKEN": "two words"}, [], 4, "hub", "not a token"),
+    "gated": ({"gated": True}, {}, ["org/tiny"], 4, "repository", "is gated"),
+    "no such repository": ({}, {}, ["org/nothing"], 5, "repository", "was not found"),
+    "no such revision": ({}, {}, ["org/tiny@v9"], 5, "repository", "no revision"),
+    "clock far off": ({"clock_ahead_s": 4000}, {}, [], 9, "clock", "behind"),
+    "CDN refuses": ({"expires_s": -10}, {}, ["org/tiny"], 8, "speed", "answered 403"),
+    "dead mirror": ({}, {}, ["org/tiny", "--mirror", "http://127.0.0.1:{closed}"], 8, "mirror", ""),
+    "no folder": ({}, {"HFSHIP_MODELS_DIR": "/proc/models"}, [], 7, "disk", "cannot write"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_stops_a_fetch_is_named(
+    fault: str, hub: FaultHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults, env, args, code, check, words = FAULTS[fault]
+    for name, value in faults.items():
+        setattr(hub.faults, name, value)
+    port = str(closed_port())
+    arguments = ["doctor", "--json", *(arg.replace("{closed}", port) for arg in args)]
+    arguments += [] if "--endpoint" in args else ["--endpoint", hub.url]
+    monkeypatch.setattr(hfship, "PROGRAMS", {})
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for name, value in env.items():
+        monkeypatch.setenv(name, value.replace("{closed}", port))
+    assert hfship.main(arguments) == code
+    said = capsys.readouterr()
+    failing = [finding for finding in json.loads(said.out) if finding["state"] == "fail"]
+    assert failing[0]["check"].split()[0] == check and words in failing[0]["text"], failing
+    assert failing[0]["next_step"] and failing[0]["code"] == code
+    assert "secret" not in said.out + said.err
+
+
+@pytest.mark.parametrize("ahead, state", [(0, "ok"), (200, "warn"), (-200, "warn")])
+def test_the_clock(ahead: float, state: str, hub: FaultHub, pyz: Program) -> None:
+    hub.faults.clock_ahead_s = ahead
+    assert doctor(pyz, "--endpoint", hub.url)["clock"]["state"] == state
+
+
+def test_mirrors_are_compared(hub: FaultHub, model: Path, pyz: Program, tmp_path: Path) -> None:
+    with FaultHub(tmp_path / "same") as same, FaultHub(tmp_path / "other") as other:
+        same.add(model)
+        changed = other.add(model)
+        (changed / "config.json").write_text("{}")
+        args = ["org/tiny", "--endpoint", hub.url, "--mirror", same.url, "--mirror", other.url]
+        found = doctor(pyz, *args)
+        assert found[f"mirror {same.url}"]["state"] == "ok" and "B/s" in found[f"mirror {same.url}"]["text"]
+        assert found[f"mirror {other.url}"]["state"] == "warn"
+        args[2] = f"http://127.0.0.1:{closed_port()}"
+        found = doctor(pyz, *args, code=8)
+        assert found[f"mirror {same.url}"]["state"] == "ok", "a mirror may be reached when the Hub is not"
+
+
+def certificate(folder: Path, days: int = 30) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key, as one file."""
+    make = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-days",
+        str(days),
+        "-subj",
+        "/O=Snoop Ltd/CN=x",
+    ]
+    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key", "-out", folder / "cert"]
+    subprocess.run(make, check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
+    return both
+
+
+@pytest.mark.parametrize("through_proxy", [False, True])
+def test_who_signs_is_told(through_proxy: bool, model: Path, pyz: Program, tmp_path: Path) -> None:
+    with FaultHub(tmp_path / "hub2", certificate(tmp_path)) as hub, ConnectProxy() as proxy:
+        hub.add(model)
+        env = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}", "NO_PROXY": ""} if through_proxy else {}
+        found = doctor(pyz, "--endpoint", hub.url, env=env, code=8)
+        assert "Snoop Ltd" in found["tls"]["text"] and "SSL_CERT_FILE" in found["tls"]["next_step"]
+        env["SSL_CERT_FILE"] = str(tmp_path / "cert")
+        tls = doctor(pyz, "--endpoint", hub.url, env=env)["tls"]
+        assert tls["state"] == "warn" and "signed by Snoop Ltd" in tls["text"] and "opens TLS" in tls["text"]
+        assert bool(proxy.asked) == through_proxy
+
+
+def test_a_certificate_that_ends_soon(model: Path, pyz: Program, tmp_path: Path) -> None:
+    with FaultHub(tmp_path / "hub2", certificate(tmp_path, days=2)) as hub:
+        env = {"SSL_CERT_FILE": str(tmp_path / "cert")}
+        assert "renew" in doctor(pyz, "--endpoint", hub.url, env=env)["tls"]["next_step"]
+        env = {"SSL_CERT_FILE": str(tmp_path / "nothing")}
+        assert "correct SSL_CERT_FILE" in doctor(pyz, "--endpoint", hub.url, env=env, code=8)["tls"]["next_step"]
+
+
+class ConnectProxy:
+    """A proxy that knows CONNECT only."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.asked: List[bytes] = []
+
+    def __enter__(self) -> ConnectProxy:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = near.recv(4096)
+            if not piece:
+                return
+            head += piece
+        self.asked.append(head)
+        host, _, port = head.split()[1].decode().rpartition(":")
+        far = socket.create_connection((host.strip("[]"), int(port)))
+        near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        for source, sink in ((near, far), (far, near)):
+            threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while piece := source.recv(1 << 16):
+                sink.sendall(piece)
+        except OSError:
+            pass
+        sink.close()
+
+
+def test_a_name_server_that_never_answers_costs_seconds(pyz: Program, tmp_path: Path) -> None:
+    """A real resolver asks a silent server several times, 5 s each."""
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
+        missing("root, unshare and ip")
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\noptions timeout:30\n")
+    silent = "import socket, time; s = socket.socket(2, 2); s.bind(('127.0.0.1', 53)); time.sleep(60)"
+    script = f'ip link set lo up; mount --bind {tmp_path}/resolv.conf /etc/resolv.conf; "$1" -c "{silent}" & shift; "$@"; code=$?; kill $!; exit $code'
+    argv = ["unshare", "-n", "-m", "sh", "-c", script, "sh", sys.executable, *pyz.argv, "doctor", "--json"]
+    done = subprocess.run(argv, env=pyz.env(), capture_output=True, text=True, timeout=25)
+    assert done.returncode == 8, done.stderr
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert "no answer in" in found["dns"]["text"] and "hub" not in found
+
+
+@pytest.mark.parametrize("args, env", [(["--offline"], {}), ([], {"HF_HUB_OFFLINE": "1"})])
+def test_the_far_side_leaves_the_network_alone(args: List[str], env: Dict[str, str], hfship: Program) -> None:
+    found = doctor(hfship, *args, env=env)
+    assert "dns" not in found and found["python"]["state"] == "ok" and "openssl" in found
+
+
+def test_this_machine(pyz: Program, tmp_path: Path) -> None:
+    """A limit on file sizes, as FAT has one; and programs that are missing or do not work."""
+    (tmp_path / "rsync").write_text("#!/bin/sh\nexit 3\n")
+    (tmp_path / "rsync").chmod(0o755)
+    limit = (50 << 20, 50 << 20)
+    done = pyz(
+        "doctor", "--offline", "--json", env={"PATH": str(tmp_path)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert "files up to 52.4 MB" in found["disk"]["text"] and "--split" in found["disk"]["next_step"]
+    assert found["rsync"]["state"] == "warn" and "ends with 3" in found["rsync"]["text"]
+    assert found["zstd"]["state"] == "warn" and "not installed" in found["zstd"]["text"]
+
+
+def test_a_probe_that_hangs_is_left_behind() -> None:
+    never = threading.Event()
+    found = hfship.Examination("x", lambda: str(never.wait(60)), 0.05).result()
+    assert found.state == "fail" and "no answer" in found.text
+    never.set()
