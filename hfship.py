@@ -9967,7 +9967,7 @@ def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
             return named_deployment(context, name)
         except NotFoundError as exc:
             step = "hfship watch --once   or: hfship status"
-            raise NotFoundError(f"no such job or deployment: {name}", f"{exc.why}\n{no_job.why}", step) from exc
+            raise NotFoundError(f"no such deployment or job: {name}", f"{exc.why}\n{no_job.why}", step) from exc
 
 
 def cmd_watch(context: Context) -> Exit:

@@ -183,7 +183,7 @@ REFUSED: Dict[str, Any] = {
     "unknown repository": (["fetch", "org/nothing", "--background"], 5, "org/nothing was not found"),
     "unknown archive": (["verify", "nothing", "--background"], 5, "nothing"),
     "nothing to see": (["fetch", "org/tiny", "--background", "--dry-run"], 2, "--background is for work"),
-    "stop nothing": (["stop", "nothing"], 5, "no such job or deployment: nothing"),
+    "stop nothing": (["stop", "nothing"], 5, "no such deployment or job: nothing"),
     "logs of nothing": (["logs", "nothing"], 5, "jobs: none"),
     "watch nothing": (["watch", "nothing"], 5, "no such job: nothing"),
     "no log folder": (["fetch", "org/tiny", "--background", "--log-dir", "/dev/null/x"], 7, "--log-dir"),
