@@ -179,7 +179,7 @@ def test_the_job_in_the_way_is_named(pid: int, name: str, tmp_path: Path) -> Non
 
 # arguments -> exit code, words
 REFUSED: Dict[str, Any] = {
-    "usage": (["fetch", "--background"], 2, "REPO"),
+    "usage": (["fetch", "org/tiny", "-j", "0", "--background"], 2, "--jobs"),
     "unknown repository": (["fetch", "org/nothing", "--background"], 5, "org/nothing was not found"),
     "unknown archive": (["verify", "nothing", "--background"], 5, "nothing"),
     "nothing to see": (["fetch", "org/tiny", "--background", "--dry-run"], 2, "--background is for work"),
