@@ -608,7 +608,7 @@ class Reporter:
     def log_progress(self, stage: Stage) -> None:
         """How far a stage is, for the logs."""
         counts = {"done": stage.done, "total": stage.total, "unit": stage.unit, "rate": round(stage.rate)}
-        self.log("info", stage.line(), **counts)
+        self.log("info", stage.line()[len(stage.name) + 2 :], **counts)  # every line has the name of its stage
 
     def result(self, text: str) -> None:
         """A result of the command, to stdout."""
