@@ -370,7 +370,7 @@ def labelled(**rows: str) -> str:
 
 
 class LogFile:
-    """A log to which lines are appended, each in one write. `line` is called under the Reporter's lock."""
+    """A log to which lines are appended, each in one write. `write` is called under the Reporter's lock."""
 
     def __init__(self, path: Path, form: str = "text") -> None:
         self.path, self._json = path, form == "json"
@@ -445,6 +445,13 @@ class Stage:
         """Count files as done."""
         with self._lock:
             self.finished += files
+
+    def each(self, results: Iterable[Any], files: int) -> Iterator[Any]:
+        """The results of work on as many files, counted as they come."""
+        self.files = files
+        for result in results:
+            self.finish(1)
+            yield result
 
     @property
     def seconds(self) -> float:
@@ -635,7 +642,7 @@ class Reporter:
     def log_progress(self, stage: Stage) -> None:
         """How far a stage is, for the logs."""
         counts = {"done": stage.done, "total": stage.total, "unit": stage.unit, "rate": round(stage.rate)}
-        self.log("info", stage.line(), **counts)
+        self.log("info", stage.line()[len(stage.name) + 2 :], **counts)  # every line has the name of its stage
 
     def result(self, text: str) -> None:
         """A result of the command, to stdout."""
@@ -6125,7 +6132,6 @@ def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter
             if size != entry.size:
                 return Damage(f"{entry.path} has {size} bytes instead of {entry.size}")
             found = sha256_file(path, stage.add)
-            stage.finish(1)
         except OSError as exc:
             return Damage(
                 f"{entry.path} cannot be read: {exc.strerror}" if path.exists() else f"{entry.path} is missing"
@@ -6134,8 +6140,8 @@ def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter
         return None if found == entry.sha256 else Damage(what)
 
     with reporter.stage("verify", manifest.size) as stage, Workers(jobs) as workers:
-        stage.files = len(manifest.files)
-        return [damage for damage in workers.in_order(check, manifest.files, jobs) if damage]
+        found = stage.each(workers.in_order(check, manifest.files, jobs), len(manifest.files))
+        return [damage for damage in found if damage]
 
 
 def folder_error(folder: Path, manifest: Manifest, damages: Sequence[Damage]) -> DamageError:
@@ -11482,7 +11488,7 @@ def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
             return named_deployment(context, name)
         except NotFoundError as exc:
             step = "hfship watch --once   or: hfship status"
-            raise NotFoundError(f"no such job or deployment: {name}", f"{exc.why}\n{no_job.why}", step) from exc
+            raise NotFoundError(f"no such deployment or job: {name}", f"{exc.why}\n{no_job.why}", step) from exc
 
 
 def cmd_watch(context: Context) -> Exit:

@@ -179,11 +179,11 @@ def test_the_job_in_the_way_is_named(pid: int, name: str, tmp_path: Path) -> Non
 
 # arguments -> exit code, words
 REFUSED: Dict[str, Any] = {
-    "usage": (["fetch", "--background"], 2, "needs a model"),
+    "usage": (["fetch", "org/tiny", "-j", "0", "--background"], 2, "--jobs"),
     "unknown repository": (["fetch", "org/nothing", "--background"], 5, "org/nothing was not found"),
     "unknown archive": (["verify", "nothing", "--background"], 5, "nothing"),
     "nothing to see": (["fetch", "org/tiny", "--background", "--dry-run"], 2, "--background is for work"),
-    "stop nothing": (["stop", "nothing"], 5, "no such job or deployment: nothing"),
+    "stop nothing": (["stop", "nothing"], 5, "no such deployment or job: nothing"),
     "logs of nothing": (["logs", "nothing"], 5, "jobs: none"),
     "watch nothing": (["watch", "nothing"], 5, "no such job: nothing"),
     "no log folder": (["fetch", "org/tiny", "--background", "--log-dir", "/dev/null/x"], 7, "--log-dir"),
