@@ -8322,10 +8322,10 @@ class MirrorServer(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             super().__init__(address, handler)
-        except OSError as exc:
+        except (OSError, OverflowError) as exc:
             where = f"{address[0]}:{address[1]}"
             step = "choose another --port, or stop what listens there (ss -ltnp)"
-            raise HostError(f"cannot listen on {where}", exc.strerror or str(exc), step) from exc
+            raise HostError(f"cannot listen on {where}", getattr(exc, "strerror", "") or str(exc), step) from exc
 
     def server_bind(self) -> None:
         """Without the base class's question to the DNS, which nobody answers behind an air gap."""
@@ -9322,6 +9322,11 @@ def cmd_mirror(context: Context) -> Exit:
         )
     if args.tls_key and not args.tls_cert:
         raise UsageError("--tls-key is nothing without --tls-cert", "", "give both, or one --tls-cert that holds both")
+    if args.access_log:
+        try:
+            args.access_log.open("a").close()
+        except OSError as exc:
+            raise disk_error(exc, "write", args.access_log) from exc
     library, reporter = Library(folder, context.reporter.info), context.reporter
     value = os.environ.get("HFSHIP_MIRROR_TOKEN", "").strip()
     token = checked_token(value, "environment variable HFSHIP_MIRROR_TOKEN") if value else None
