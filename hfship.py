@@ -8355,6 +8355,7 @@ class MirrorServer(ThreadingHTTPServer):
     def drain(self, limit_s: float) -> None:
         """Take no new connection, and let the answers on their way finish for at most `limit_s`."""
         self.closing = True
+        self.shutdown()
         self.server_close()
         if self.answering:
             self.reporter.info(f"stopping when {len(self.answering)} answers are sent; Ctrl-C again stops at once")
@@ -9350,8 +9351,11 @@ def cmd_mirror(context: Context) -> Exit:
         reach = re.sub(r"//(0\.0\.0\.0|\[::\])", f"//{socket.gethostname()}", server.url)
         secret = "HF_TOKEN=... " if token else ""
         reporter.info(f"use it with: {secret}HF_ENDPOINT={reach} hf download {names[0] if names else 'ORG/NAME'}")
+        # Not in this thread: an interrupt in the middle of an accept would cut the connection that it accepted.
         with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+            threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+            while True:
+                time.sleep(0.2)  # a signal that another thread received is seen at the next turn
         with contextlib.suppress(KeyboardInterrupt):
             server.drain(STOP_GRACE_S)
     return Exit.OK
