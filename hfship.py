@@ -8844,10 +8844,10 @@ class MirrorServer(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             super().__init__(address, handler)
-        except OSError as exc:
+        except (OSError, OverflowError) as exc:
             where = f"{address[0]}:{address[1]}"
             step = "choose another --port, or stop what listens there (ss -ltnp)"
-            raise HostError(f"cannot listen on {where}", exc.strerror or str(exc), step) from exc
+            raise HostError(f"cannot listen on {where}", getattr(exc, "strerror", "") or str(exc), step) from exc
 
     def server_bind(self) -> None:
         """Without the base class's question to the DNS, which nobody answers behind an air gap."""
@@ -8877,6 +8877,7 @@ class MirrorServer(ThreadingHTTPServer):
     def drain(self, limit_s: float) -> None:
         """Take no new connection, and let the answers on their way finish for at most `limit_s`."""
         self.closing = True
+        self.shutdown()
         self.server_close()
         if self.answering:
             self.reporter.info(f"stopping when {len(self.answering)} answers are sent; Ctrl-C again stops at once")
@@ -11547,6 +11548,11 @@ def cmd_mirror(context: Context) -> Exit:
         )
     if args.tls_key and not args.tls_cert:
         raise UsageError("--tls-key is nothing without --tls-cert", "", "give both, or one --tls-cert that holds both")
+    if args.access_log:
+        try:
+            args.access_log.open("a").close()
+        except OSError as exc:
+            raise disk_error(exc, "write", args.access_log) from exc
     library, reporter = Library(folder, context.reporter.info), context.reporter
     value = os.environ.get("HFSHIP_MIRROR_TOKEN", "").strip()
     token = checked_token(value, "environment variable HFSHIP_MIRROR_TOKEN") if value else None
@@ -11570,8 +11576,11 @@ def cmd_mirror(context: Context) -> Exit:
         reach = re.sub(r"//(0\.0\.0\.0|\[::\])", f"//{socket.gethostname()}", server.url)
         secret = "HF_TOKEN=... " if token else ""
         reporter.info(f"use it with: {secret}HF_ENDPOINT={reach} hf download {names[0] if names else 'ORG/NAME'}")
+        # Not in this thread: an interrupt in the middle of an accept would cut the connection that it accepted.
         with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+            threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+            while True:
+                time.sleep(0.2)  # a signal that another thread received is seen at the next turn
         with contextlib.suppress(KeyboardInterrupt):
             server.drain(STOP_GRACE_S)
     return Exit.OK

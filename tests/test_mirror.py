@@ -133,6 +133,20 @@ def test_port_taken(hfship: Program, mirror: str, tmp_path: Path) -> None:
     assert f"127.0.0.1:{port}" in done.stderr and "--port" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "options, code, words",
+    [
+        (["--port", "99999"], 9, "0-65535"),
+        (["--host", "no such host"], 9, "cannot listen"),
+        (["--access-log", "/proc/nothing/log"], 7, "/proc/nothing/log"),
+    ],
+)
+def test_what_cannot_be_opened_is_said_at_once(
+    options: List[str], code: int, words: str, hfship: Program, tmp_path: Path
+) -> None:
+    assert words in hfship("mirror", tmp_path, *options, code=code).stderr
+
+
 def test_missing_folder(hfship: Program, tmp_path: Path) -> None:
     assert "no folder" in hfship("mirror", tmp_path / "nothing", code=5).stderr
 
@@ -550,7 +564,7 @@ def test_a_stopped_mirror_finishes_what_it_is_sending(hfship: Program, model: Pa
             try:
                 socket.create_connection(address, timeout=5).close()
                 return False
-            except ConnectionRefusedError:
+            except ConnectionError:  # refused, or reset while it stood in the queue
                 return True
 
         wait_until(refused)
