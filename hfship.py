@@ -40,6 +40,7 @@ import calendar
 import contextlib
 import errno
 import fcntl
+import gzip
 import hashlib
 import importlib
 import importlib.machinery
@@ -76,7 +77,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import islice
+from itertools import chain, islice, tee
 from pathlib import Path
 from types import MappingProxyType
 from typing import (
@@ -774,14 +775,16 @@ def fsync_dir(folder: Path) -> None:
         os.close(fd)
 
 
-def atomic_write(path: Path, content: Union[str, bytes], mode: int = 0o644, durable: bool = True) -> None:
-    """Write a small file so that it is there complete or not at all; with `durable` also across a power cut."""
+def atomic_write(path: Path, content: Union[str, bytes], mode: Optional[int] = None, durable: bool = True) -> None:
+    """Write a small file so that it is there complete or not at all; with `durable` also across a power cut. Without
+    `mode` the umask decides who may read it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode or 0o666)
         try:
-            os.fchmod(fd, mode)
+            with contextlib.suppress(OSError):  # some file systems know no modes; it has no more rights than asked for
+                os.fchmod(fd, mode) if mode else None
             write_all(fd, data)
             if durable:
                 os.fsync(fd)
@@ -978,6 +981,14 @@ class FolderLock:
                 os.utime(self._lease)
 
 
+def remove_if_empty(folder: Path) -> None:
+    """Take back a model folder into which nothing came but what locks it."""
+    with contextlib.suppress(OSError):
+        work = folder / WORK_DIR
+        if os.listdir(folder) == [WORK_DIR] and not any(path.stat().st_size for path in work.iterdir()):
+            shutil.rmtree(folder)
+
+
 BUILD_TABLE = "hfship-build.json"  # {"version", "entries": {name: SHA-256}}: what build_zipapp.py put into this file
 
 
@@ -1066,7 +1077,8 @@ def run_program(
 #                      "repo_type"},
 #    "files": [{"path", "sha256", "size"}, ...]  sorted by the UTF-8 bytes of path,
 #    "totals": {"files": N, "bytes": N}}
-# `source` is null when the folder did not come through `fetch`: then nobody but the packer vouches for the bytes.
+# `source` is null when the folder did not come through `fetch`: then nobody but the packer vouches for the bytes. With
+# "unproven": true nobody does: the model came in an archive of another program, without sums.
 # ======================================================================================
 
 MANIFEST_FORMAT = "hfship-manifest/1"
@@ -1109,6 +1121,7 @@ class Manifest:
     name: str
     files: Tuple[FileEntry, ...]
     source: Optional[Source] = None
+    unproven: bool = False
 
     @property
     def size(self) -> int:
@@ -1123,6 +1136,7 @@ class Manifest:
             "source": vars(self.source) if self.source else None,
             "files": [vars(entry) for entry in self.files],
             "totals": {"files": len(self.files), "bytes": self.size},
+            **({"unproven": True} if self.unproven else {}),
         }
         return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1) + "\n"
 
@@ -1163,7 +1177,7 @@ def _manifest_from_value(value: Any) -> Manifest:
             raise ValueError(f"sha256 of {entry.path!r} is {entry.sha256!r}")
     check_distinct_paths(entry.path for entry in files)
     source = Source(**value["source"]) if value.get("source") else None
-    return make_manifest(str(value["name"]), files, source)
+    return replace(make_manifest(str(value["name"]), files, source), unproven=value.get("unproven") is True)
 
 
 def check_relative_path(path: str) -> None:
@@ -3310,6 +3324,8 @@ class Zstd:
     The callables it makes hold library state: one per thread, never shared.
     """
 
+    errors: Tuple[Type[Exception], ...] = (ZstdError,)
+
     def __init__(self, name: str, origin: str) -> None:
         self.name, self.origin = name, origin
 
@@ -3341,6 +3357,11 @@ class Zstd:
         """The library's part of `decompressor`, for frames whose header declares the right size."""
         raise NotImplementedError
 
+    def piecewise(self) -> Callable[[bytes], bytes]:
+        """Decodes one frame of any program: the next bytes of the frame, cut between blocks -> their content. Raises
+        one of `errors`."""
+        raise NotImplementedError
+
 
 class _Zstandard(Zstd):
     """The zstandard package, or its C backend alone."""
@@ -3348,7 +3369,7 @@ class _Zstandard(Zstd):
     def __init__(self, module: Any, origin: str) -> None:
         library = ".".join(map(str, module.ZSTD_VERSION))
         super().__init__(f"zstandard {module.__version__} (libzstd {library})", origin)
-        self._module = module
+        self._module, self.errors = module, (module.ZstdError,)
 
     def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
         options = self._module.ZstdCompressionParameters(
@@ -3378,13 +3399,17 @@ class _Zstandard(Zstd):
 
         return decode
 
+    def piecewise(self) -> Callable[[bytes], bytes]:
+        decode: Callable[[bytes], bytes] = self._module.ZstdDecompressor().decompressobj().decompress
+        return decode
+
 
 class _StdlibZstd(Zstd):
     """compression.zstd of Python 3.14."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(f"compression.zstd (libzstd {module.zstd_version})", "Python's standard library")
-        self._module = module
+        self._module, self.errors = module, (module.ZstdError, EOFError)
 
     def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
         wanted = {"compression_level": level, "checksum_flag": 1, "content_size_flag": 1, **parameters}
@@ -3410,6 +3435,10 @@ class _StdlibZstd(Zstd):
 
         return decode
 
+    def piecewise(self) -> Callable[[bytes], bytes]:
+        decode: Callable[[bytes], bytes] = self._module.ZstdDecompressor().decompress
+        return decode
+
 
 class _SystemZstd(Zstd):
     """libzstd.so.1 through ctypes, which lets other threads run meanwhile. Its API is stable since 1.4.0 (zstd.h)."""
@@ -3430,6 +3459,7 @@ class _SystemZstd(Zstd):
             ("ZSTD_freeDCtx", size, [pointer]),
             ("ZSTD_findFrameCompressedSize", size, [ctypes.c_char_p, size]),
             ("ZSTD_decompressDCtx", size, [pointer, pointer, size, ctypes.c_char_p, size]),
+            ("ZSTD_decompressStream", size, [pointer, pointer, pointer]),
         ):
             function = getattr(self._library, name)
             function.restype, function.argtypes = result, arguments
@@ -3468,6 +3498,24 @@ class _SystemZstd(Zstd):
             found = self._checked(library.ZSTD_decompressDCtx(context, target, size, source, len(source)))
             content: bytes = self._ctypes.string_at(target, found)
             return content
+
+        weakref.finalize(decode, library.ZSTD_freeDCtx, context)
+        return decode
+
+    def piecewise(self) -> Callable[[bytes], bytes]:
+        library, context, ctypes = self._library, self._library.ZSTD_createDCtx(), self._ctypes
+        target = ctypes.create_string_buffer(FRAME_SIZE)
+
+        def decode(pieces: bytes) -> bytes:
+            source = ctypes.create_string_buffer(pieces, len(pieces))
+            given = (ctypes.c_size_t * 3)(ctypes.addressof(source), len(pieces), 0)
+            content = bytearray()
+            while True:  # ZSTD_inBuffer and ZSTD_outBuffer: address, size, position
+                taken = (ctypes.c_size_t * 3)(ctypes.addressof(target), len(target), 0)
+                self._checked(library.ZSTD_decompressStream(context, taken, given))
+                content += memoryview(target)[: taken[2]]
+                if given[2] == given[1] and taken[2] < taken[1]:
+                    return bytes(content)
 
         weakref.finalize(decode, library.ZSTD_freeDCtx, context)
         return decode
@@ -3994,14 +4042,15 @@ def unit_at(head: bytes) -> Tuple[int, int]:
 
 
 def read_units(stream: IO[bytes]) -> Iterator[Tuple[bytes, int]]:
-    """The units of an archive that comes as a stream, with the bytes of their content; then what is left, with -1.
+    """The units of an archive that comes as a stream, with the bytes of their content; then what is left, with -1:
+    the tables, which are smaller than LARGEST_FRAME.
 
     Raises ValueError for a unit that is cut or out of bounds.
     """
     while True:
         head = stream.read(_PZSTD.size)
         if head[:4] != _PZSTD.pack(PZSTD_MAGIC, 4, 0)[:4] or len(head) < _PZSTD.size:
-            yield head + stream.read(), -1
+            yield head + stream.read(LARGEST_FRAME), -1
             return
         frame = stream.read(min(_PZSTD.unpack(head)[2], largest_unit(LARGEST_FRAME)))
         size, length = unit_at(head + frame[:18])
@@ -4017,6 +4066,164 @@ def part_name(archive: str, number: int, parts_at_most: int) -> str:
     ('m.tar.zst.0007', 'm.tar.zst.00007')
     """
     return f"{archive}.{number:0{max(4, len(str(parts_at_most)))}d}"
+
+
+# ---- streams of other programs -------------------------------------------------------
+
+BOMB_RATIO, BOMB_ALLOWANCE = 100, 1 << 30  # content may be so many times what came, beyond what harms nobody
+LARGEST_HEADER = 1 << 20  # bytes of a name or PAX header
+
+
+class _Pieces(io.RawIOBase):
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces, self._left = iter(pieces), memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = memoryview(piece)
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+
+def stream_of(pieces: Iterable[bytes]) -> io.BufferedReader:
+    """Pieces of bytes as one stream, which reads fewer bytes than asked for only at its end.
+
+    >>> stream_of([b"ab", b"", b"cde"]).read(4)
+    b'abcd'
+    """
+    return io.BufferedReader(_Pieces(pieces), CHUNK)
+
+
+def take(stream: IO[bytes], size: int) -> bytes:
+    """The next `size` bytes. Raises EOFError when the stream ends before."""
+    found = stream.read(size)
+    if len(found) < size:
+        raise EOFError("it ends too early")
+    return found
+
+
+class ZstdContent:
+    """The content of zstd frames that any program made (RFC 8878), one after the other, in pieces.
+
+    The frames are taken apart into their blocks of at most 128 KiB here: so no library is trusted with a cut, and none
+    can be made to give more than a few MiB at a time. `unchecked` counts frames without checksum.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._zstd = stream, load_zstd()
+        self._came = self._grown = self.unchecked = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Raises EOFError for what is cut, ValueError for what is damaged or grows without end."""
+        magic = self._stream.read(4)
+        while magic:
+            if len(magic) == 4 and magic[0] >> 4 == 5 and magic[1:] == b"\x2a\x4d\x18":  # a skippable frame
+                for _ in copy_range(self._stream, int.from_bytes(self._take(4), "little")):
+                    pass
+            elif magic == ZSTD_MAGIC:
+                yield from self._frame()
+            else:
+                raise ValueError(f"no zstd frame begins with {magic.hex()}")
+            magic = self._stream.read(4)
+
+    def _take(self, size: int) -> bytes:
+        self._came += size
+        return take(self._stream, size)
+
+    def _frame(self) -> Iterator[bytes]:
+        decode, descriptor = self._zstd.piecewise(), self._take(1)
+        single, checksum = descriptor[0] >> 5 & 1, descriptor[0] >> 2 & 1
+        self.unchecked += 1 - checksum
+        size = 1 - single + (0, 1, 2, 4)[descriptor[0] & 3] + (single, 2, 4, 8)[descriptor[0] >> 6]
+        pieces, last = [ZSTD_MAGIC, descriptor, self._take(size)], 0
+        while not last:
+            head = self._take(3)
+            last, kind, size = head[0] & 1, head[0] >> 1 & 3, int.from_bytes(head, "little") >> 3
+            pieces += [head, self._take(1 if kind == 1 else size), self._take(4 * checksum * last)]
+            if last or len(pieces) > 96:  # 32 blocks
+                try:
+                    content, pieces = decode(b"".join(pieces)), []
+                except self._zstd.errors as exc:
+                    raise ValueError(f"a zstd frame is damaged: {exc}") from exc
+                self._grown += len(content)
+                if self._grown > BOMB_ALLOWANCE + BOMB_RATIO * self._came:
+                    raise ValueError(f"it grows more than {BOMB_RATIO} times: a bomb")
+                yield content
+
+
+def copy_range(stream: IO[bytes], size: int) -> Iterator[bytes]:
+    """The next `size` bytes of a stream in pieces. Raises EOFError."""
+    while size:
+        piece = take(stream, min(size, CHUNK))
+        size -= len(piece)
+        yield piece
+
+
+# What tells the tar members apart that are refused (POSIX ustar, GNU tar)
+_TAR_KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a named pipe",
+    b"S": "a sparse file",
+}
+
+
+def tar_members(stream: IO[bytes]) -> Iterator[Tuple[str, int, bool]]:
+    """(path, size, whether it is a folder) of the members of a tar stream: ustar, PAX or GNU. Whoever asks reads the
+    content of one before the next. Raises ValueError for what is neither a regular file nor a folder, or damaged."""
+    import tarfile  # not with the others: most commands need none
+
+    more: Dict[str, str] = {}
+    block = take(stream, _BLOCK)
+    while any(block):
+        try:
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+        except (tarfile.TarError, UnicodeDecodeError) as exc:
+            raise ValueError(f"a tar header is damaged, or its name not UTF-8: {exc}") from exc
+        if member.type in (b"x", b"g", b"L", b"K"):
+            if member.size > LARGEST_HEADER:
+                raise ValueError(f"a tar header has {member.size} bytes")
+            text = take(stream, member.size)
+            more.update(_pax_records(text) if member.type in b"xg" else {})
+            more.update({"path": _utf8(text.rstrip(b"\0"))} if member.type == b"L" else {})
+        else:
+            path, size = more.get("path", member.name), int(more.get("size", member.size))
+            kind = b"S" if any(key.startswith("GNU.sparse") for key in more) else member.type
+            if kind not in (b"0", b"\0", b"5") or size < 0:
+                raise ValueError(f"{path!r} is {_TAR_KINDS.get(kind, 'of an unknown kind')}")
+            yield path, size, kind == b"5" or path.endswith("/")
+            member.size, more = size, {}
+        take(stream, -member.size % _BLOCK)
+        block = take(stream, _BLOCK)
+
+
+def _utf8(name: bytes) -> str:
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"the name {name!r} is not UTF-8") from exc
+
+
+def _pax_records(text: bytes) -> Dict[str, str]:
+    """What a PAX header says: lines of their own length, a blank, KEY=VALUE."""
+    records = {}
+    while text:
+        size = int(text.split(b" ", 1)[0])
+        key, equals, value = text[:size].split(b" ", 1)[1].partition(b"=")
+        if not equals or value[-1:] != b"\n" or size > len(text):
+            raise ValueError("a PAX header is damaged")
+        records[_utf8(key)] = _utf8(value[:-1]) if key in (b"path", b"size") else ""
+        text = text[size:]
+    return records
 
 
 class Sink:
@@ -4203,6 +4410,7 @@ def default_jobs() -> int:
 # ---- archives on disk ----------------------------------------------------------------
 
 MEDIA_POLL_S = 0.5
+STDIN = "-"  # an archive that comes through a pipe
 _PART = re.compile(r"(?P<archive>.+\.tar\.zst)\.(?P<number>[0-9]{4,})$")
 _SUM_LINE = re.compile(r"(?P<sha256>[0-9a-f]{64}) [ *](?P<name>[^/\n]+)$", re.MULTILINE)
 
@@ -4356,9 +4564,11 @@ def merged(found: Iterable[ArchiveFiles]) -> List[ArchiveFiles]:
 
 
 def find_archives(argument: str, folders: Sequence[Path]) -> List[ArchiveFiles]:
-    """The archives that an argument means: a file, any part, a folder that holds archives, or a NAME looked up in
-    `folders`. Empty when there are none."""
+    """The archives that an argument means: a file, any part, a folder that holds archives, a NAME looked up in
+    `folders`, or - for standard input. Empty when there are none."""
     path = Path(argument)
+    if argument == STDIN:
+        return [ArchiveFiles(Path(), STDIN, {})]
     if path.is_dir():
         return archives_in(path)
     match = _PART.match(path.name)
@@ -4378,7 +4588,7 @@ class Archive:
 
     files: ArchiveFiles
     parts: Tuple[Part, ...]
-    frames: Tuple[Frame, ...]
+    frames: Sequence[Frame]
     damages: Tuple[Damage, ...]
     manifest: Optional[Manifest] = None
     text: bytes = b""
@@ -4452,24 +4662,133 @@ def read_parts(parts: Sequence[Part], offset: int, size: int, media: Optional[Me
         os.close(fd)
 
 
+class ForeignArchive(IntegrityError):
+    """Nothing tells that hfship made it: maybe an archive of another program, which is what `stream` brings."""
+
+    def __init__(self, files: ArchiveFiles, stream: IO[bytes]) -> None:
+        what = f"{files.path} was not made by hfship, or both its beginning and its end are damaged"
+        why = "it has neither the tables of hfship at its end nor a manifest in its first frame"
+        super().__init__(what, why, f"copy it again; if another program made it: hfship unpack {files.path}")
+        self.files, self.stream = files, stream
+
+
+@dataclass(frozen=True)
+class Streamed(Archive):
+    """An archive that comes as a stream: `units` (see read_units) brings its frames, which become known as they come;
+    `held` are those that wait to be decoded, by their offset."""
+
+    units: Iterator[Tuple[bytes, int]] = iter(())
+    held: Dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return sum(frame.size for frame in self.frames)
+
+    def frames_to_come(self, tail: List[bytes]) -> Iterator[Tuple[int, Frame]]:
+        """All frames, numbered; then the tables are in `tail`, unless the stream ends early."""
+        assert isinstance(self.frames, list)
+        with contextlib.suppress(ValueError):
+            for unit, length in self.units:
+                if length < 0:
+                    tail.append(unit)
+                    return
+                last = self.frames[-1] if self.frames else Frame(0, 0, 0, 0)
+                self.frames.append(Frame(last.offset + last.size, len(unit), last.stop, length, zlib.crc32(unit)))
+                self.held[self.frames[-1].offset] = unit
+                yield len(self.frames), self.frames[-1]
+
+    def unit(self, frame: Frame) -> bytes:
+        return self.held.pop(frame.offset)
+
+    def ends(self, tail: Sequence[bytes]) -> List[Damage]:
+        """What is wrong with the tables, or is wrong by them. Raises IncompleteError when they did not come."""
+        at = self.size
+        if not tail or len(tail[0]) < tail_size(len(self.frames), 1):
+            raise IncompleteError(
+                f"the archive on standard input ended too early: no frame is whole from byte {at} on",
+                "what sends it was stopped, or lost its connection",
+                "send it again: files that are complete are kept",
+            )
+        try:
+            told = decode_tail(tail[0]).frames
+        except (ValueError, struct.error):
+            return [Damage("neither a frame nor intact tables", at, len(tail[0]))]
+        pairs = zip(self.frames, [*told, *[None] * len(self.frames)])
+        wrong = [self.damage("CRC-32 differs", n) for n, (came, known) in enumerate(pairs, 1) if came != known]
+        return wrong or [Damage("frames are missing", at)] * (len(told) != len(self.frames))
+
+
+def open_stream(files: ArchiveFiles, stream: IO[bytes]) -> Streamed:
+    """The archive that comes as a stream. Raises ForeignArchive when it does not begin like one."""
+    first, ours, again = tee(iter(lambda: stream.read(CHUNK), b""), 3)
+    head, units = stream_of(first).read(8), read_units(stream_of(ours))
+    taken: List[Tuple[bytes, int]] = []
+    decompress, content = load_zstd().decompressor(), bytearray()
+
+    def pull(size: int) -> bytes:
+        while len(content) < size and len(content) <= LARGEST_FRAME and (not taken or taken[-1][1] >= 0):
+            taken.append(next(units, (b"", -1)))
+            unit, length = taken[-1]
+            content.extend(decompress(memoryview(unit)[_PZSTD.size :], length) if length >= 0 else b"")
+        return bytes(content)
+
+    if not head:
+        raise IncompleteError("nothing came through the pipe", "", "look at what the sending command said")
+    try:
+        if head != _PZSTD.pack(PZSTD_MAGIC, 4, 0)[:8]:
+            raise ValueError("no unit of ours begins here")
+        manifest, text, planes, delta = read_leading(pull, "the manifest in the stream")
+        segments = stream_layout(manifest, text, planes, delta)
+    except (ValueError, ZstdError) as exc:
+        raise ForeignArchive(files, stream_of(again)) from exc
+    absent = parse_delta(delta, manifest) if delta else frozenset()
+    parts = (Part(0, sys.maxsize, files.path),)
+    return Streamed(files, parts, [], (), manifest, text, segments, absent, units=chain(taken, units))
+
+
+def file_pieces(paths: Iterable[Path]) -> Iterator[bytes]:
+    """The bytes of files, one after the other, in pieces."""
+    for path in paths:
+        try:
+            with path.open("rb", buffering=0) as stream:
+                yield from iter(lambda: stream.read(CHUNK), b"")  # noqa: B023 - it is used up before the next
+        except OSError as exc:
+            raise disk_error(exc, "read", path, "check the medium, then copy the archive again") from exc
+
+
 def open_archive(files: ArchiveFiles, media: Optional[MediaChange] = None) -> Archive:
     """Find all frames and the manifest of an archive, by its tables or, if these are damaged, by walking it.
 
-    Raises IntegrityError when nothing tells that hfship made it, and when parts are missing that only the tables
-    could have told about. All else that is wrong is in `damages`.
+    Raises ForeignArchive when nothing tells that hfship made it, and IntegrityError when parts are missing that only
+    the tables could have told about. All else that is wrong is in `damages`.
     """
+    if files.name == STDIN:
+        return open_stream(files, open(0, "rb", buffering=0, closefd=False))
     index = read_index(files)
     archive = indexed_archive(files, index) if index else _walked_archive(files)
     archive = replace(archive, media=media, damages=()) if index and media else archive
     archive = _with_manifest(archive)
     if not index and not archive.manifest:
-        raise _foreign(files)
+        raise ForeignArchive(files, stream_of(file_pieces(files.paths)))
     return archive
 
 
 def read_index(files: ArchiveFiles) -> Optional[Index]:
-    """The tables at the end of an archive; None if they are not there or damaged."""
-    path = files.paths[-1]
+    """The tables at the end of an archive; None if they are not there or damaged. Where parts of another pack are in
+    between, the last one has not ours: then those that fit the most parts."""
+    sizes = {number: path.stat().st_size for number, path in files.numbers.items() if path.exists()}
+    best, most = None, -1
+    for path in reversed(files.paths):
+        index = _tables_of(path)
+        fitting = sum(sizes.get(n) == size for n, size in enumerate(index.part_sizes, 1)) if index else -1
+        if fitting > most:
+            best, most = index, fitting
+        if not files.numbers or most == len(sizes):
+            break
+    return best
+
+
+def _tables_of(path: Path) -> Optional[Index]:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -4531,15 +4850,6 @@ def _require_all_parts(files: ArchiveFiles) -> None:
             f"missing in {files.folder}: {shorten(missing, 20)}",
             "copy them again, then run the same command",
         )
-
-
-def _foreign(files: ArchiveFiles) -> IntegrityError:
-    cat = f"cat {files.folder / files.name}.* | tar --zstd -x" if files.numbers else f"tar --zstd -xf {files.path}"
-    return IntegrityError(
-        f"{files.path} was not made by hfship, or both its beginning and its end are damaged",
-        "it has neither the tables of hfship at its end nor a manifest in its first frame",
-        f"copy it again; an archive of another program is unpacked by: {cat}",
-    )
 
 
 def _with_manifest(archive: Archive) -> Archive:
@@ -4708,7 +5018,11 @@ def parse_split(text: str) -> int:
     >>> [parse_split(t) for t in ("fat32", "DVD", "650M")]
     [4294967295, 4700000000, 650000000]
     """
-    return SPLITS.get(text.lower()) or parse_size(text)
+    try:
+        return SPLITS.get(text.lower()) or parse_size(text)
+    except UsageError as exc:
+        why = f"parts are as large as a medium ({', '.join(SPLITS)}) or a size; the least is about 4.3M"
+        raise UsageError(exc.what, why, exc.next_step) from exc
 
 
 def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPlan:
@@ -4726,7 +5040,7 @@ def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPla
     least = max(largest_unit(options.frame_size), tail_size(len(frames), plan.parts_at_most))
     if options.split is not None and options.split < least:
         why = f"a part must hold a frame and the tables of this archive: {least} bytes"
-        raise UsageError(f"parts of {options.split} bytes are too small", why, "give a larger --split")
+        raise UsageError(f"parts of {options.split} bytes are too small", why, f"give --split {least}, or more")
     return plan
 
 
@@ -4748,7 +5062,7 @@ def manifest_to_pack(folder: Path, name: Optional[str], jobs: int, reporter: Rep
     extra = sorted(set(sizes) - {entry.path for entry in manifest.files})
     if extra:
         reporter.warn(f"{folder}: not in the manifest, so not packed: {shorten(extra)}")
-    return make_manifest(name, manifest.files, manifest.source) if name else manifest
+    return replace(manifest, name=make_manifest(name, ()).name) if name else manifest
 
 
 def _made_manifest(
@@ -5158,7 +5472,7 @@ def _write_sidecars(folder: Path, reporter: Reporter) -> None:
         reporter.detail("hfship runs from source: no hfship.pyz is put beside the archive")
     for path, content in sidecars.items():
         if not path.exists() or path.read_bytes() != content:
-            atomic_write(path, content, 0o755 if path.suffix == ".pyz" else 0o644)
+            atomic_write(path, content, 0o755 if path.suffix == ".pyz" else None)
 
 
 # ======================================================================================
@@ -5321,6 +5635,50 @@ class ArchiveCheck:
         self._damages.append(Damage(what, files=files))
 
 
+class StreamedCheck(ArchiveCheck):
+    """The same pass over an archive that comes as a stream: once, in its own order."""
+
+    archive: Streamed
+
+    def __init__(
+        self, archive: Archive, sink: Sink, jobs: int, skip: AbstractSet[str] = frozenset(), *_: Any, **__: Any
+    ) -> None:
+        super().__init__(archive, sink, jobs)
+        self._skip = skip
+
+    @property
+    def size(self) -> int:
+        return self.archive.segments[-1].stop
+
+    def run(self, stage: Stage, _: Optional[Callable[[int], None]] = None) -> List[Damage]:
+        check = StreamCheck(self.archive.segments, self._sink, self._report)
+        tail: List[bytes] = []
+        with Workers(self._jobs) as decoders:
+            coming = self.archive.frames_to_come(tail)
+            for length, content in decoders.in_order(self._decode_next, coming, self._jobs + 4):
+                check.feed(content, length)
+                stage.add(length)
+        check.close()
+        return self._damages + self.archive.ends(tail)
+
+    def _decode_next(self, item: Tuple[int, Frame]) -> Tuple[int, Union[bytes, bytearray, None]]:
+        number, frame = item
+        held = segments_between(self.archive.segments, frame.start, frame.stop)
+        if all(s.entry and s.entry.path in self._skip for s in held):  # only what is there already
+            self.archive.unit(frame)
+            return frame.length, None
+        try:
+            return frame.length, self.archive.restored(frame, self._decompressor())
+        except ZstdError as exc:
+            self._damages.append(self.archive.damage(str(exc), number))
+            return frame.length, None
+
+
+def checker_of(archive: Archive) -> Type[ArchiveCheck]:
+    """How to go through an archive."""
+    return StreamedCheck if isinstance(archive, Streamed) else ArchiveCheck
+
+
 def _overlaps(damage: Damage, ranges: Sequence[Tuple[int, int]]) -> bool:
     """True unless the damage lies where none of the sorted `ranges` of the archive does."""
     if damage.offset is None or not damage.size:
@@ -5334,7 +5692,7 @@ def verify_archive(archive: Archive, jobs: int, reporter: Reporter, quick: bool 
 
     With `quick` only the checksums of frames and tables, some five times as fast.
     """
-    check = ArchiveCheck(archive, Sink(), jobs, quick=quick)
+    check = checker_of(archive)(archive, Sink(), jobs, quick=quick)
     with reporter.stage("verify", check.size) as stage:
         return check.run(stage)
 
@@ -5351,7 +5709,9 @@ def archive_error(archive: Archive, damages: Sequence[Damage], again: str) -> Da
     """The damage of an archive; `again` is the command to run after the repair."""
     names = sorted({name for damage in damages for name in damage.parts})
     repair = f"copy {shorten(names)} again into {archive.files.folder}, then: {again}"
-    if not names:
+    if archive.files.name == STDIN:
+        repair = f"send it again, from another copy if it stays damaged: cat NAME.tar.zst* | {again}"
+    elif not names:
         repair = "no bytes are damaged, the archive was made so: pack the model again where it came from"
     count = f"{len(damages)} places" if len(damages) != 1 else "1 place"
     return DamageError(f"{archive.files.path} is damaged in {count}", damages, repair)
@@ -5689,6 +6049,7 @@ def unpack_archive(
     work = target if here else target.with_name(target.name + INCOMPLETE)
     with Tree(work) as tree, contextlib.ExitStack() as stack:
         tree.folder(WORK_DIR)  # is no link, so what is written by path below is written here
+        stack.callback(remove_if_empty, work)
         lock = stack.enter_context(FolderLock(work))
         if not here:
             _remove_strangers(work, manifest)
@@ -5715,7 +6076,7 @@ def _wanted(archive: Archive, manifest: Manifest, only: Sequence[str]) -> Tuple[
     if not files:
         what = f"no file of {archive.files.name} matches {', '.join(only)}"
         raise NotFoundError(what, shorten([entry.path for entry in manifest.files]), "give another --only GLOB")
-    chosen = make_manifest(manifest.name, files, manifest.source)
+    chosen = replace(manifest, files=tuple(files))
     return chosen, chosen.to_json().encode("utf-8")
 
 
@@ -5809,7 +6170,7 @@ def _restore(
     """Write all files of the manifest that are not kept; goes on where a killed run left its journal."""
     journal = Journal(tree)
     left = [entry for entry in manifest.files if entry.path not in kept]
-    resume = journal.read(left)
+    resume = {} if isinstance(archive, Streamed) else journal.read(left)
     _require_room_for_files(tree.root, left, sum(resume.values()), archive if options.consume else None)
     freed = _PartsToFree(archive, tree) if options.consume else None
     sparse = options.consume or bool(options.only)
@@ -5819,7 +6180,7 @@ def _restore(
         for start in (resume, {}) if resume else ({},):
             sink = FolderSink(tree, others, journal, start, reserve=not options.consume)
             try:
-                check = ArchiveCheck(archive, sink, jobs, others, start, sparse)
+                check = checker_of(archive)(archive, sink, jobs, others, start, sparse)
                 with reporter.stage("unpack", check.size) as stage:
                     damages = check.run(stage, freed)
             finally:
@@ -5831,6 +6192,173 @@ def _restore(
         journal.close(not damages and others >= {entry.path for entry in left})
     if damages:
         raise archive_error(archive, damages, f"hfship unpack -o {tree.root.parent} {archive.files.path}")
+
+
+# ---- archives of other programs ------------------------------------------------------
+
+UNPROVEN = "unproven: no sums came with it"
+
+
+class Foreign:
+    """A model in a tar stream of another program, plain or compressed by zstd or gzip. `root` is the folder in it that
+    is the model, "" if its files lie in none; `text` the manifest, if it brings one."""
+
+    def __init__(self, files: ArchiveFiles, stream: IO[bytes]) -> None:
+        self.archive, self.root, self.text, self._unread = files, "", b"", 0
+        first, whole = tee(iter(lambda: stream.read(CHUNK), b""))
+        magic = stream_of(first).read(4)
+        self._zstd = ZstdContent(stream_of(whole))
+        forms = {b"\x28\xb5": "zstd", b"\x50\x2a": "zstd", b"\x1f\x8b": "gzip"}
+        self._form = forms.get(magic[:2], "tar")
+        self._stream: IO[bytes] = stream_of(self._zstd if self._form == "zstd" else whole)
+        if self._form == "gzip":
+            self._stream = gzip.GzipFile(fileobj=self._stream)  # type: ignore[assignment]
+
+    @property
+    def checked(self) -> str:
+        """By what checksums damage on the way would have shown."""
+        if self._form == "zstd" and self._zstd.unchecked:
+            return f"{self._zstd.unchecked} of its zstd frames have no checksum"
+        return "it has no checksum" if self._form == "tar" else f"its {self._form} checksums hold"
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        where = "standard input" if self.archive.name == STDIN else self.archive.path
+        what = f"{where} was not made by hfship, and cannot be unpacked"
+        try:
+            yield
+        except EOFError as exc:
+            kind = IncompleteError if self.archive.name == STDIN else IntegrityError
+            raise kind(what, str(exc), "copy or send it again") from exc
+        except (ValueError, OSError, zlib.error) as exc:
+            links = "\nor pack it again, without links: tar -h --hard-dereference --zstd -cf NAME.tar.zst DIR"
+            raise IntegrityError(what, str(exc), "copy it again" + links) from exc
+
+    def files(self) -> Iterator[FileEntry]:
+        """The files as they come, whose content is to be read before the next; without their SHA-256. Raises
+        IntegrityError for what is damaged or refused, IncompleteError for a pipe that ends too early."""
+        with self._errors():
+            for number, (path, size, folder) in enumerate(tar_members(self._stream)):
+                path, self._unread = re.sub(r"^(\./)+|^\.$", "", path.rstrip("/")), size
+                if not number and ("/" in path or folder):
+                    self.root = path.split("/")[0]
+                inside = self._inside(path)
+                if inside == MANIFEST_PATH and size <= LARGEST_FRAME:
+                    self.text = b"".join(self.content())
+                elif inside and not folder and not _NOT_CONTENT.search(inside):
+                    check_relative_path(inside)
+                    yield FileEntry(inside, size, "")
+                for _ in self.content():  # that nobody wanted
+                    pass
+            if any(map(any, iter(lambda: self._stream.read(CHUNK), b""))):
+                raise ValueError("something follows the end of the tar stream")
+
+    def _inside(self, path: str) -> str:
+        """Path in the folder of the model."""
+        if re.match(r"([^/]+/)?models--", path):
+            raise ValueError("it holds huggingface_hub's cache, not a model's folder: pack models--*/snapshots/COMMIT")
+        check_relative_path(f"NAME/{path}" if path else "NAME")
+        root, _, inside = path.partition("/") if self.root else ("", "", path)
+        if path and root != self.root:
+            raise ValueError(f"{path!r} lies beside {self.root!r}: it is not the folder of one model")
+        return inside
+
+    def content(self) -> Iterator[bytes]:
+        """What is left of the file at hand, in pieces."""
+        size, self._unread = self._unread, 0
+        with self._errors():
+            yield from copy_range(self._stream, size)
+
+
+def unpack_foreign(foreign: Foreign, out: Path, name: Optional[str], force: bool, only: Sequence[str]) -> Unpacked:
+    """Restore a model that another program packed, and make its manifest: unproven, unless it brings one."""
+    started, files = time.monotonic(), foreign.files()
+    first = next(files, None)
+    name = name or foreign.root or foreign.archive.name.split(".tar")[0]
+    target = make_dir(out) / make_manifest(name, ()).name
+    if os.path.lexists(target) and not force:
+        raise UsageError(f"{target} is there already", "", "give --name, or replace it with --force")
+    work = target.with_name(target.name + INCOMPLETE)
+    with Tree(work) as tree, contextlib.ExitStack() as stack:
+        tree.folder(WORK_DIR)
+        stack.callback(remove_if_empty, work)
+        lock = stack.enter_context(FolderLock(work))
+        _remove_strangers(work, make_manifest(name, ()))
+        entries = _restore_foreign(foreign, chain([first] if first else [], files), tree, only)
+        manifest = _manifest_on_arrival(foreign, name, entries, only)
+        atomic_write(work / MANIFEST_PATH, manifest.to_json())
+        tree.sync()
+        lock.vanish()
+        publish_folder(work, target)
+    return Unpacked(target, manifest, len(entries), time.monotonic() - started)
+
+
+def _restore_foreign(foreign: Foreign, files: Iterable[FileEntry], tree: Tree, only: Sequence[str]) -> List[FileEntry]:
+    """Write the files that are asked for, each after a look whether there is room for it."""
+    hint = "free space, or choose another folder with -o DIR"
+    fold = str.casefold if (tree.root / WORK_DIR.upper()).exists() else str  # FAT, exFAT and NTFS know no case
+    journal = Journal(tree)
+    sink = FolderSink(tree, frozenset(), journal, {}, reserve=False)
+
+    def fitting() -> Iterator[FileEntry]:
+        for entry in files:
+            if not only or any(fnmatchcase(entry.path, glob) for glob in only):
+                require_room(tree.root, entry.size, entry.size, f"unpack {entry.path}", hint)
+                yield entry
+
+    try:
+        return list(_receive(foreign, fitting(), sink, fold))
+    finally:
+        sink.close()
+        journal.close(True)
+
+
+def _receive(
+    foreign: Foreign, files: Iterable[FileEntry], sink: Sink, fold: Callable[[str], str] = str
+) -> Iterator[FileEntry]:
+    """Pass files that come on to a sink; tells them with their SHA-256."""
+    seen: Set[str] = set()
+    for entry in files:
+        if fold(entry.path) in seen:
+            what = f"{foreign.archive.path} has {entry.path} twice, or another that differs in case only"
+            raise IntegrityError(what, "one would replace the other", "pack it again")
+        seen.add(fold(entry.path))
+        digest, at = hashlib.sha256(), 0
+        sink.begin(entry)
+        for piece in foreign.content():
+            digest.update(piece)
+            sink.write(entry, at, piece)
+            at += len(piece)
+        sink.finish(entry)
+        yield replace(entry, sha256=digest.hexdigest())
+
+
+def verify_foreign(foreign: Foreign) -> str:
+    """Read an archive of another program to its end, and say what that proves."""
+    manifest = _manifest_on_arrival(foreign, "NAME", list(_receive(foreign, foreign.files(), Sink())), ())
+    proof = f"{UNPROVEN}, only {foreign.checked}" if manifest.unproven else "as the manifest in it says"
+    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}, not made by hfship; {proof}"
+
+
+def _manifest_on_arrival(foreign: Foreign, name: str, entries: Sequence[FileEntry], only: Sequence[str]) -> Manifest:
+    """The manifest of what came: the one that came with it, if that is right, else an unproven one."""
+    if not entries:
+        raise NotFoundError(
+            f"{foreign.archive.path} has no file of a model", "", "give another archive, or --only GLOB"
+        )
+    made = replace(make_manifest(name, entries), unproven=True)
+    if not foreign.text:
+        return made
+    brought = parse_manifest(foreign.text, f"the manifest in {foreign.archive.path}")
+    listed = [e for e in brought.files if not only or any(fnmatchcase(e.path, glob) for glob in only)]
+    wrong = sorted({e.path for e in {*listed} ^ {*made.files}})
+    if wrong:
+        raise IntegrityError(
+            f"{foreign.archive.path} is not what the manifest in it says",
+            f"wrong, missing or not listed: {shorten(wrong)}",
+            "copy it again, or pack it again: hfship pack DIR",
+        )
+    return replace(brought, files=tuple(listed))
 
 
 def free_file(path: Path, keep: int) -> None:
@@ -6036,7 +6564,12 @@ def open_trusted(
     signed."""
     key = key or trusted_key()
     signed = prove_signature(files.folder / (files.name + SIGNATURE), key) if key else None
-    archive = open_archive(files, media)
+    try:
+        archive = open_archive(files, media)
+    except ForeignArchive as exc:
+        if signed:
+            raise IntegrityError(exc.what, "its signature can be proven only for archives of hfship") from exc
+        raise
     if signed and archive.manifest:
         require_signed(archive.manifest, signed, files.path)
     return archive, signed
@@ -8306,13 +8839,6 @@ def plan_all(
     return plans, failures
 
 
-def remove_if_empty(folder: Path) -> None:
-    """Take back a model folder into which nothing came but our lock."""
-    with contextlib.suppress(OSError):
-        if os.listdir(folder) == [WORK_DIR] and os.listdir(folder / WORK_DIR) == ["lock"]:
-            shutil.rmtree(folder)
-
-
 def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, reporter: Reporter) -> FetchPlan:
     """What can be had without fetching it whole: equal files of this machine, and repairs of damaged ones."""
     present = dict(plan.present)
@@ -8355,7 +8881,7 @@ def summarize_failures(failures: Sequence[HfshipError], count: int, reporter: Re
     if not failures:
         return Exit.OK
     if count > 1:
-        reporter.info(f"{len(failures)} problems with {count} repositories; the rest is complete")
+        reporter.info(f"{len(failures)} problems with {count} models; the rest is complete")
     codes = {failure.code for failure in failures}
     return codes.pop() if len(codes) == 1 and count == 1 else Exit.INCOMPLETE
 
@@ -8500,8 +9026,19 @@ def cmd_pack(context: Context) -> Exit:
             atomic_write(place / (plan.archive + SIGNATURE), sign_manifest(plan.manifest, args.sign))
         return _packed_row(packed)
 
-    _tell_rows(context, map(pack, folders))
-    return Exit.OK
+    failures: List[HfshipError] = []
+
+    def packed_rows() -> Iterator[Dict[str, Any]]:
+        for folder in folders:
+            try:
+                yield pack(folder)
+            except HfshipError as exc:
+                if len(folders) == 1:
+                    raise
+                failures.append(exc)
+
+    _tell_rows(context, packed_rows())
+    return summarize_failures(failures, len(folders), reporter)
 
 
 def manifest_at(place: str, settings: Settings) -> Manifest:
@@ -8546,12 +9083,12 @@ def find_folder(name: str, folders: Sequence[Path]) -> Optional[Path]:
     return next((Path(os.path.abspath(place)) for place in places if place.is_dir()), None)
 
 
-def find_model(name: str, settings: Settings) -> Path:
-    """The folder of a model to pack or to check. Raises NotFoundError."""
+def find_model(name: str, settings: Settings, also: Sequence[Path] = ()) -> Path:
+    """The folder of a model to pack or to check. Raises NotFoundError, which tells that one looked in `also`, too."""
     folders = [settings.models_dir, settings.site_models_dir]
     found = find_folder(name, folders)
     if found is None:
-        looked = "" if "/" in name else f"looked in {folders[0]}, {folders[1]} and here"
+        looked = "" if "/" in name else "looked in:\n" + "\n".join(map(str, [*also, *folders, Path.cwd()]))
         raise NotFoundError(f"{name} was not found", looked, "give a path, or: hfship fetch ORG/NAME")
     return found
 
@@ -8608,11 +9145,11 @@ def cmd_verify(context: Context) -> Exit:
 
 def _verify_targets(targets: Sequence[str], context: Context) -> Iterator[Dict[str, Any]]:
     archives: List[ArchiveFiles] = []
-    folders = []
+    folders, places = [], [context.settings.transfer_dir, context.settings.package_dir]
     for target in targets:
-        found = find_archives(target, [context.settings.transfer_dir, context.settings.package_dir])
+        found = find_archives(target, places)
         archives += found
-        folders += [] if found else [find_model(target, context.settings)]
+        folders += [] if found else [find_model(target, context.settings, places)]
     for files in merged(archives):
         yield _verified(context, files.path, _verify_files, files)
     for folder in folders:
@@ -8647,16 +9184,35 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
             raise NotFoundError(f"no archive {args.repair_from}", "", "name the other copy, or any part of it")
         files, replaced = repair_archive(files, other[0], args.jobs, context.reporter)
         repaired = f"{human_bytes(replaced)} replaced; "
-    archive, signed = open_trusted(files, args.key)
-    damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
+    try:
+        archive, signed = open_trusted(files, args.key)
+        damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
+    except ForeignArchive as exc:
+        return verify_foreign(Foreign(files, exc.stream)) + require_sums(files)
+    except IncompleteError as exc:  # a pipe that ended too early
+        raise IntegrityError(exc.what, exc.why, exc.next_step) from exc
     if damages or not archive.manifest:
         raise archive_error(archive, damages, f"hfship verify {files.path}")
     parts = f" in {len(archive.parts)} parts" if files.numbers else ""
-    model = f"{len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}"
+    name, text = archive.manifest.name, "; " + UNPROVEN if archive.manifest.unproven else ""
+    if files.name not in (f"{name}.tar.zst", f"{name}.delta.tar.zst", STDIN):
+        context.reporter.warn(f"{files.path} was renamed: {name}.tar.zst.sha256 and .sig no longer fit, rename it back")
+    model = f"model {name}, {len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}{text}"
     left_out = f"; a delta, {len(archive.absent)} of them come from an older version" if archive.absent else ""
     depth = "; only checksums were proven" if args.quick else ""
     by = f"; signed by {signed.fingerprint}" if signed else ""
     return f"{repaired}{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}{left_out}{depth}{by}"
+
+
+def require_sums(files: ArchiveFiles) -> str:
+    """Prove files by NAME.tar.zst.sha256; "" when they are not in it. Raises IntegrityError."""
+    listed = files.listed()
+    known = [path for path in files.paths if path.name in listed]
+    wrong = [path.name for path in known if sha256_file(path) != listed[path.name]]
+    if wrong:
+        step = f"copy {shorten(wrong)} again"
+        raise IntegrityError(f"{files.path} is damaged", f"other than {files.sums} says: {shorten(wrong)}", step)
+    return f"; as {files.sums.name} says" if known else ""
 
 
 def _verify_folder(folder: Path, context: Context) -> str:
@@ -8675,7 +9231,7 @@ def _verify_folder(folder: Path, context: Context) -> str:
     if damages:
         raise folder_error(folder, manifest, damages)
     by = f"; signed by {signed.fingerprint}" if signed else ""
-    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}{by}"
+    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}" + f"; {UNPROVEN}" * manifest.unproven + by
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -8705,7 +9261,13 @@ def cmd_unpack(context: Context) -> Exit:
 
     def unpack(files: ArchiveFiles) -> Dict[str, Any]:
         media = MediaChange(files, reporter) if args.wait else None
-        archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
+        if args.consume and files.name == STDIN:
+            raise UsageError("--consume is for files, not for a pipe", "", "leave it out")
+        try:
+            archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
+        except ForeignArchive as exc:
+            require_sums(files)
+            return _unpacked_row(unpack_foreign(Foreign(files, exc.stream), out, args.name, args.force, args.only))
         if signed:
             reporter.info(f"{files.name}: signed by {signed.fingerprint}")
         done = unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options)
@@ -8737,7 +9299,9 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
         "written": done.written,
         "bytes": size,
         "seconds": round(done.seconds, 2),
-        "text": f"unpacked {done.folder}: {count} files, {human_bytes(size)} {how}",
+        "unproven": done.manifest.unproven,
+        "text": f"unpacked {done.folder}: {count} files, {human_bytes(size)} {how}"
+        + f"; {UNPROVEN}" * done.manifest.unproven,
     }
 
 
@@ -8826,6 +9390,8 @@ def serve_model(context: Context, word: str, options: ServeOptions) -> Dict[str,
     name = make_manifest(args.name or folder.name, ()).name  # refuses what cannot be a name
     facts = read_facts(folder)
     manifest = read_manifest(folder)
+    if manifest and manifest.unproven:
+        reporter.warn(f"{folder}: {UNPROVEN}; what is served may not be what was published")
     # Clients know the model by its name here or by its name on the Hub.
     hub_names = (manifest.source.repo,) if manifest and manifest.source else ()
     options = replace(options, served_names=options.served_names or (name, *hub_names))

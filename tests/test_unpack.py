@@ -248,15 +248,6 @@ def test_a_file_with_another_hash_than_the_manifest_says_is_named(tmp_path):
     assert "m/b has SHA-256" in damage.what and damage.files == (("b", 0, 3),)
 
 
-def test_archives_of_other_programs_are_told_apart(hfship, tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x/f").write_text("f")
-    subprocess.run(["tar", "--zstd", "-cf", "x.tar.zst", "x"], check=True, cwd=tmp_path)
-    for command in ("verify", "unpack"):
-        done = hfship(command, tmp_path / "x.tar.zst", code=6)
-        assert "not made by hfship" in done.stderr and "tar --zstd -xf" in done.stderr
-
-
 def link_target(target, elsewhere):
     target.symlink_to(elsewhere)
 
