@@ -5655,7 +5655,7 @@ class StreamedCheck(ArchiveCheck):
         tail: List[bytes] = []
         with Workers(self._jobs) as decoders:
             coming = self.archive.frames_to_come(tail)
-            for length, content in decoders.in_order(self._decode_next, coming, self._jobs + 4):
+            for length, content in decoders.in_order(self._decode_next, coming, self._jobs + 1):
                 check.feed(content, length)
                 stage.add(length)
         check.close()
