@@ -4124,7 +4124,9 @@ class ZstdContent:
         """Raises EOFError for what is cut, ValueError for what is damaged or grows without end."""
         magic = self._stream.read(4)
         while magic:
-            if len(magic) == 4 and magic[0] >> 4 == 5 and magic[1:] == b"\x2a\x4d\x18":  # a skippable frame
+            if len(magic) < 4:
+                raise EOFError("it ends too early")
+            if magic[0] >> 4 == 5 and magic[1:] == b"\x2a\x4d\x18":  # a skippable frame
                 for _ in copy_range(self._stream, int.from_bytes(self._take(4), "little")):
                     pass
             elif magic == ZSTD_MAGIC:
@@ -6238,6 +6240,7 @@ class Foreign:
         """The files as they come, whose content is to be read before the next; without their SHA-256. Raises
         IntegrityError for what is damaged or refused, IncompleteError for a pipe that ends too early."""
         with self._errors():
+            found = 0
             for number, (path, size, folder) in enumerate(tar_members(self._stream)):
                 path, self._unread = re.sub(r"^(\./)+|^\.$", "", path.rstrip("/")), size
                 if not number and ("/" in path or folder):
@@ -6247,9 +6250,12 @@ class Foreign:
                     self.text = b"".join(self.content())
                 elif inside and not folder and not _NOT_CONTENT.search(inside):
                     check_relative_path(inside)
+                    found += 1
                     yield FileEntry(inside, size, "")
                 for _ in self.content():  # that nobody wanted
                     pass
+            if not found:
+                raise ValueError("it holds no files")
             if any(map(any, iter(lambda: self._stream.read(CHUNK), b""))):
                 raise ValueError("something follows the end of the tar stream")
 
@@ -6257,7 +6263,8 @@ class Foreign:
         """Path in the folder of the model."""
         if re.match(r"([^/]+/)?models--", path):
             raise ValueError("it holds huggingface_hub's cache, not a model's folder: pack models--*/snapshots/COMMIT")
-        check_relative_path(f"NAME/{path}" if path else "NAME")
+        if not _NOT_CONTENT.search(path):
+            check_relative_path(path or "NAME")
         root, _, inside = path.partition("/") if self.root else ("", "", path)
         if path and root != self.root:
             raise ValueError(f"{path!r} lies beside {self.root!r}: it is not the folder of one model")
@@ -6319,10 +6326,11 @@ def _receive(
     """Pass files that come on to a sink; tells them with their SHA-256."""
     seen: Set[str] = set()
     for entry in files:
-        if fold(entry.path) in seen:
+        path = fold(entry.path)
+        if path in seen or path + "/" in seen:
             what = f"{foreign.archive.path} has {entry.path} twice, or another that differs in case only"
             raise IntegrityError(what, "one would replace the other", "pack it again")
-        seen.add(fold(entry.path))
+        seen |= {path, *(path[: at + 1] for at, letter in enumerate(path) if letter == "/")}
         digest, at = hashlib.sha256(), 0
         sink.begin(entry)
         for piece in foreign.content():
@@ -6343,9 +6351,7 @@ def verify_foreign(foreign: Foreign) -> str:
 def _manifest_on_arrival(foreign: Foreign, name: str, entries: Sequence[FileEntry], only: Sequence[str]) -> Manifest:
     """The manifest of what came: the one that came with it, if that is right, else an unproven one."""
     if not entries:
-        raise NotFoundError(
-            f"{foreign.archive.path} has no file of a model", "", "give another archive, or --only GLOB"
-        )
+        raise NotFoundError(f"no file of {foreign.archive.path} matches {', '.join(only)}", "", "give another --only")
     made = replace(make_manifest(name, entries), unproven=True)
     if not foreign.text:
         return made
@@ -9388,10 +9394,10 @@ def serve_model(context: Context, word: str, options: ServeOptions) -> Dict[str,
     args, reporter = context.args, context.reporter
     folder = find_served_model(context, word)
     name = make_manifest(args.name or folder.name, ()).name  # refuses what cannot be a name
-    facts = read_facts(folder)
     manifest = read_manifest(folder)
     if manifest and manifest.unproven:
         reporter.warn(f"{folder}: {UNPROVEN}; what is served may not be what was published")
+    facts = read_facts(folder)
     # Clients know the model by its name here or by its name on the Hub.
     hub_names = (manifest.source.repo,) if manifest and manifest.source else ()
     options = replace(options, served_names=options.served_names or (name, *hub_names))
