@@ -5427,8 +5427,26 @@ def _require_unfinished(plan: PackPlan, files: ArchiveFiles) -> None:
         )
 
 
+def holes_in(path: Path, grain: int) -> int:
+    """Bytes of a sparse file that are in holes, less `grain` at both ends of each; they take no room in an archive.
+
+    A filesystem that knows no holes tells one at the end of the file.
+    """
+    found = at = 0
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as stream:  # ENXIO: no data from here on
+        size = os.fstat(stream.fileno()).st_size
+        while at < size:
+            hole = os.lseek(stream.fileno(), at, os.SEEK_HOLE)
+            at = size
+            with contextlib.suppress(OSError):
+                at = os.lseek(stream.fileno(), hole, os.SEEK_DATA)
+            found += max(at - hole - 2 * grain, 0)
+    return found
+
+
 def _require_room_for(plan: PackPlan, folders: Sequence[Path], done: Sequence[WrittenPart]) -> None:
-    needed, what = plan.size_at_most, f"pack {plan.manifest.name}"
+    holes = sum(holes_in(plan.folder / s.entry.path, plan.options.frame_size) for s in plan.segments if s.entry)
+    needed, what = plan.size_at_most - holes, f"pack {plan.manifest.name}"
     largest, keep = min(needed, plan.options.split or needed), {_unfinished(part.path) for part in done}
     for folder in folders:
         limit = filesystem_of(folder).max_file_size
@@ -6433,7 +6451,7 @@ def publish_folder(work: Path, target: Path) -> None:
 # ======================================================================================
 # §11 Signatures
 #
-# Owns who vouches for a model: a bundle of OpenSSF model signing (OMS 1.0) with an ECDSA P-256 key, NAME.tar.zst.sig
+# Owns who vouches for a model: a bundle of OpenSSF model signing (OMS 1.0) with an ECDSA key, NAME.tar.zst.sig
 # beside an archive and NAME/.hfship/model.sig in a model folder. openssl does the cryptography.
 #
 #   bundle    JSON: "mediaType"; "verificationMaterial": {"publicKey": {"hint": fingerprint}, "tlogEntries": []};
@@ -6454,7 +6472,12 @@ OMS_PREDICATE, OMS_BUNDLE = "https://model_signing/signature/v1.0", "application
 DSSE_TYPE = "application/vnd.in-toto+json"
 OMS_IGNORED = (".git", ".gitattributes", ".github", ".gitignore", WORK_DIR, ".cache")
 
-_P256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"  # what the DER of each public key on P-256 begins with, in base64
+# Hash of a signature by the curve of its key, which the DER of a public key begins with (in base64)
+CURVES = {
+    "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE": "sha256",  # P-256
+    "MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAE": "sha384",  # P-384
+    "MIGbMBAGByqGSM49AgEGBSuBBAAjA4GGAAQ": "sha512",  # P-521
+}
 
 
 @dataclass(frozen=True)
@@ -6467,14 +6490,15 @@ class Signed:
 
 
 def public_key(key: Path, private: bool = False) -> Tuple[str, str]:
-    """(PEM text of the public key, its fingerprint) of a key file. Raises UsageError unless it is on P-256."""
+    """(the hash it signs, the fingerprint of the public key) of a key file. Raises UsageError for another curve."""
     done = run_program(["openssl", "pkey", "-in", str(key), "-pubout", *([] if private else ["-pubin"])])
     body = "".join(done.out.split("\n")[1:-2])
-    if done.code or not body.startswith(_P256):
-        why = done.err.strip() or "it is no ECDSA key on the curve P-256"
+    hashes = [name for start, name in CURVES.items() if body.startswith(start)]
+    if done.code or not hashes:
+        why = done.err.strip() or "it is no ECDSA key on the curve P-256, P-384 or P-521"
         make = "openssl ecparam -name prime256v1 -genkey -noout -out KEY; openssl pkey -in KEY -pubout -out PUB"
         raise UsageError(f"{key} is no {'private' if private else 'public'} key that can be used", why, make)
-    return done.out, hashlib.sha256(done.out.encode()).hexdigest()
+    return hashes[0], hashlib.sha256(done.out.encode()).hexdigest()
 
 
 def _signed_bytes(payload: bytes) -> bytes:
@@ -6483,7 +6507,7 @@ def _signed_bytes(payload: bytes) -> bytes:
 
 def sign_manifest(manifest: Manifest, key: Path) -> str:
     """The bundle for a manifest."""
-    _, fingerprint = public_key(key, private=True)
+    hashed, fingerprint = public_key(key, private=True)
     files = [entry for entry in manifest.files if entry.path.split("/")[0] not in OMS_IGNORED]
     digests = b"".join(bytes.fromhex(entry.sha256) for entry in files)
     options = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(OMS_IGNORED)}
@@ -6497,7 +6521,7 @@ def sign_manifest(manifest: Manifest, key: Path) -> str:
         },
     }
     payload = json.dumps(statement, ensure_ascii=False).encode()
-    done = run_program(["openssl", "dgst", "-sha256", "-hex", "-sign", str(key)], _signed_bytes(payload))
+    done = run_program(["openssl", "dgst", f"-{hashed}", "-hex", "-sign", str(key)], _signed_bytes(payload))
     if done.code:
         raise UsageError(f"cannot sign with {key}", done.err.strip(), "give another --sign KEY.pem")
     signature = base64.b64encode(bytes.fromhex(done.out.split()[-1])).decode()
@@ -6515,16 +6539,19 @@ def sign_manifest(manifest: Manifest, key: Path) -> str:
 
 def prove_signature(path: Path, key: Path) -> Signed:
     """What the bundle at `path` says, proven with a public key. Raises IntegrityError."""
-    pem, fingerprint = public_key(key)
+    hashed, fingerprint = public_key(key)
     next_step = "get the signature and the public key again from who packed the model"
     try:
-        envelope = json.loads(path.read_bytes())["dsseEnvelope"]
+        bundle = json.loads(path.read_bytes())
+        if bundle["mediaType"] != OMS_BUNDLE or "publicKey" not in bundle.get("verificationMaterial", ()):
+            raise ValueError("it is no bundle of a signature by a plain key")
+        envelope = bundle["dsseEnvelope"]
         payload = base64.b64decode(envelope["payload"], validate=True)
         signature = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
         with tempfile.NamedTemporaryFile() as stream:
             stream.write(signature)
             stream.flush()
-            argv = ["openssl", "dgst", "-sha256", "-verify", str(key), "-signature", stream.name]
+            argv = ["openssl", "dgst", f"-{hashed}", "-verify", str(key), "-signature", stream.name]
             if envelope["payloadType"] != DSSE_TYPE or run_program(argv, _signed_bytes(payload)).code:
                 raise ValueError(f"it was not made with this key, whose fingerprint is {fingerprint}")
         return Signed(*_read_statement(json.loads(payload)), fingerprint)
@@ -8995,7 +9022,7 @@ def pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--since", metavar="MANIFEST|ARCHIVE|DIR", help="leave out files that this version has: a delta"
     )
-    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA P-256)")
+    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA)")
     parser.add_argument("--name", help="name of the model in the archive (default: as in its manifest)")
     parser.add_argument("--force", action="store_true", help="replace an archive of the same name")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written")

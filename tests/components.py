@@ -35,6 +35,7 @@ STUB_NVIDIA_SMI = HERE / "stubs/nvidia-smi"
 
 HF_VERSION = "2.4.0"
 MODEL_SIGNING_VERSION = "1.1.1"
+RATARMOUNT_VERSION = "0.11.1"
 VLLM_VERSION = "0.32.0"
 TORCH_VERSION = "2.13.0"
 VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}-cpu"
@@ -162,6 +163,12 @@ def install_model_signing(folder: Path) -> None:
     """The reference implementation of OpenSSF model signing, in a venv; it imports pyOpenSSL without asking for it."""
     run([sys.executable, "-m", "venv", str(folder / "venv")])
     run([str(folder / "venv/bin/pip"), "install", "-q", f"model-signing=={MODEL_SIGNING_VERSION}", "pyOpenSSL"])
+
+
+def install_ratarmount(folder: Path) -> None:
+    """The core of ratarmount, which finds its way in archives without mounting them, in a venv."""
+    run([sys.executable, "-m", "venv", str(folder / "venv")])
+    run([str(folder / "venv/bin/pip"), "install", "-q", f"ratarmountcore[zstd]=={RATARMOUNT_VERSION}"])
 
 
 def install_minilm(folder: Path) -> None:
@@ -357,6 +364,7 @@ COMPONENTS: Dict[str, Component] = {
     "chroot-forky": Component("1", install_chroot("forky"), lambda d: d / "root", ("apt",)),
     "hf": Component(HF_VERSION, install_hf, lambda d: d / "venv/bin/hf"),
     "model-signing": Component(MODEL_SIGNING_VERSION, install_model_signing, lambda d: d / "venv/bin/model_signing"),
+    "ratarmount": Component(f"{RATARMOUNT_VERSION}/1", install_ratarmount, lambda d: d / "venv/bin/python"),
     "minilm": Component("1", install_minilm, find_minilm),
 }
 
