@@ -4413,6 +4413,7 @@ def default_jobs() -> int:
 # ---- archives on disk ----------------------------------------------------------------
 
 MEDIA_POLL_S = 0.5
+NOT_OURS = "is not part of this archive"
 STDIN = "-"  # an archive that comes through a pipe
 _PART = re.compile(r"(?P<archive>.+\.tar\.zst)\.(?P<number>[0-9]{4,})$")
 _SUM_LINE = re.compile(r"(?P<sha256>[0-9a-f]{64}) [ *](?P<name>[^/\n]+)$", re.MULTILINE)
@@ -4819,7 +4820,7 @@ def indexed_archive(files: ArchiveFiles, index: Index) -> Archive:
             what = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
             damages.append(Damage(what, parts[-1].start, size, (), (path.name,)))
     extra = [path.name for number, path in sorted(files.numbers.items()) if number > len(sizes)]
-    damages += [Damage("is not part of this archive", parts=(name,)) for name in extra]
+    damages += [Damage(NOT_OURS, parts=(name,)) for name in extra]
     return Archive(files, tuple(parts), index.frames, tuple(damages))
 
 
@@ -5734,11 +5735,14 @@ class DamageError(IntegrityError):
 
 def archive_error(archive: Archive, damages: Sequence[Damage], again: str) -> DamageError:
     """The damage of an archive; `again` is the command to run after the repair."""
-    names = sorted({name for damage in damages for name in damage.parts})
-    repair = f"copy {shorten(names)} again into {archive.files.folder}, then: {again}"
+    strange = sorted({name for damage in damages if damage.what == NOT_OURS for name in damage.parts})
+    names = sorted({name for damage in damages for name in damage.parts} - {*strange})
+    steps = [f"copy {shorten(names)} again into {archive.files.folder}"] * bool(names)
+    steps += [f"remove {shorten(strange)} from {archive.files.folder}"] * bool(strange)
+    repair = ", ".join([*steps, f"then: {again}"])
     if archive.files.name == STDIN:
         repair = f"send it again, from another copy if it stays damaged: cat NAME.tar.zst* | {again}"
-    elif not names:
+    elif not steps:
         repair = "no bytes are damaged, the archive was made so: pack the model again where it came from"
     count = f"{len(damages)} places" if len(damages) != 1 else "1 place"
     return DamageError(f"{archive.files.path} is damaged in {count}", damages, repair)
@@ -8938,7 +8942,8 @@ def summarize_failures(failures: Sequence[HfshipError], count: int, reporter: Re
     if not failures:
         return Exit.OK
     if count > 1:
-        reporter.info(f"{len(failures)} problems with {count} models; the rest is complete")
+        problems = "1 problem" if len(failures) == 1 else f"{len(failures)} problems"
+        reporter.info(f"{problems} with {count} models; the rest is complete")
     codes = {failure.code for failure in failures}
     return codes.pop() if len(codes) == 1 and count == 1 else Exit.INCOMPLETE
 
@@ -9184,7 +9189,7 @@ def _packed_row(packed: Packed) -> Dict[str, Any]:
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "targets", nargs="+", metavar="ARCHIVE|PART|DIR|NAME", help="archive, any part, or model folder"
+        "targets", nargs="+", metavar="ARCHIVE|PART|DIR|NAME|-", help="archive, any part, model folder, or - for a pipe"
     )
     parser.add_argument("--quick", action="store_true", help="archives: prove the medium by checksums, decode nothing")
     parser.add_argument("--repair-from", metavar="ARCHIVE", help="replace what is damaged by bytes of another copy")
@@ -9293,7 +9298,10 @@ def _verify_folder(folder: Path, context: Context) -> str:
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "archives", nargs="+", metavar="ARCHIVE|PART|NAME", help="archive, any part, their folder, or NAME"
+        "archives",
+        nargs="+",
+        metavar="ARCHIVE|PART|NAME|-",
+        help="archive, any part, their folder, NAME, or - for a pipe",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the folder NAME appears")
     parser.add_argument("--name", help="name of the folder (default: as in the archive)")
@@ -9868,6 +9876,7 @@ hfship verify /media/usb/Qwen3-14B.tar.zst.0001
 hfship verify /data/models/huggingface/Qwen3-14B
 hfship unpack /data/transfer/Qwen3-14B.tar.zst
 hfship unpack Qwen3-14B -o /data/models/huggingface
+hfship unpack - < Qwen3-14B.tar.zst                       # or: cat Qwen3-14B.tar.zst.0* | ssh HOST hfship unpack -
 hfship serve Qwen3-8B
 hfship serve Qwen3-8B --plan --assume-gpus 2xH100
 hfship serve Llama-3.1-70B --gpus 0,1 --max-model-len 32768 -- --enable-auto-tool-choice
