@@ -4193,7 +4193,7 @@ def tar_members(stream: IO[bytes]) -> Iterator[Tuple[str, int, bool]]:
         except (tarfile.TarError, UnicodeDecodeError) as exc:
             raise ValueError(f"a tar header is damaged, or its name not UTF-8: {exc}") from exc
         if member.type in (b"x", b"g", b"L", b"K"):
-            if member.size > LARGEST_HEADER:
+            if not 0 <= member.size <= LARGEST_HEADER:
                 raise ValueError(f"a tar header has {member.size} bytes")
             text = take(stream, member.size)
             more.update(_pax_records(text) if member.type in b"xg" else {})
@@ -4220,8 +4220,9 @@ def _pax_records(text: bytes) -> Dict[str, str]:
     """What a PAX header says: lines of their own length, a blank, KEY=VALUE."""
     records = {}
     while text:
-        size = int(text.split(b" ", 1)[0])
-        key, equals, value = text[:size].split(b" ", 1)[1].partition(b"=")
+        prefix = re.match(rb"([0-9]{1,7}) ", text)
+        size = int(prefix[1]) if prefix else 0
+        key, equals, value = text[prefix.end() if prefix else 0 : size].partition(b"=")
         if not equals or value[-1:] != b"\n" or size > len(text):
             raise ValueError("a PAX header is damaged")
         records[_utf8(key)] = _utf8(value[:-1]) if key in (b"path", b"size") else ""
@@ -5657,52 +5658,61 @@ class ArchiveCheck:
             return None
 
     def _report(self, segment: Segment, what: str) -> None:
-        """Frames are intact, but what they hold is not what the manifest says: the archive was made so."""
-        files = ((segment.entry.path, 0, segment.entry.size - 1),) if segment.entry else ()
-        what = f"{segment.what} {what} (bytes {segment.start}-{segment.stop - 1} of the tar stream)"
-        self._damages.append(Damage(what, files=files))
+        self._damages.append(contradiction(segment, what))
 
 
-class StreamedCheck(ArchiveCheck):
+def contradiction(segment: Segment, what: str) -> Damage:
+    """Frames are intact, but what they hold is not what the manifest says: the archive was made so."""
+    files = ((segment.entry.path, 0, segment.entry.size - 1),) if segment.entry else ()
+    what = f"{segment.what} {what} (bytes {segment.start}-{segment.stop - 1} of the tar stream)"
+    return Damage(what, files=files)
+
+
+class StreamedCheck:
     """The same pass over an archive that comes as a stream: once, in its own order."""
 
-    archive: Streamed
-
     def __init__(
-        self, archive: Archive, sink: Sink, jobs: int, skip: AbstractSet[str] = frozenset(), *_: Any, **__: Any
+        self, archive: Streamed, sink: Sink, jobs: int, skip: AbstractSet[str] = frozenset(), *_: Any, **__: Any
     ) -> None:
-        super().__init__(archive, sink, jobs)
-        self._skip = skip
+        self._archive, self._skip, self._jobs, self._zstd = archive, skip, min(jobs, MOST_JOBS), load_zstd()
+        self._damages: List[Damage] = []
+        self._check = StreamCheck(archive.segments, sink, lambda *wrong: self._damages.append(contradiction(*wrong)))
 
     @property
     def size(self) -> int:
-        return self.archive.segments[-1].stop
+        """Bytes of the tar stream to go through."""
+        return self._archive.segments[-1].stop
 
     def run(self, stage: Stage, _: Optional[Callable[[int], None]] = None) -> List[Damage]:
-        check = StreamCheck(self.archive.segments, self._sink, self._report)
+        """All damage. Raises IncompleteError when the stream ends too early."""
         tail: List[bytes] = []
-        with Workers(self._jobs) as decoders:
-            coming = self.archive.frames_to_come(tail)
-            for length, content in decoders.in_order(self._decode_next, coming, self._jobs + 1):
-                check.feed(content, length)
+        decoding: Deque[Tuple[int, Future[Union[bytes, bytearray, None]]]] = deque()
+        with ThreadPoolExecutor(self._jobs) as pool:
+            frames = self._archive.frames_to_come(tail)
+            while True:
+                coming = list(islice(frames, self._jobs + 1 - len(decoding)))
+                decoding += [(frame.length, pool.submit(self._decode, number, frame)) for number, frame in coming]
+                if not decoding:
+                    break
+                length, content = decoding.popleft()
+                self._check.feed(content.result(), length)
                 stage.add(length)
-        check.close()
-        return self._damages + self.archive.ends(tail)
+        self._check.close()
+        return self._damages + self._archive.ends(tail)
 
-    def _decode_next(self, item: Tuple[int, Frame]) -> Tuple[int, Union[bytes, bytearray, None]]:
-        number, frame = item
-        held = segments_between(self.archive.segments, frame.start, frame.stop)
+    def _decode(self, number: int, frame: Frame) -> Union[bytes, bytearray, None]:
+        held = segments_between(self._archive.segments, frame.start, frame.stop)
         if all(s.entry and s.entry.path in self._skip for s in held):  # only what is there already
-            self.archive.unit(frame)
-            return frame.length, None
+            self._archive.unit(frame)
+            return None
         try:
-            return frame.length, self.archive.restored(frame, self._decompressor())
+            return self._archive.restored(frame, self._zstd.decompressor())
         except ZstdError as exc:
-            self._damages.append(self.archive.damage(str(exc), number))
-            return frame.length, None
+            self._damages.append(self._archive.damage(str(exc), number))
+            return None
 
 
-def checker_of(archive: Archive) -> Type[ArchiveCheck]:
+def checker_of(archive: Archive) -> Callable[..., Union[ArchiveCheck, StreamedCheck]]:
     """How to go through an archive."""
     return StreamedCheck if isinstance(archive, Streamed) else ArchiveCheck
 
@@ -9246,13 +9256,16 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
             raise NotFoundError(f"no archive {args.repair_from}", "", "name the other copy, or any part of it")
         files, replaced = repair_archive(files, other[0], args.jobs, context.reporter)
         repaired = f"{human_bytes(replaced)} replaced; "
+    foreign: Optional[Foreign] = None
     try:
         archive, signed = open_trusted(files, args.key)
         damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
-    except ForeignArchive as exc:
-        return verify_foreign(Foreign(files, exc.stream)) + require_sums(files)
+    except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
+        foreign = Foreign(files, exc.stream)
     except IncompleteError as exc:  # a pipe that ended too early
         raise IntegrityError(exc.what, exc.why, exc.next_step) from exc
+    if foreign:
+        return verify_foreign(foreign) + require_sums(files)
     if damages or not archive.manifest:
         raise archive_error(archive, damages, f"hfship verify {files.path}")
     parts = f" in {len(archive.parts)} parts" if files.numbers else ""
@@ -9328,11 +9341,14 @@ def cmd_unpack(context: Context) -> Exit:
         media = MediaChange(files, reporter) if args.wait else None
         if args.consume and files.name == STDIN:
             raise UsageError("--consume is for files, not for a pipe", "", "leave it out")
+        foreign: Optional[Foreign] = None
         try:
             archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
-        except ForeignArchive as exc:
+        except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
+            foreign = Foreign(files, exc.stream)
+        if foreign:
             require_sums(files)
-            return _unpacked_row(unpack_foreign(Foreign(files, exc.stream), out, args.name, args.force, args.only))
+            return _unpacked_row(unpack_foreign(foreign, out, args.name, args.force, args.only))
         if signed:
             reporter.info(f"{files.name}: signed by {signed.fingerprint}")
         done = unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options)

@@ -15,6 +15,8 @@ from pathlib import Path
 import archives as a
 import pytest
 from conftest import missing
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hfship as h
 
@@ -428,3 +430,16 @@ def test_other_compressions_are_refused_with_a_word(tmp_path, hfship):
     assert "cannot be unpacked" in hfship("unpack", path, "-o", tmp_path / "un", code=6).stderr
     path.write_bytes(gzip.compress(a.tar_of([GOOD]))[:-3])
     hfship("unpack", path, "-o", tmp_path / "un", code=6)
+
+
+@given(st.binary(max_size=700), st.integers(0, 3), st.booleans())
+def test_no_bytes_crash_the_parsers(junk, blocks, framed):
+    """Junk as a tar stream, behind a good member, in a PAX header, and as zstd: refused, or read to its end."""
+    tar = a.tar_of([GOOD])[: 512 * blocks] + junk.ljust(1024, b"\0")
+    pax = raw(b"x", b"%011o\0" % len(junk), b"x") + junk + h.padding(len(junk)) + bytes(1024)
+    for stream in (junk, tar, pax, h.ZSTD_MAGIC + junk, h.load_zstd().compressor(1)(tar) if framed else pax):
+        foreign = h.Foreign(h.ArchiveFiles(Path(), "x.tar.zst", {}), BytesIO(stream))
+        try:
+            assert sum(len(piece) for _ in foreign.files() for piece in foreign.content()) <= len(stream) + 1024
+        except h.IntegrityError:
+            pass
