@@ -4258,8 +4258,11 @@ class Workers:
             try:
                 for name in (signal.SIGINT, signal.SIGTERM):  # these are for the parent, which then ends us
                     signal.signal(name, signal.SIG_IGN)
-                if libc:
+                with contextlib.suppress(AttributeError):  # no ctypes, or no glibc
                     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                    # Else each frame's memory goes back to the kernel, and is zeroed by it for the next frame.
+                    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+                    libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
                 for link in [*self._links, ours]:
                     link.close()
                 if os.getppid() == parent:
@@ -4344,7 +4347,7 @@ class Workers:
         return [results[item] for item in items]
 
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_PDEATHSIG, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = 1, -3, -1  # linux/prctl.h, malloc.h
 
 
 @lru_cache(maxsize=None)
