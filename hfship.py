@@ -769,13 +769,20 @@ def disk_error(exc: OSError, doing: str, path: Path, next_step: str = "") -> Dis
     return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or step)
 
 
-def fsync_dir(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+@contextlib.contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """The descriptor of a file, for a while; a new file gets mode 0644, a link is not followed when writing."""
+    fd = os.open(path, flags | os.O_CLOEXEC | (os.O_NOFOLLOW if flags & os.O_ACCMODE else 0), 0o644)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)
 
 
 def atomic_write(path: Path, content: Union[str, bytes], mode: int = 0o644, durable: bool = True) -> None:
@@ -825,16 +832,6 @@ def pread_exactly(fd: int, size: int, offset: int) -> bytes:
         pieces.append(piece)
         size, offset = size - len(piece), offset + len(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-@contextlib.contextmanager
-def opened(path: Path, flags: int) -> Iterator[int]:
-    """The descriptor of a file, for a while; a new file gets mode 0644, a link is not followed when writing."""
-    fd = os.open(path, flags | os.O_CLOEXEC | (os.O_NOFOLLOW if flags & os.O_ACCMODE else 0), 0o644)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def preallocate(fd: int, size: int, filesystem: Filesystem) -> None:
@@ -4161,11 +4158,6 @@ class StreamCheck:
             if self._at == segment.size:
                 self._end(segment, lost=content is None)
 
-    def close(self) -> None:
-        """The stream ends here, maybe too early."""
-        if self._at and self._left[0].entry:
-            self._sink.abandon(self._left[0].entry, lost=True)
-
     def _begin(self, segment: Segment) -> None:
         self._good, self._digest = True, hashlib.sha256()
         if segment.entry and self._write:
@@ -4196,20 +4188,6 @@ class StreamCheck:
             self._sink.abandon(segment.entry, lost=False)
 
 
-class Slots:
-    """Memory that workers share: content that one made and another takes."""
-
-    def __init__(self, count: int, size: int) -> None:
-        self.count, self._size = count, size
-        self._memory = mmap.mmap(-1, max(count * size, 1))
-
-    def put(self, slot: int, content: Union[bytes, bytearray]) -> None:
-        self._memory[slot * self._size : slot * self._size + len(content)] = content
-
-    def view(self, slot: int, size: int) -> memoryview:
-        return memoryview(self._memory)[slot * self._size : slot * self._size + size]
-
-
 class Workers:
     """Processes that each run `work(count, *task)` for the tasks they are sent, one after the other.
 
@@ -4226,13 +4204,16 @@ class Workers:
         self._ready: Deque[Any] = deque()  # links that have a result; without workers the results
 
     def __enter__(self) -> Workers:
+        with contextlib.suppress(AttributeError):  # else a frame's memory goes back to the kernel, which zeroes it anew
+            _libc().mallopt(_M_MMAP_THRESHOLD, FORK_SIZE)
+            _libc().mallopt(_M_TRIM_THRESHOLD, 8 * FORK_SIZE)
         gc.freeze()  # else the first collection of a worker would copy all that it shares with us
         try:
             for _ in range(self.count):
                 self._fork()
         except OSError as exc:
             self.__exit__()
-            raise _out_of_memory(f"cannot start a process: {exc.strerror}") from exc
+            raise _short_of_memory("cannot start a worker", str(exc)) from exc
         finally:
             gc.unfreeze()
         return self
@@ -4258,11 +4239,8 @@ class Workers:
             try:
                 for name in (signal.SIGINT, signal.SIGTERM):  # these are for the parent, which then ends us
                     signal.signal(name, signal.SIG_IGN)
-                with contextlib.suppress(AttributeError):  # no ctypes, or no glibc
+                if libc:
                     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-                    # Else each frame's memory goes back to the kernel, and is zeroed by it for the next frame.
-                    libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-                    libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
                 for link in [*self._links, ours]:
                     link.close()
                 if os.getppid() == parent:
@@ -4315,7 +4293,7 @@ class Workers:
                 continue
             error, cause, result = reply
             if isinstance(error, MemoryError):
-                raise _out_of_memory("a worker got no more memory") from error
+                raise _short_of_memory("a worker got no more memory", "") from error
             if error:
                 raise error from cause
             return worker, self._tasks[worker].popleft(), result
@@ -4323,7 +4301,7 @@ class Workers:
     def _died(self, worker: int) -> HostError:
         _, status = os.waitpid(self._pids.pop(worker), 0)
         how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
-        return _out_of_memory(f"a worker was ended by {how}; when memory is short, the kernel does so")
+        return _short_of_memory(f"a worker was ended by {how}", "where memory is short, the kernel does so")
 
     def run(self, next_task: Callable[[int], Optional[Tuple[Any, ...]]], depth: int = 2) -> Iterator[Tuple[Any, ...]]:
         """Keep every worker at up to `depth` tasks that `next_task(worker)` has for it; yield (worker, task, result) as
@@ -4358,9 +4336,8 @@ def _libc() -> Any:
     return None
 
 
-def _out_of_memory(why: str) -> HostError:
-    step = "run the same command again, it goes on where it stopped; with -j 1 it needs least memory"
-    return HostError("not enough memory for the workers", why, step)
+def _short_of_memory(what: str, why: str) -> HostError:
+    return HostError(what, why, "run the same command again, it goes on where it stopped; -j 1 needs least memory")
 
 
 class Step(NamedTuple):
@@ -4438,6 +4415,28 @@ class Schedule:
         if self._next == len(self._lengths) or (self._serial and any(self._left[: self._next])):
             return False
         return self._first[self._next] < self.limit
+
+
+class LaneWork:
+    """What workers do of a schedule: frames they make, maybe into memory that all share, and the lane each takes."""
+
+    def __init__(self, slots: int, size: int) -> None:
+        self.slots, self._size = slots, size
+        self._memory = memoryview(mmap.mmap(-1, max(slots * size, 1)))
+        self._checks: Dict[int, StreamCheck] = {}
+
+    def do(
+        self, step: Step, make: Callable[[], Optional[Buffer]], check: Callable[[], StreamCheck], length: int
+    ) -> Optional[int]:
+        """Carry out a step, on `length` bytes of the stream: the bytes of content, None if it is lost."""
+        first = step.slot * self._size
+        content = make() if step.make else self._memory[first : first + step.size] if step.size >= 0 else None
+        if step.take:
+            self._checks = {step.lane: self._checks.get(step.lane) or check()}
+            self._checks[step.lane].feed(content, length)
+        elif content is not None:
+            self._memory[first : first + len(content)] = content
+        return None if content is None else len(content)
 
 
 class Serial:
@@ -4728,17 +4727,12 @@ class Archive:
 def read_parts(parts: Sequence[Part], offset: int, size: int, media: Optional[MediaChange] = None) -> bytes:
     """Bytes of an archive that lie in one part; fewer when the part ends early or is missing."""
     part = parts[max(index_at(parts, offset + 1) - 1, 0)]
+    path = media.find(part.path) if media and not part.path.exists() else part.path
     try:
-        fd = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
+        with opened(path or part.path) as fd:
+            return pread_exactly(fd, size, offset - part.start)
     except FileNotFoundError:
-        found = media.find(part.path) if media else None
-        if found is None:
-            return b""
-        fd = os.open(found, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return pread_exactly(fd, size, offset - part.start)
-    finally:
-        os.close(fd)
+        return b""
 
 
 def open_archive(files: ArchiveFiles, media: Optional[MediaChange] = None) -> Archive:
@@ -4760,13 +4754,10 @@ def read_index(files: ArchiveFiles) -> Optional[Index]:
     """The tables at the end of an archive; None if they are not there or damaged."""
     path = files.paths[-1]
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(path) as fd:
             size = os.fstat(fd).st_size
             tail, _ = tail_extent(pread_exactly(fd, 17, max(size - 17, 0)))
             return decode_tail(pread_exactly(fd, tail, size - tail)) if tail <= size else None
-        finally:
-            os.close(fd)
     except (ValueError, struct.error):
         return None
     except OSError as exc:
@@ -5085,11 +5076,8 @@ def read_stream(plan: PackPlan, start: int, stop: int) -> bytes:
 def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> bytes:
     path = plan.folder / entry.path
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(path) as fd:
             content = pread_exactly(fd, size, offset)
-        finally:
-            os.close(fd)
     except FileNotFoundError as exc:
         raise _mismatch(plan.folder, plan.manifest, [f"{entry.path} vanished while it was packed"]) from exc
     except OSError as exc:
@@ -5202,6 +5190,8 @@ class PartWriter:
         for path in [*paths, *(part.path for part in self._open)]:
             with contextlib.suppress(OSError):
                 path.unlink()
+        for part in self._open:
+            os.close(part.fd)
 
     def _open_next(self) -> _OpenPart:
         for part in self._open[-1:]:
@@ -5271,9 +5261,8 @@ class PackRun:
         self._lanes = [plan.segments[first:last] for first, last in zip(edges, edges[1:])]
         self._count = min(workers_for(plan.options.jobs, plan.segments[-1].stop), MOST_PACKERS)
         self._ahead = self._count + 4  # frames that are made while one is waited for
-        self._slots = Slots(self._count and self._ahead, max(stop - start for start, stop in plan.frames))
+        self._lane_work = LaneWork(self._count and self._ahead, max(stop - start for start, stop in plan.frames))
         self._units: Dict[int, bytes] = {}
-        self._checks: Dict[int, StreamCheck] = {}
         self._sums: Dict[Path, Any] = {}
         self._encode = make_encoder(load_zstd(), plan.options.profile, plan.options.level)
 
@@ -5302,7 +5291,7 @@ class PackRun:
         """Have all frames made, in their order written, and proven."""
         frames, extents = list(self._resumed.frames), self._plan.frames
         made: Dict[int, Tuple[int, int, int]] = {}
-        schedule = Schedule([b - a for a, b in zip(self._cuts, self._cuts[1:])], self._slots.count)
+        schedule = Schedule([b - a for a, b in zip(self._cuts, self._cuts[1:])], self._lane_work.slots)
         schedule.limit = len(frames) + self._ahead
         finished = False
 
@@ -5343,24 +5332,19 @@ class PackRun:
 
     def _frame(self, step: Step) -> Tuple[int, int, int]:
         """Read and compress a frame, prove it, or both: (bytes of content, of the unit, CRC-32 of that)."""
-        number = self._cuts[step.lane] + step.at
+        number, segments = self._cuts[step.lane] + step.at, self._lanes[step.lane]
         start, stop = self._plan.frames[number]
-        segments = self._lanes[step.lane]
-        content: Union[bytes, memoryview] = b""
         unit = b""
-        if step.make:
+
+        def make() -> bytes:
+            nonlocal unit
             content = read_stream(self._plan, start, stop)
-            if not step.take:
-                self._slots.put(step.slot, content)
             if number >= len(self._resumed.frames):
                 unit = self._units[number] = self._encode(content, segments[0].planes)
-        else:
-            content = self._slots.view(step.slot, step.size)
-        if step.take:
-            check = self._checks.get(step.lane) or StreamCheck(segments, Sink(), self._refuse)
-            self._checks = {step.lane: check}
-            check.feed(content, stop - start)
-        return len(content), len(unit), zlib.crc32(unit)
+            return content
+
+        size = self._lane_work.do(step, make, lambda: StreamCheck(segments, Sink(), self._refuse), stop - start)
+        return size or 0, len(unit), zlib.crc32(unit)
 
     def _place(self, number: int, path: Path, offset: int) -> int:
         """Write a unit: its bytes."""
@@ -5374,7 +5358,7 @@ class PackRun:
 
     def _sum(self, path: Path, offset: int, size: int) -> None:
         """Hash what was written next."""
-        with opened(path, os.O_RDONLY) as fd:
+        with opened(path) as fd:
             self._sums.setdefault(path, hashlib.sha256()).update(pread_exactly(fd, size, offset))
 
     def _seal(self, path: Path) -> str:
@@ -5573,18 +5557,18 @@ class ArchiveCheck:
         sparse: bool = False,
         quick: bool = False,
     ) -> None:
-        self.archive, self._sink, self._jobs = archive, sink, jobs
+        self.archive, self._sink = archive, sink
         self._resume, self._quick = resume, quick
         lanes = make_lanes(archive.frames, archive.segments)
         self._lanes = [x for x in lanes if {e.path for e in x.files} - skip or not (x.file or sparse)]
         ranges = [(f.offset, f.offset + f.size) for lane in self._lanes for f in self._needed(lane)]
         self._damages = [d for d in archive.damages if not sparse or _overlaps(d, ranges)]
         self._lost: Set[int] = set()  # lanes
-        self._slots = Slots(0, 0)
-        # What a worker has: the lane it takes, what became of files, damage it found in this step.
-        self._checks: Dict[int, StreamCheck] = {}
+        self._count = workers_for(jobs, self.size)
+        largest = max((frame.length for frame in archive.frames), default=FRAME_SIZE)
+        self._lane_work = LaneWork(self._count and max((self._count + 2) * FRAME_SIZE // largest, 1), largest)
         self._told = ToldSink(sink)
-        self._found: List[Damage] = []
+        self._found: List[Damage] = []  # by the step at hand
         self._decompress = load_zstd().decompressor()
 
     @property
@@ -5595,12 +5579,9 @@ class ArchiveCheck:
     def run(self, stage: Stage, after: Optional[Callable[[int], None]] = None) -> List[Damage]:
         """All damage, in the order of the archive. With `after`, lanes run one after the other, and it is told up to
         where the stream is safe in the sink, unless there is damage."""
-        count = workers_for(self._jobs, self.size)
-        largest = max((frame.length for frame in self.archive.frames), default=0)
-        self._slots = Slots(count and max(2, (count + 2) * FRAME_SIZE // max(largest, FRAME_SIZE)), largest)
-        lengths, media = [len(lane.frames) for lane in self._lanes], self.archive.media
-        schedule = Schedule(lengths, self._slots.count, serial=bool(after or media))
-        with Workers(count, self._work) as workers, Serial() as flusher:
+        lengths, serial = [len(lane.frames) for lane in self._lanes], bool(after or self.archive.media)
+        schedule = Schedule(lengths, self._lane_work.slots, serial)
+        with Workers(self._count, self._work) as workers, Serial() as flusher:
 
             def next_step(worker: int) -> Optional[Tuple[Step]]:
                 step = schedule.next(worker)
@@ -5661,21 +5642,13 @@ class ArchiveCheck:
         lane = self._lanes[step.lane]
         number, frame = lane.frames[step.at]
         self._found, self._told.told = [], []
-        content: Union[bytes, bytearray, memoryview, None] = None
-        if step.make:
-            content = self._make(number, frame, lane)
-            if content is not None and not step.take:
-                self._slots.put(step.slot, content)
-        elif step.size >= 0:
-            content = self._slots.view(step.slot, step.size)
-        if step.take and not self._quick:
-            check = self._checks.get(step.lane)
-            check = check or StreamCheck(lane.segments, self._told, self._report, write=lane.file is None)
-            self._checks = {step.lane: check}
-            check.feed(content, frame.length)
-            if frame is lane.frames[-1][1]:
-                check.close()
-        return None if content is None else len(content), self._found, self._told.told
+
+        def check() -> StreamCheck:
+            known = () if self._quick else lane.segments
+            return StreamCheck(known, self._told, self._report, write=lane.file is None)
+
+        size = self._lane_work.do(step, lambda: self._make(number, frame, lane), check, frame.length)
+        return size, self._found, self._told.told
 
     def _make(self, number: int, frame: Frame, lane: Lane) -> Union[bytes, bytearray, None]:
         """The content of a frame, which also goes to the sink if it is of one file; None if it is lost."""
@@ -5770,12 +5743,9 @@ def repair_archive(files: ArchiveFiles, other: ArchiveFiles, jobs: int, reporter
 def write_at(path: Path, content: bytes, offset: int) -> None:
     """Put bytes into a file, which is made if need be, durably."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
+        with opened(path, os.O_WRONLY | os.O_CREAT) as fd:
             pwrite_all(fd, content, offset)
             os.fsync(fd)
-        finally:
-            os.close(fd)
     except OSError as exc:
         raise disk_error(exc, "write", path) from exc
 
@@ -5792,11 +5762,8 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        parent = os.open(root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened(root.parent, os.O_RDONLY | os.O_DIRECTORY) as parent:
             self._folders = {"": self._enter(parent, root.name, root)}
-        finally:
-            os.close(parent)
 
     def __enter__(self) -> Tree:
         return self
