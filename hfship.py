@@ -4385,10 +4385,11 @@ class Schedule:
                 if self._taken[lane] == self._lengths[lane]:
                     del self._owned[worker]
                 return Step(lane, at, False, True, *found) if found else self._make(lane, at, True)
-        for lane in self._open if self._free else ():
-            if self._may_make(lane, self._made[lane]):
-                return self._make(lane, self._made[lane], False, self._free.pop())
-        return None
+        lanes = [x for x in self._open if self._may_make(x, self._made[x])] if self._free else []
+        if not lanes:
+            return None
+        lane = min(lanes, key=lambda x: self._made[x] - self._taken[x])  # that whose owner will wait first
+        return self._make(lane, self._made[lane], False, self._free.pop())
 
     def done(self, step: Step, size: Optional[int]) -> None:
         """A step is done; it made `size` bytes of content, None if they are lost."""
@@ -4418,7 +4419,8 @@ class Schedule:
 
 
 class LaneWork:
-    """What workers do of a schedule: frames they make, maybe into memory that all share, and the lane each takes."""
+    """What workers do of a schedule: frames they make, maybe into `slots` of memory that all share, and the lane each
+    takes. With slots of no size, what another made is made again."""
 
     def __init__(self, slots: int, size: int) -> None:
         self.slots, self._size = slots, size
@@ -4430,11 +4432,14 @@ class LaneWork:
     ) -> Optional[int]:
         """Carry out a step, on `length` bytes of the stream: the bytes of content, None if it is lost."""
         first = step.slot * self._size
-        content = make() if step.make else self._memory[first : first + step.size] if step.size >= 0 else None
+        if step.make or not self._size:
+            content = make()
+        else:
+            content = self._memory[first : first + step.size] if step.size >= 0 else None
         if step.take:
             self._checks = {step.lane: self._checks.get(step.lane) or check()}
             self._checks[step.lane].feed(content, length)
-        elif content is not None:
+        elif self._size and content is not None:
             self._memory[first : first + len(content)] = content
         return None if content is None else len(content)
 
@@ -4898,7 +4903,8 @@ Without it:
     NAME/.hfship/delta.json                           if there, lists files to take from an older version on site
 """
 
-HASH_AHEAD_JOBS = 4
+HASH_SIZE = 256 << 10
+HASH_BEHIND = 256  # frames that are packed but not proven yet: still in the page cache, so read from disk once
 SIDECARS_SIZE = 8 << 20  # room kept on each medium for hfship.pyz, the sums and READ-ME-FIRST.txt
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -5260,8 +5266,8 @@ class PackRun:
         edges = [index_at(plan.segments, starts[cut]) for cut in self._cuts[:-1]] + [len(plan.segments)]
         self._lanes = [plan.segments[first:last] for first, last in zip(edges, edges[1:])]
         self._count = min(workers_for(plan.options.jobs, plan.segments[-1].stop), MOST_PACKERS)
-        self._ahead = self._count + 4  # frames that are made while one is waited for
-        self._lane_work = LaneWork(self._count and self._ahead, max(stop - start for start, stop in plan.frames))
+        self._ahead = self._count + 4  # units that are made while one is waited for
+        self._lane_work = LaneWork(HASH_BEHIND, 0)
         self._units: Dict[int, bytes] = {}
         self._sums: Dict[Path, Any] = {}
         self._encode = make_encoder(load_zstd(), plan.options.profile, plan.options.level)
@@ -5339,7 +5345,7 @@ class PackRun:
         def make() -> bytes:
             nonlocal unit
             content = read_stream(self._plan, start, stop)
-            if number >= len(self._resumed.frames):
+            if step.make and number >= len(self._resumed.frames):
                 unit = self._units[number] = self._encode(content, segments[0].planes)
             return content
 
@@ -5358,8 +5364,10 @@ class PackRun:
 
     def _sum(self, path: Path, offset: int, size: int) -> None:
         """Hash what was written next."""
+        digest = self._sums.setdefault(path, hashlib.sha256())
         with opened(path) as fd:
-            self._sums.setdefault(path, hashlib.sha256()).update(pread_exactly(fd, size, offset))
+            for first in range(offset, offset + size, HASH_SIZE):  # out of the page cache into that of the core
+                digest.update(pread_exactly(fd, min(HASH_SIZE, offset + size - first), first))
 
     def _seal(self, path: Path) -> str:
         """Make a part durable: its SHA-256."""

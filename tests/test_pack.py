@@ -215,8 +215,9 @@ def test_dry_run_writes_nothing(hfship, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("fork_size", [0, 1 << 40])
-def test_hash_and_frames_share_one_read(fork_size, model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("fork_size, reads", [(0, 2), (1 << 40, 1)])
+def test_hash_and_frames_share_one_read(fork_size, reads, model, tmp_path, monkeypatch):
+    """Of one process; of several some read what another has just read."""
     original = h._read_range
 
     def noted(plan, entry, offset, size):
@@ -227,7 +228,8 @@ def test_hash_and_frames_share_one_read(fork_size, model, tmp_path, monkeypatch)
     monkeypatch.setattr(h, "_read_range", noted)
     monkeypatch.setattr(h, "FORK_SIZE", fork_size)
     a.pack(model, tmp_path / "out")
-    assert sum(map(int, (tmp_path / "read").read_text().split())) == sum(map(len, a.BIG.values()))
+    size = sum(map(len, a.BIG.values()))
+    assert size <= sum(map(int, (tmp_path / "read").read_text().split())) <= reads * size
     assert os.listdir(tmp_path / "out")
 
 
