@@ -40,12 +40,14 @@ import calendar
 import contextlib
 import errno
 import fcntl
+import gc
 import gzip
 import hashlib
 import importlib
 import importlib.machinery
 import io
 import json
+import mmap
 import os
 import platform
 import random
@@ -63,13 +65,14 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import types
 import warnings
 import weakref
 import zlib
 from bisect import bisect_left
 from collections import deque
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
@@ -77,7 +80,7 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import chain, islice, tee
+from itertools import accumulate, chain, islice, tee
 from pathlib import Path
 from types import MappingProxyType
 from typing import (
@@ -400,6 +403,7 @@ class _BarProgress:
         self._reporter, self._stage = reporter, stage
         bytes_bar = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
         options = bytes_bar if stage.unit == "B" else {"unit": " " + stage.unit}
+        tqdm.monitor_interval = 0  # no thread that looks after the bars: we update them often enough
         self._bar = tqdm(
             total=stage.total, desc=stage.name, file=reporter.err, dynamic_ncols=True, mininterval=0, **options
         )
@@ -766,13 +770,20 @@ def disk_error(exc: OSError, doing: str, path: Path, next_step: str = "") -> Dis
     return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or step)
 
 
-def fsync_dir(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+@contextlib.contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """The descriptor of a file, for a while; a new file gets mode 0644, a link is not followed when writing."""
+    fd = os.open(path, flags | os.O_CLOEXEC | (os.O_NOFOLLOW if flags & os.O_ACCMODE else 0), 0o644)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
+
+
+def fsync_dir(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)
 
 
 def atomic_write(path: Path, content: Union[str, bytes], mode: Optional[int] = None, durable: bool = True) -> None:
@@ -3176,7 +3187,9 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # ======================================================================================
 
 FRAME_SIZE = 4 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
-MOST_JOBS = 16  # threads hold frames: more would need more than 300 MB
+MOST_JOBS = 12  # workers hold frames: more would need more than 300 MB
+MOST_PACKERS = 8  # more would wait for the SHA-256 of what they write
+FORK_SIZE = 8 << 20  # bytes from which on workers are forked
 LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
 WEIGHT_SIZE = 1 << 20  # files from here on have frames of their own
 PLANES_BLOCK = 4 << 20  # bytes of a file in one block of planes; part of the format
@@ -3203,6 +3216,9 @@ ENTROPY_ONLY = {
     "min_match": 7,
     "target_length": 0,
 }
+# With a code for every 8 KiB instead of every 128: smaller where the rows of a tensor differ in scale, but slower.
+ENTROPY_FINE = {**ENTROPY_ONLY, "window_log": 13}
+TABLE_TRIAL_SIZE, TABLE_TRIAL_GAIN = 64 << 10, 0.999  # of the exponents of a block, to choose between the two
 
 # The second member of an archive with planes, for a far side without hfship. Part of the format: never changed.
 RESTORE_PY = b'''\
@@ -3878,6 +3894,7 @@ def cut_frames(segments: Sequence[Segment], frame_size: int = FRAME_SIZE) -> Ite
             start = stop
 
 
+Buffer = Union[bytes, bytearray, memoryview]
 Compress = Callable[[Union[bytes, memoryview]], bytes]
 Decompress = Callable[[Union[bytes, memoryview], int], bytes]
 
@@ -3888,14 +3905,18 @@ def encode_unit(content: Union[bytes, memoryview], compress: Compress) -> bytes:
     return _PZSTD.pack(PZSTD_MAGIC, 4, len(frame)) + frame
 
 
-def split_planes(block: bytes, width: int) -> bytes:
+def split_planes(block: bytes, width: int) -> memoryview:
     """A block of a weight in planes.
 
-    >>> split_planes(b"a1b2c", 2)
+    >>> bytes(split_planes(b"a1b2c", 2))
     b'12abc\\x02'
     """
-    whole = len(block) - len(block) % width
-    return b"".join([*(block[first:whole:width] for first in reversed(range(width))), block[whole:], bytes([width])])
+    count = len(block) // width
+    planes = bytearray(len(block) + 1)
+    for number in range(width):
+        planes[number * count : (number + 1) * count] = block[width - 1 - number : count * width : width]
+    planes[count * width :] = block[count * width :] + bytes([width])
+    return memoryview(planes)
 
 
 def join_planes(planes: bytes) -> Union[bytes, bytearray]:
@@ -3931,13 +3952,16 @@ def best_width(block: bytes, compress: Compress) -> int:
 def make_encoder(zstd: Zstd, profile: str, level: int) -> Callable[[bytes, bool], bytes]:
     """(content, whether to put it in planes) -> unit, for one thread."""
     usual = zstd.compressor(STORE_LEVEL if profile == "store" else level)
-    dense, entropy = zstd.compressor(1), zstd.compressor(1, **ENTROPY_ONLY)
+    dense, coarse, fine = (zstd.compressor(1, **options) for options in ({}, ENTROPY_ONLY, ENTROPY_FINE))
     zeros = bytes(FRAME_SIZE)
 
     def encode(content: bytes, planes: bool) -> bytes:
         if planes:
-            width = best_width(content, entropy)
-            return encode_unit(split_planes(content, width), entropy if width > 1 else usual)
+            width = best_width(content, coarse)
+            block = split_planes(content, width)
+            sample = block[len(block) // width // 2 :][:TABLE_TRIAL_SIZE]
+            finer = len(fine(sample)) < TABLE_TRIAL_GAIN * len(coarse(sample))
+            return encode_unit(block, usual if width == 1 else fine if finer else coarse)
         # Storing would also store the holes of a sparse file.
         return encode_unit(content, dense if profile == "store" and content == zeros[: len(content)] else usual)
 
@@ -4067,6 +4091,45 @@ def part_name(archive: str, number: int, parts_at_most: int) -> str:
     ('m.tar.zst.0007', 'm.tar.zst.00007')
     """
     return f"{archive}.{number:0{max(4, len(str(parts_at_most)))}d}"
+
+
+def cut_lanes(starts: Sequence[int], segments: Sequence[Segment]) -> List[int]:
+    """Which of the frames that start at `starts` begin a lane: those that begin with a segment; and their number."""
+    edges = {segment.start for segment in segments}
+    return [i for i, start in enumerate(starts) if start in edges or not i] + [len(starts)]
+
+
+class Lane(NamedTuple):
+    """Frames (numbered from 1) and the segments they hold, none of which reaches into another lane."""
+
+    frames: Sequence[Tuple[int, Frame]]
+    segments: Sequence[Segment]
+
+    @property
+    def file(self) -> Optional[FileEntry]:
+        """The file, if the lane is just one."""
+        return self.segments[0].entry if len(self.segments) == 1 else None
+
+    @property
+    def files(self) -> List[FileEntry]:
+        return [segment.entry for segment in self.segments if segment.entry]
+
+
+def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lane]:
+    """The lanes of an archive; without segments (manifest unreadable), one lane of all frames.
+
+    >>> frames = [Frame(0, 9, 0, 10), Frame(9, 9, 10, 5), Frame(18, 9, 15, 5), Frame(27, 9, 20, 1)]
+    >>> segments = [Segment(0, 6, "a"), Segment(6, 4, "b"), Segment(10, 10, "c"), Segment(20, 1, "d")]
+    >>> [([n for n, _ in lane.frames], [s.what for s in lane.segments]) for lane in make_lanes(frames, segments)]
+    [([1], ['a', 'b']), ([2, 3], ['c']), ([4], ['d'])]
+    """
+    numbered = list(enumerate(frames, 1))
+    lanes = []
+    cuts = cut_lanes([frame.start for frame in frames], segments)
+    for first, last in zip(cuts, cuts[1:]):
+        inside = segments[index_at(segments, frames[first].start) : index_at(segments, frames[last - 1].stop)]
+        lanes.append(Lane(numbered[first:last], inside))
+    return lanes
 
 
 # ---- streams of other programs -------------------------------------------------------
@@ -4237,7 +4300,7 @@ class Sink:
         """The content of a file starts."""
 
     def write(self, entry: FileEntry, offset: int, content: Union[bytes, bytearray, memoryview]) -> None:
-        """Content of a file, at an offset in it. May be called from several threads."""
+        """Content of a file that has begun, at an offset in it. Any worker may do so."""
 
     def read(self, entry: FileEntry, offset: int, size: int) -> bytes:
         """Content of a file that an earlier run wrote."""
@@ -4251,6 +4314,25 @@ class Sink:
 
     def abandon(self, entry: FileEntry, lost: bool) -> None:
         """Bytes of the file are lost, or it is not what the manifest says."""
+
+    def release(self, entry: FileEntry) -> None:
+        """This process has no more to do with the file."""
+
+
+class ToldSink(Sink):
+    """Passes on to a sink what a worker does; how files end is `told` to the parent, which acts on it."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.begin, self.write, self.release = sink.begin, sink.write, sink.release  # type: ignore[method-assign]
+        self.told: List[Tuple[Any, ...]] = []
+
+    def finish(self, entry: FileEntry) -> None:
+        self.release(entry)
+        self.told.append(("finish", entry))
+
+    def abandon(self, entry: FileEntry, lost: bool) -> None:
+        self.release(entry)
+        self.told.append(("abandon", entry, lost))
 
 
 class StreamCheck:
@@ -4268,7 +4350,7 @@ class StreamCheck:
         self._good = True
         self._digest = hashlib.sha256()
 
-    def feed(self, content: Union[bytes, bytearray, None], length: int) -> None:
+    def feed(self, content: Optional[Buffer], length: int) -> None:
         """The next `length` bytes of the stream; None when they are lost (and reported by whoever lost them). Planes
         come joined, one block at a time."""
         at = 0
@@ -4286,11 +4368,6 @@ class StreamCheck:
             at, self._at = at + size, self._at + size
             if self._at == segment.size:
                 self._end(segment, lost=content is None)
-
-    def close(self) -> None:
-        """The stream ends here, maybe too early."""
-        if self._at and self._left[0].entry:
-            self._sink.abandon(self._left[0].entry, lost=True)
 
     def _begin(self, segment: Segment) -> None:
         self._good, self._digest = True, hashlib.sha256()
@@ -4322,78 +4399,286 @@ class StreamCheck:
             self._sink.abandon(segment.entry, lost=False)
 
 
-class Stopped(Exception):
-    """Work was given up because somebody else failed or Ctrl-C came."""
-
-
 class Workers:
-    """A pool of threads that ends within the piece of work at hand once `stop` is set."""
+    """Processes that each run `work(count, *task)` for the tasks they are sent, one after the other.
 
-    def __init__(self, count: int, stop: Optional[threading.Event] = None) -> None:
-        self.count = count
-        self._stop = stop or threading.Event()
-        self._pool = ThreadPoolExecutor(count)
+    They are forked, so they know all that we know; tasks and results are small, data goes through files and slots.
+    They die with us, and an error of theirs is raised here. `count` is told of progress, and `progress` hears it. With
+    0 of them the tasks run in this process: forking is not worth it.
+    """
+
+    def __init__(self, count: int, work: Callable[..., Any], progress: Callable[[int], None] = lambda _: None) -> None:
+        self.count, self._work, self._progress = count, work, progress
+        self._tasks: List[Deque[Tuple[Any, ...]]] = [deque() for _ in range(max(count, 1))]
+        self._links: List[Any] = []
+        self._pids: List[int] = []
+        self._ready: Deque[Any] = deque()  # links that have a result; without workers the results
 
     def __enter__(self) -> Workers:
+        with contextlib.suppress(AttributeError):  # else a frame's memory goes back to the kernel, which zeroes it anew
+            _libc().mallopt(_M_MMAP_THRESHOLD, FORK_SIZE)
+            _libc().mallopt(_M_TRIM_THRESHOLD, 8 * FORK_SIZE)
+        gc.freeze()  # else the first collection of a worker would copy all that it shares with us
+        try:
+            for _ in range(self.count):
+                self._fork()
+        except OSError as exc:
+            self.__exit__()
+            raise _short_of_memory("cannot start a worker", str(exc)) from exc
+        finally:
+            gc.unfreeze()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown()
+        for pid in self._pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for link in self._links:
+            link.close()
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
-        return self._pool.submit(self._run, work, args)
+    def _fork(self) -> None:
+        from multiprocessing.connection import Pipe
 
-    def _run(self, work: Callable[..., Any], args: Tuple[Any, ...]) -> Any:
-        if self._stop.is_set():
-            raise Stopped
-        return work(*args)
+        ours, theirs = Pipe()
+        libc, parent = _libc(), os.getpid()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        with warnings.catch_warnings():
+            # Python 3.12 warns if there are threads. Ours, progress and a lock's heartbeat, share no lock with workers.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if not pid:
+            try:
+                for name in (signal.SIGINT, signal.SIGTERM):  # these are for the parent, which then ends us
+                    signal.signal(name, signal.SIG_IGN)
+                if libc:
+                    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                for link in [*self._links, ours]:
+                    link.close()
+                if os.getppid() == parent:
+                    self._serve(theirs)
+            finally:
+                os._exit(0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        theirs.close()
+        self._links.append(ours)
+        self._pids.append(pid)
 
-    def in_order(self, work: Callable[[Any], Any], items: Iterable[Any], window: int) -> Iterator[Any]:
-        """work(item) for all items, in their order, with at most `window` results under way or waiting."""
-        pending: Deque[Future[Any]] = deque()
-        for item in items:
-            pending.append(self.submit(work, item))
-            if len(pending) >= window:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    def _serve(self, link: Any) -> None:
+        """What a worker does until its parent is gone."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                task = link.recv()
+                reply: Tuple[Any, ...] = ()
+                try:
+                    reply = None, None, self._work(link.send, *task)
+                except BaseException as exc:  # noqa: BLE001 - the parent raises it
+                    cause = exc.__cause__ if isinstance(exc, HfshipError) else RuntimeError(traceback.format_exc())
+                    reply = exc, cause if isinstance(cause, (OSError, RuntimeError)) else None, None
+                link.send(reply)
+
+    def send(self, worker: int, *task: Any) -> None:
+        """Give a worker another task."""
+        self._tasks[worker].append(task)
+        if not self._links:
+            self._ready.append(self._work(self._progress, *task))
+            return
+        with contextlib.suppress(ConnectionError):  # it died, as `receive` will tell
+            self._links[worker].send(task)
+
+    def receive(self) -> Tuple[int, Tuple[Any, ...], Any]:
+        """(worker, task, result) of the next task that is done. Raises what it raised."""
+        if not self._links:
+            return 0, self._tasks[0].popleft(), self._ready.popleft()
+        from multiprocessing.connection import wait
+
+        while True:
+            if not self._ready:
+                self._ready.extend(wait(self._links))
+            worker = self._links.index(self._ready.popleft())
+            try:
+                reply = self._links[worker].recv()
+            except (EOFError, ConnectionError) as exc:
+                raise self._died(worker) from exc
+            if isinstance(reply, int):
+                self._progress(reply)
+                continue
+            error, cause, result = reply
+            if isinstance(error, MemoryError):
+                raise _short_of_memory("a worker got no more memory", "") from error
+            if error:
+                raise error from cause
+            return worker, self._tasks[worker].popleft(), result
+
+    def _died(self, worker: int) -> HostError:
+        _, status = os.waitpid(self._pids.pop(worker), 0)
+        how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
+        return _short_of_memory(f"a worker was ended by {how}", "where memory is short, the kernel does so")
+
+    def run(self, next_task: Callable[[int], Optional[Tuple[Any, ...]]], depth: int = 2) -> Iterator[Tuple[Any, ...]]:
+        """Keep every worker at up to `depth` tasks that `next_task(worker)` has for it; yield (worker, task, result) as
+        they are done, until there are no more."""
+        while True:
+            for worker, waiting in enumerate(self._tasks):
+                while len(waiting) < depth:
+                    task = next_task(worker)
+                    if task is None:
+                        break
+                    self.send(worker, *task)
+            if not any(self._tasks):
+                return
+            yield self.receive()
+
+    def map(self, items: Sequence[Any]) -> List[Any]:
+        """The results of `work(count, item)` for all items, in their order."""
+        left, results = iter(items), {}
+        for _, (item,), result in self.run(lambda _: next(((item,) for item in left), None), depth=1):
+            results[item] = result
+        return [results[item] for item in items]
+
+
+_PR_SET_PDEATHSIG, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = 1, -3, -1  # linux/prctl.h, malloc.h
+
+
+@lru_cache(maxsize=None)
+def _libc() -> Any:
+    """The C library; None for a Python without ctypes."""
+    with contextlib.suppress(ImportError, OSError):
+        return importlib.import_module("ctypes").CDLL(None)
+    return None
+
+
+def _short_of_memory(what: str, why: str) -> HostError:
+    return HostError(what, why, "run the same command again, it goes on where it stopped; -j 1 needs least memory")
+
+
+class Step(NamedTuple):
+    """What a worker has to do with frame `at` of a lane: make its content, take it, or both. In between the content
+    lies in a slot, `size` bytes of it, -1 if it is lost."""
+
+    lane: int
+    at: int
+    make: bool
+    take: bool
+    slot: int = -1
+    size: int = -1
+
+
+class Schedule:
+    """Who makes and who takes the frames of lanes; `lengths` tells how many each has. Decides from values only.
+
+    One worker takes all frames of a lane, in their order: it hashes them. It makes them, too, unless another was
+    faster: one with nothing to take makes the next frame, into a slot. Frames from the `limit`-th of all lanes on wait;
+    with `serial`, so do all lanes but the first that is not done.
+    """
+
+    def __init__(self, lengths: Sequence[int], slots: int, serial: bool = False) -> None:
+        self._lengths, self._free, self._serial = lengths, list(range(slots)), serial
+        self._first = [0, *accumulate(lengths)]
+        self._made, self._taken, self._left = [0] * len(lengths), [0] * len(lengths), list(lengths)
+        self._ready: Dict[Tuple[int, int], Tuple[int, int]] = {}
+        self._owned: Dict[int, int] = {}  # worker -> lane
+        self._open: List[int] = []  # lanes with frames to make
+        self._next = 0
+        self.limit = sum(lengths)
+
+    def next(self, worker: int) -> Optional[Step]:
+        """The next step of a worker; None while there is none."""
+        lane = self._owned.get(worker, -1)
+        if lane < 0 and self._may_open():
+            lane = self._owned[worker] = self._next
+            self._open.append(lane)
+            self._next += 1
+        if lane >= 0:
+            at = self._taken[lane]
+            found = self._ready.pop((lane, at), None)
+            if found or self._may_make(lane, at):
+                self._taken[lane] += 1
+                if self._taken[lane] == self._lengths[lane]:
+                    del self._owned[worker]
+                return Step(lane, at, False, True, *found) if found else self._make(lane, at, True)
+        lanes = [x for x in self._open if self._may_make(x, self._made[x])] if self._free else []
+        if not lanes:
+            return None
+        lane = min(lanes, key=lambda x: self._made[x] - self._taken[x])  # that whose owner will wait first
+        return self._make(lane, self._made[lane], False, self._free.pop())
+
+    def done(self, step: Step, size: Optional[int]) -> None:
+        """A step is done; it made `size` bytes of content, None if they are lost."""
+        if step.take:
+            self._left[step.lane] -= 1
+        elif size is not None:
+            self._ready[step.lane, step.at] = step.slot, size
+            return
+        else:
+            self._ready[step.lane, step.at] = -1, -1
+        if step.slot >= 0:
+            self._free.append(step.slot)
+
+    def _make(self, lane: int, at: int, take: bool, slot: int = -1) -> Step:
+        self._made[lane] += 1
+        if self._made[lane] == self._lengths[lane]:
+            self._open.remove(lane)
+        return Step(lane, at, True, take, slot)
+
+    def _may_make(self, lane: int, at: int) -> bool:
+        return at == self._made[lane] < self._lengths[lane] and self._first[lane] + at < self.limit
+
+    def _may_open(self) -> bool:
+        if self._next == len(self._lengths) or (self._serial and any(self._left[: self._next])):
+            return False
+        return self._first[self._next] < self.limit
+
+
+class LaneWork:
+    """What workers do of a schedule: frames they make, maybe into `slots` of memory that all share, and the lane each
+    takes. With slots of no size, what another made is made again."""
+
+    def __init__(self, slots: int, size: int) -> None:
+        self.slots, self._size = slots, size
+        self._memory = memoryview(mmap.mmap(-1, max(slots * size, 1)))
+        self._checks: Dict[int, StreamCheck] = {}
+
+    def do(
+        self, step: Step, make: Callable[[], Optional[Buffer]], check: Callable[[], StreamCheck], length: int
+    ) -> Optional[int]:
+        """Carry out a step, on `length` bytes of the stream: the bytes of content, None if it is lost."""
+        first = step.slot * self._size
+        if step.make or not self._size:
+            content = make()
+        else:
+            content = self._memory[first : first + step.size] if step.size >= 0 else None
+        if step.take:
+            self._checks = {step.lane: self._checks.get(step.lane) or check()}
+            self._checks[step.lane].feed(content, length)
+        elif self._size and content is not None:
+            self._memory[first : first + len(content)] = content
+        return None if content is None else len(content)
 
 
 class Serial:
     """One thread that makes calls in their order, while the caller goes on; at most two wait."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._workers = Workers(1, stop)
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)  # it starts with the first call
         self._pending: Deque[Future[Any]] = deque()
 
     def __enter__(self) -> Serial:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers.__exit__()
+        for future in self._pending:
+            future.cancel()
+        self._pool.shutdown()
 
     def call(self, work: Callable[..., Any], *args: Any) -> None:
         """Queue a call. Raises what an earlier one raised."""
-        self._pending.append(self._workers.submit(work, *args))
+        self._pending.append(self._pool.submit(work, *args))
         self.drain(2)
 
     def drain(self, left: int = 0) -> None:
         """Wait until at most `left` calls are queued."""
         while len(self._pending) > left:
             self._pending.popleft().result()
-
-
-def per_thread(make: Callable[[], Any]) -> Callable[[], Any]:
-    """A function that returns an object of its own to each thread: zstd contexts must not be shared."""
-    local = threading.local()
-
-    def get() -> Any:
-        if not hasattr(local, "value"):
-            local.value = make()
-        return local.value
-
-    return get
 
 
 def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str:
@@ -4407,8 +4692,13 @@ def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str
 
 
 def default_jobs() -> int:
-    """One thread per core that this process may use."""
+    """One worker per core that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def workers_for(jobs: int, size: int) -> int:
+    """How many workers to fork for `size` bytes; 0 for none."""
+    return min(jobs, MOST_JOBS) if jobs > 1 and size >= FORK_SIZE else 0
 
 
 # ---- archives on disk ----------------------------------------------------------------
@@ -4612,9 +4902,12 @@ class Archive:
     def damage(self, what: str, number: int) -> Damage:
         """Damage of a frame, with the part it lies on and the files it holds."""
         frame = self.frames[number - 1]
-        part = self.parts[max(index_at(self.parts, frame.offset + 1) - 1, 0)]
         files = self.files_between(frame.start, frame.stop)
-        return Damage(what, frame.offset, frame.size, (number, number), (part.path.name,), files)
+        return Damage(what, frame.offset, frame.size, (number, number), (self.part_of(frame).path.name,), files)
+
+    def part_of(self, frame: Frame) -> Part:
+        """The part that a frame lies on."""
+        return self.parts[max(index_at(self.parts, frame.offset + 1) - 1, 0)]
 
     def files_between(self, start: int, stop: int) -> Tuple[Tuple[str, int, int], ...]:
         """(path, first byte, last byte) of what lies in a range of the tar stream."""
@@ -4654,17 +4947,12 @@ class Archive:
 def read_parts(parts: Sequence[Part], offset: int, size: int, media: Optional[MediaChange] = None) -> bytes:
     """Bytes of an archive that lie in one part; fewer when the part ends early or is missing."""
     part = parts[max(index_at(parts, offset + 1) - 1, 0)]
+    path = media.find(part.path) if media and not part.path.exists() else part.path
     try:
-        fd = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
+        with opened(path or part.path) as fd:
+            return pread_exactly(fd, size, offset - part.start)
     except FileNotFoundError:
-        found = media.find(part.path) if media else None
-        if found is None:
-            return b""
-        fd = os.open(found, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return pread_exactly(fd, size, offset - part.start)
-    finally:
-        os.close(fd)
+        return b""
 
 
 class ForeignArchive(IntegrityError):
@@ -4795,13 +5083,10 @@ def read_index(files: ArchiveFiles) -> Optional[Index]:
 
 def _tables_of(path: Path) -> Optional[Index]:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(path) as fd:
             size = os.fstat(fd).st_size
             tail, _ = tail_extent(pread_exactly(fd, 17, max(size - 17, 0)))
             return decode_tail(pread_exactly(fd, tail, size - tail)) if tail <= size else None
-        finally:
-            os.close(fd)
     except (ValueError, struct.error):
         return None
     except OSError as exc:
@@ -4933,7 +5218,8 @@ Without it:
     NAME/.hfship/delta.json                           if there, lists files to take from an older version on site
 """
 
-HASH_AHEAD_JOBS = 4
+HASH_SIZE = 256 << 10
+HASH_BEHIND = 256  # frames that are packed but not proven yet: still in the page cache, so read from disk once
 SIDECARS_SIZE = 8 << 20  # room kept on each medium for hfship.pyz, the sums and READ-ME-FIRST.txt
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -5077,15 +5363,16 @@ def _made_manifest(
         raise UsageError(f"{folder} holds no files", "", "name the folder of a model")
     make_manifest(name or folder.resolve().name, ())  # a name that cannot be: say so before hashing
     reporter.info(f"{folder} has no manifest: hashing its files to make one")
-    with reporter.stage("hash", sum(size for _, size in found)) as stage, Workers(jobs) as workers:
 
-        def entry(item: Tuple[str, int]) -> FileEntry:
-            try:
-                return FileEntry(item[0], item[1], sha256_file(folder / item[0], stage.add))
-            except OSError as exc:
-                raise disk_error(exc, "read", folder / item[0]) from exc
+    def entry(count: Callable[[int], None], item: Tuple[str, int]) -> FileEntry:
+        try:
+            return FileEntry(item[0], item[1], sha256_file(folder / item[0], count))
+        except OSError as exc:
+            raise disk_error(exc, "read", folder / item[0]) from exc
 
-        files = list(workers.in_order(entry, found, jobs))
+    total = sum(size for _, size in found)
+    with reporter.stage("hash", total) as stage, Workers(workers_for(jobs, total), entry, stage.add) as workers:
+        files = workers.map(found)
     manifest = make_manifest(name or folder.resolve().name, files)
     try:
         write_manifest(folder, manifest)
@@ -5114,11 +5401,8 @@ def read_stream(plan: PackPlan, start: int, stop: int) -> bytes:
 def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> bytes:
     path = plan.folder / entry.path
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(path) as fd:
             content = pread_exactly(fd, size, offset)
-        finally:
-            os.close(fd)
     except FileNotFoundError as exc:
         raise _mismatch(plan.folder, plan.manifest, [f"{entry.path} vanished while it was packed"]) from exc
     except OSError as exc:
@@ -5128,99 +5412,129 @@ def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> byt
     return content
 
 
+@dataclass
+class _OpenPart:
+    """A file of an archive that is being written: bytes given out, bytes that are all there, bytes to be hashed."""
+
+    path: Path
+    fd: int
+    owner: int
+    given: int = 0
+    written: int = 0
+    summed: int = 0
+    late: Dict[int, int] = field(default_factory=dict)  # what is there behind a gap: offset -> size
+    full: bool = False
+    sealing: bool = False
+    sha256: str = ""
+
+
 class PartWriter:
-    """Writes units into NAME.tar.zst.incomplete, or into parts of at most `split` bytes, the first folder with room
-    for each; `journal` is told of those that are complete, which come before this run as `done`."""
+    """Gives units their place in NAME.tar.zst.incomplete, or in parts of at most `split` bytes, the first folder with
+    room for each, and has what is written hashed; `journal` is told of those that are complete, which come before this
+    run as `done`. One worker hashes a part while others write; the next part has another one."""
 
     def __init__(
         self,
         folders: Sequence[Path],
         plan: PackPlan,
-        hasher: Serial,
+        workers: int,
         flusher: Serial,
         journal: Callable[[WrittenPart], None],
         done: Sequence[WrittenPart] = (),
     ) -> None:
-        self._folders, self._plan, self._hasher, self._flusher = folders, plan, hasher, flusher
-        self._journal, self._parts = journal, list(done)
-        self._path: Optional[Path] = None
-        self._size, self._digest, self._fd = 0, hashlib.sha256(), -1
+        self._folders, self._plan, self._workers, self._flusher = folders, plan, max(workers, 1), flusher
+        self._journal, self.parts = journal, list(done)
+        self._open: List[_OpenPart] = []  # in their order; only the last is not full
 
-    def write(self, unit: bytes) -> None:
-        """Append a unit; starts a part when it does not fit the current one."""
+    def place(self, size: int) -> Tuple[Path, int]:
+        """(file, offset) for the next unit."""
         split = self._plan.options.split
-        if self._path is None or (split is not None and self._size + len(unit) > split):
+        if not self._open or self._open[-1].full or (split is not None and self._open[-1].given + size > split):
             self._open_next()
-        self._append(unit)
+        part = self._open[-1]
+        part.given += size
+        return part.path, part.given - size
 
-    def _append(self, unit: bytes) -> None:
-        assert self._path is not None
-        try:
-            write_all(self._fd, unit)
-        except OSError as exc:
-            raise disk_error(exc, "write", self._path) from exc
-        before, self._size = self._size, self._size + len(unit)
-        self._hasher.call(self._digest.update, unit)
-        if before // FLUSH_SIZE != self._size // FLUSH_SIZE:
-            self._flusher.call(self._flush, self._fd, self._path)
+    def placed(self, path: Path, offset: int, size: int) -> None:
+        """A unit is where `place` told."""
+        part = next(part for part in self._open if part.path == path)
+        part.late[offset] = size
+        before = part.written
+        while part.written in part.late:
+            part.written += part.late.pop(part.written)
+        if before // FLUSH_SIZE != part.written // FLUSH_SIZE:
+            self._flusher.call(self._flush, part)
+
+    def next(self, worker: int) -> Optional[Tuple[Any, ...]]:
+        """What a worker has to do for the parts it hashes."""
+        for part in self._open:
+            if part.owner == worker and part.summed < part.written:
+                first, part.summed = part.summed, min(part.summed + FRAME_SIZE, part.written)
+                return "sum", part.path, first, part.summed - first
+            if part.owner == worker and part.full and part.summed == part.given and not part.sealing:
+                part.sealing = True
+                return "seal", part.path
+        return None
+
+    def sealed(self, path: Path, sha256: str) -> None:
+        """A part is complete, and durable."""
+        next(part for part in self._open if part.path == path).sha256 = sha256
+        while self._open and self._open[0].sha256:
+            part = self._open.pop(0)
+            self._flusher.drain()
+            os.close(part.fd)
+            final = part.path.with_name(part.path.name[: -len(INCOMPLETE)])
+            self.parts.append(WrittenPart(final, part.given, part.sha256))
+            self._journal(self.parts[-1])
 
     @staticmethod
-    def _flush(fd: int, path: Path) -> None:
+    def _flush(part: _OpenPart) -> None:
         try:
-            os.fsync(fd)
+            os.fsync(part.fd)
         except OSError as exc:
-            raise disk_error(exc, "write", path) from exc
+            raise disk_error(exc, "write", part.path) from exc
 
-    def finish(self, frames: Sequence[Frame]) -> Tuple[WrittenPart, ...]:
-        """Write the tables, then make everything durable."""
-        split, sizes = self._plan.options.split, [part.size for part in self._parts]
-        if self._path is None or (split is not None and self._size + tail_size(len(frames), len(sizes) + 1) > split):
-            self._open_next()
-            sizes = [part.size for part in self._parts]
-        self._append(encode_tail(frames, [*sizes, self._size]))
-        self._close()
-        return tuple(self._parts)
+    def finish(self, frames: Sequence[Frame]) -> None:
+        """Write the tables: all frames have their place."""
+        split, count = self._plan.options.split, len(self.parts) + len(self._open)
+        last = self._open[-1] if self._open else None
+        if not last or last.full or (split is not None and last.given + tail_size(len(frames), count) > split):
+            last = self._open_next()
+        sizes = [part.size for part in self.parts] + [part.given for part in self._open]
+        tail = encode_tail(frames, sizes)
+        try:
+            pwrite_all(last.fd, tail, last.given)
+        except OSError as exc:
+            raise disk_error(exc, "write", last.path) from exc
+        last.full, last.given = True, last.given + len(tail)
+        self.placed(last.path, last.given - len(tail), len(tail))
 
     def discard(self, complete: bool) -> None:
-        """Remove what was not published: the unfinished part, or also the `complete` ones."""
-        paths = [_unfinished(part.path) for part in self._parts] if complete else []
-        for path in [*paths, *([self._path] if self._path else [])]:
+        """Remove what was not published: the unfinished parts, or also the `complete` ones."""
+        paths = [_unfinished(part.path) for part in self.parts] if complete else []
+        for path in [*paths, *(part.path for part in self._open)]:
             with contextlib.suppress(OSError):
                 path.unlink()
+        for part in self._open:
+            os.close(part.fd)
 
-    def _open_next(self) -> None:
-        self._close()
-        name, folder = self._plan.archive, self._folders[0]
+    def _open_next(self) -> _OpenPart:
+        for part in self._open[-1:]:
+            part.full = True
+        name, folder, number = self._plan.archive, self._folders[0], len(self.parts) + len(self._open) + 1
         if self._plan.options.split is not None:
-            name = part_name(name, len(self._parts) + 1, self._plan.parts_at_most)
-            roomy = [f for f in self._folders if free_bytes(f) > self._plan.options.split + SIDECARS_SIZE]
+            name = part_name(name, number, self._plan.parts_at_most)
+            needed = self._plan.options.split + SIDECARS_SIZE
+            coming = {f: sum(p.given - p.written for p in self._open if p.path.parent == f) for f in self._folders}
+            roomy = [f for f in self._folders if free_bytes(f) - coming[f] > needed]
             folder = next(iter(roomy), self._folders[-1])
         path = folder / (name + INCOMPLETE)
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as exc:
             raise disk_error(exc, "create", path) from exc
-        self._path, self._size, self._digest = path, 0, hashlib.sha256()
-
-    def _close(self) -> None:
-        if self._path is None:
-            return
-        self._flusher.call(self._flush, self._fd, self._path)
-        self._flusher.drain()
-        self._hasher.drain()
-        part = WrittenPart(
-            self._path.with_name(self._path.name[: -len(INCOMPLETE)]), self._size, self._digest.hexdigest()
-        )
-        if self._plan.options.read_back:
-            # Out of the page cache first: what counts is what the medium gives back.
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            if sha256_file(self._path) != part.sha256:
-                what = f"{self._path.parent} gives back other bytes than were written to it"
-                raise DiskError(what, f"found on reading {self._path.name} again", "use another medium")
-        os.close(self._fd)
-        self._parts.append(part)
-        self._path, self._fd = None, -1
-        self._journal(part)
+        self._open.append(_OpenPart(path, fd, -number % self._workers))
+        return self._open[-1]
 
 
 def _unfinished(path: Path) -> Path:
@@ -5255,42 +5569,41 @@ def resumable(plan: PackPlan, lock: int) -> Resumed:
                 break
             parts.append(WrittenPart(Path(path), size, sha256))
             rows += found
-    # Small files are hashed with the frames, from the first on: a run goes on only behind them, between two members
-    # or inside a weight.
-    weights = [s for s in plan.segments if s.entry and s.size >= WEIGHT_SIZE]
-    at = plan.frames[len(rows)][0] if len(rows) < len(plan.frames) else plan.segments[-1].stop
-    around = next(iter(segments_between(plan.segments, at, at + 1)), None)
-    if not weights or at < weights[0].start or not around or (around.start < at and around not in weights):
-        return Resumed()
     return Resumed(tuple(parts), tuple(_place_frames(rows)))
 
 
 class PackRun:
-    """One run that reads, checks, compresses and writes the frames of a plan which `resumed` does not have yet."""
+    """One run that reads, proves and compresses the frames of a plan, and writes those `resumed` does not have yet.
+
+    A worker keeps a unit until all before it are made and it is told where to write it. What is packed already is read
+    and proven once more."""
 
     def __init__(self, plan: PackPlan, resumed: Resumed) -> None:
         self._plan, self._resumed = plan, resumed
-        self._jobs = min(plan.options.jobs, MOST_JOBS) + 1  # one more than cores: some wait for the hashing ones
-        self._encoder = per_thread(lambda: make_encoder(load_zstd(), plan.options.profile, plan.options.level))
-        self._weights = [s for s in plan.segments if s.entry and s.size >= WEIGHT_SIZE]
-        self._ahead = plan.options.jobs >= HASH_AHEAD_JOBS or bool(resumed.parts)
+        starts = [start for start, _ in plan.frames]
+        self._cuts = cut_lanes(starts, plan.segments)  # lanes begin with these frames
+        edges = [index_at(plan.segments, starts[cut]) for cut in self._cuts[:-1]] + [len(plan.segments)]
+        self._lanes = [plan.segments[first:last] for first, last in zip(edges, edges[1:])]
+        self._count = min(workers_for(plan.options.jobs, plan.segments[-1].stop), MOST_PACKERS)
+        self._ahead = self._count + 4  # units that are made while one is waited for
+        self._lane_work = LaneWork(HASH_BEHIND, 0)
+        self._units: Dict[int, bytes] = {}
+        self._sums: Dict[Path, Any] = {}
+        self._encode = make_encoder(load_zstd(), plan.options.profile, plan.options.level)
 
     def write(self, folders: Sequence[Path], lock: int, stage: Stage) -> Tuple[WrittenPart, ...]:
         """Write the archive under its .incomplete names. Complete parts stay for the next run, unless the disk is full
         or the folder is not what its manifest says."""
-        stop, count = threading.Event(), max(self._jobs // 4, 1)
-        with Workers(self._jobs, stop) as workers, Workers(count, stop) as provers, Serial(stop) as checker, Serial(
-            stop
-        ) as hasher, Serial(stop) as flusher:
 
-            def note(part: WrittenPart) -> None:
-                checker.drain()
-                if self._plan.options.split:
-                    write_all(lock, (json.dumps([str(part.path), part.size, part.sha256]) + "\n").encode())
+        def note(part: WrittenPart) -> None:
+            if self._plan.options.split:
+                write_all(lock, (json.dumps([str(part.path), part.size, part.sha256]) + "\n").encode())
 
-            writer = PartWriter(folders, self._plan, hasher, flusher, note, self._resumed.parts)
+        with Workers(self._count, self._work) as workers, Serial() as flusher:
+            writer = PartWriter(folders, self._plan, self._count, flusher, note, self._resumed.parts)
             try:
-                return writer.finish(self._write_frames(writer, workers, provers, checker, stage))
+                self._lead(workers, writer, stage)
+                return tuple(writer.parts)
             except BaseException as exc:
                 full = isinstance(exc.__cause__, OSError) and exc.__cause__.errno in _NO_ROOM
                 complete = full or isinstance(exc, IntegrityError)
@@ -5299,44 +5612,99 @@ class PackRun:
                     os.ftruncate(lock, 0)
                 raise
 
-    def _write_frames(
-        self, writer: PartWriter, workers: Workers, provers: Workers, checker: Serial, stage: Stage
-    ) -> List[Frame]:
-        frames = list(self._resumed.frames)
-        start = frames[-1].stop if frames else 0
-        check = StreamCheck(
-            [s for s in self._plan.segments if s.start >= start and not (self._ahead and s in self._weights)],
-            Sink(),
-            self._refuse,
-        )
-        proofs = [provers.submit(self._prove, weight) for weight in self._weights if self._ahead]
-        extents = self._plan.frames[len(frames) :]
-        for (start, stop), (content, unit) in zip(extents, workers.in_order(self._produce, extents, self._jobs + 2)):
-            offset = frames[-1].offset + frames[-1].size if frames else 0
-            frames.append(Frame(offset, len(unit), start, stop - start, zlib.crc32(unit)))
-            if not (self._ahead and self._weight_at(start)):
-                checker.call(check.feed, content, stop - start)
-            writer.write(unit)
-            stage.add(stop - start)
-        checker.drain()
-        for proof in proofs:
-            proof.result()
-        return frames
+    def _lead(self, workers: Workers, writer: PartWriter, stage: Stage) -> None:
+        """Have all frames made, in their order written, and proven."""
+        frames, extents = list(self._resumed.frames), self._plan.frames
+        made: Dict[int, Tuple[int, int, int]] = {}
+        schedule = Schedule([b - a for a, b in zip(self._cuts, self._cuts[1:])], self._lane_work.slots)
+        schedule.limit = len(frames) + self._ahead
+        finished = False
 
-    def _weight_at(self, start: int) -> Optional[Segment]:
-        """The weight that the frame at `start` is of."""
-        at = index_at(self._weights, start + 1) - 1
-        return self._weights[at] if at >= 0 and start < self._weights[at].stop else None
+        def next_task(worker: int) -> Optional[Tuple[Any, ...]]:
+            task = writer.next(worker)
+            step = None if task else schedule.next(worker)
+            return ("frame", step) if step else task
 
-    def _produce(self, extent: Tuple[int, int]) -> Tuple[bytes, bytes]:
-        content, weight = read_stream(self._plan, *extent), self._weight_at(extent[0])
-        return content, self._encoder()(content, weight is not None and weight.planes)
+        for worker, (kind, *task), result in workers.run(next_task):
+            if kind == "place":
+                writer.placed(task[1], task[2], result)
+            elif kind == "seal":
+                writer.sealed(task[0], result)
+            elif kind == "frame":
+                step, (content, unit, crc) = task[0], result
+                schedule.done(step, content)
+                if unit:
+                    made[self._cuts[step.lane] + step.at] = worker, unit, crc
+            while len(frames) in made:
+                number = len(frames)
+                holder, size, crc = made.pop(number)
+                start, stop = extents[number]
+                offset = frames[-1].offset + frames[-1].size if frames else 0
+                frames.append(Frame(offset, size, start, stop - start, crc))
+                workers.send(holder, "place", number, *writer.place(size))
+                stage.add(stop - start)
+                schedule.limit = number + 1 + self._ahead
+            if len(frames) == len(extents) and not finished:
+                finished = True
+                writer.finish(frames)
 
-    def _prove(self, weight: Segment) -> None:
-        assert weight.entry
-        found = sha256_file(self._plan.folder / weight.entry.path)
-        if found != weight.entry.sha256:
-            self._refuse(weight, f"has SHA-256 {found}, the manifest says {weight.entry.sha256}")
+    # -- what workers do
+
+    def _work(self, _: Callable[[int], None], kind: str, *args: Any) -> Any:
+        steps: Mapping[str, Callable[..., Any]]
+        steps = {"frame": self._frame, "place": self._place, "sum": self._sum, "seal": self._seal}
+        return steps[kind](*args)
+
+    def _frame(self, step: Step) -> Tuple[int, int, int]:
+        """Read and compress a frame, prove it, or both: (bytes of content, of the unit, CRC-32 of that)."""
+        number, segments = self._cuts[step.lane] + step.at, self._lanes[step.lane]
+        start, stop = self._plan.frames[number]
+        unit = b""
+
+        def make() -> bytes:
+            nonlocal unit
+            content = read_stream(self._plan, start, stop)
+            if step.make and number >= len(self._resumed.frames):
+                unit = self._units[number] = self._encode(content, segments[0].planes)
+            return content
+
+        size = self._lane_work.do(step, make, lambda: StreamCheck(segments, Sink(), self._refuse), stop - start)
+        return size or 0, len(unit), zlib.crc32(unit)
+
+    def _place(self, number: int, path: Path, offset: int) -> int:
+        """Write a unit: its bytes."""
+        unit = self._units.pop(number)
+        try:
+            with opened(path, os.O_WRONLY) as fd:
+                pwrite_all(fd, unit, offset)
+        except OSError as exc:
+            raise disk_error(exc, "write", path) from exc
+        return len(unit)
+
+    def _sum(self, path: Path, offset: int, size: int) -> None:
+        """Hash what was written next."""
+        digest = self._sums.setdefault(path, hashlib.sha256())
+        with opened(path) as fd:
+            for first in range(offset, offset + size, HASH_SIZE):  # out of the page cache into that of the core
+                digest.update(pread_exactly(fd, min(HASH_SIZE, offset + size - first), first))
+
+    def _seal(self, path: Path) -> str:
+        """Make a part durable: its SHA-256."""
+        found: str = self._sums.pop(path).hexdigest()
+        try:
+            with opened(path, os.O_RDWR) as fd:
+                os.fsync(fd)
+                bad = False
+                if self._plan.options.read_back:
+                    # Out of the page cache first: what counts is what the medium gives back.
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                    bad = sha256_file(path) != found
+        except OSError as exc:
+            raise disk_error(exc, "write", path) from exc
+        if bad:
+            what = f"{path.parent} gives back other bytes than were written to it"
+            raise DiskError(what, f"found on reading {path.name} again", "use another medium")
+        return found
 
     def _refuse(self, segment: Segment, what: str) -> None:
         path = segment.entry.path if segment.entry else segment.what
@@ -5522,40 +5890,6 @@ DAMAGES_SHOWN = 20
 JOURNAL_PATH = f"{WORK_DIR}/journal"
 
 
-class Lane(NamedTuple):
-    """Frames (numbered from 1) and the segments they hold, none of which reaches into another lane."""
-
-    frames: Sequence[Tuple[int, Frame]]
-    segments: Sequence[Segment]
-
-    @property
-    def file(self) -> Optional[FileEntry]:
-        """The file, if the lane is just one."""
-        return self.segments[0].entry if len(self.segments) == 1 else None
-
-    @property
-    def files(self) -> List[FileEntry]:
-        return [segment.entry for segment in self.segments if segment.entry]
-
-
-def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lane]:
-    """The lanes of an archive; without segments (manifest unreadable), one lane of all frames.
-
-    >>> frames = [Frame(0, 9, 0, 10), Frame(9, 9, 10, 5), Frame(18, 9, 15, 5), Frame(27, 9, 20, 1)]
-    >>> segments = [Segment(0, 6, "a"), Segment(6, 4, "b"), Segment(10, 10, "c"), Segment(20, 1, "d")]
-    >>> [([n for n, _ in lane.frames], [s.what for s in lane.segments]) for lane in make_lanes(frames, segments)]
-    [([1], ['a', 'b']), ([2, 3], ['c']), ([4], ['d'])]
-    """
-    numbered = list(enumerate(frames, 1))
-    edges = {segment.start for segment in segments}
-    cuts = [i for i, frame in enumerate(frames) if frame.start in edges or not i] + [len(frames)]
-    lanes = []
-    for first, last in zip(cuts, cuts[1:]):
-        inside = segments[index_at(segments, frames[first].start) : index_at(segments, frames[last - 1].stop)]
-        lanes.append(Lane(numbered[first:last], inside))
-    return lanes
-
-
 class ArchiveCheck:
     """One pass over an archive: decodes, proves, hands files to a sink and collects damage.
 
@@ -5574,13 +5908,19 @@ class ArchiveCheck:
         sparse: bool = False,
         quick: bool = False,
     ) -> None:
-        self.archive, self._sink, self._jobs = archive, sink, min(jobs, MOST_JOBS)
+        self.archive, self._sink = archive, sink
         self._resume, self._quick = resume, quick
         lanes = make_lanes(archive.frames, archive.segments)
         self._lanes = [x for x in lanes if {e.path for e in x.files} - skip or not (x.file or sparse)]
         ranges = [(f.offset, f.offset + f.size) for lane in self._lanes for f in self._needed(lane)]
         self._damages = [d for d in archive.damages if not sparse or _overlaps(d, ranges)]
-        self._decompressor = per_thread(load_zstd().decompressor)
+        self._lost: Set[int] = set()  # lanes
+        self._count = workers_for(jobs, self.size)
+        largest = max((frame.length for frame in archive.frames), default=FRAME_SIZE)
+        self._lane_work = LaneWork(self._count and max((self._count + 2) * FRAME_SIZE // largest, 1), largest)
+        self._told = ToldSink(sink)
+        self._found: List[Damage] = []  # by the step at hand
+        self._decompress = load_zstd().decompressor()
 
     @property
     def size(self) -> int:
@@ -5590,17 +5930,25 @@ class ArchiveCheck:
     def run(self, stage: Stage, after: Optional[Callable[[int], None]] = None) -> List[Damage]:
         """All damage, in the order of the archive. With `after`, lanes run one after the other, and it is told up to
         where the stream is safe in the sink, unless there is damage."""
-        stop = threading.Event()
-        count = 1 if after or self.archive.media else max(1, min(self._jobs, len(self._lanes)))
-        window = max(2, (self._jobs + 4) // count)
-        with Workers(self._jobs, stop) as decoders, Workers(count, stop) as runners:
-            futures = [runners.submit(self._run_lane, lane, decoders, window, stage, after) for lane in self._lanes]
-            try:
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    future.result()
-            finally:
-                if self.archive.media:
-                    self.archive.media.close()  # lets go the threads that wait for a medium
+        lengths, serial = [len(lane.frames) for lane in self._lanes], bool(after or self.archive.media)
+        schedule = Schedule(lengths, self._lane_work.slots, serial)
+        with Workers(self._count, self._work) as workers, Serial() as flusher:
+
+            def next_step(worker: int) -> Optional[Tuple[Step]]:
+                step = schedule.next(worker)
+                if step and step.make:
+                    self._prepare(self._lanes[step.lane], step.at)
+                return (step,) if step else None
+
+            for _, (step,), (size, damages, told) in workers.run(next_step):
+                schedule.done(step, size)
+                self._damages += damages
+                for call, *args in told:
+                    flusher.call(getattr(self._sink, call), *args)
+                if step.take:
+                    self._follow(step, size is None, flusher, after)
+                    stage.add(self._lanes[step.lane].frames[step.at][1].length)
+            flusher.drain()
         found: List[Damage] = []
         for damage in sorted(self._damages, key=lambda d: (d.offset is None, d.offset or 0, bool(d.frames))):
             joined = found[-1].joined(damage) if found else None
@@ -5612,53 +5960,67 @@ class ArchiveCheck:
         done = self._resume.get(lane.file.path, 0) if lane.file else 0
         return [f for _, f in lane.frames if not done or lane.segments[0].file_range(f.start, f.stop)[1] > done]
 
-    def _run_lane(
-        self, lane: Lane, decoders: Workers, window: int, stage: Stage, after: Optional[Callable[[int], None]]
-    ) -> None:
-        check = StreamCheck(lane.segments, self._sink, self._report, write=lane.file is None)
-        if lane.file:
+    def _prepare(self, lane: Lane, at: int) -> None:
+        """Before a frame is made: its file begins, and its part is there."""
+        if lane.file and not at:
             self._sink.begin(lane.file)
-        whole = True
+        if self.archive.media:
+            path = self.archive.part_of(lane.frames[at][1]).path
+            if not path.exists():
+                self.archive.media.find(path)
 
-        def decode(item: Tuple[int, Frame]) -> Union[bytes, bytearray, None]:
-            return self._decode(*item, lane)
-
-        for (_, frame), content in zip(lane.frames, decoders.in_order(decode, lane.frames, window)):
-            whole = whole and (content is not None or self._quick)
-            if lane.file and whole:
-                first, last = lane.segments[0].file_range(frame.start, frame.stop)
-                if first // FLUSH_SIZE != last // FLUSH_SIZE:
-                    self._sink.checkpoint(lane.file, first)
-                    self._tell(after, frame.start)
-            if not self._quick:
-                check.feed(content, frame.length)
-            stage.add(frame.length)
-        check.close()
-        self._tell(after, lane.frames[-1][1].stop)
+    def _follow(self, step: Step, lost: bool, flusher: Serial, after: Optional[Callable[[int], None]]) -> None:
+        """A frame was taken: what lies before it is in the sink."""
+        lane, (_, frame) = self._lanes[step.lane], self._lanes[step.lane].frames[step.at]
+        if lost and not self._quick:
+            self._lost.add(step.lane)
+        if lane.file and step.lane not in self._lost:
+            first, last = lane.segments[0].file_range(frame.start, frame.stop)
+            if first // FLUSH_SIZE != last // FLUSH_SIZE:
+                flusher.call(self._sink.checkpoint, lane.file, first)
+                flusher.call(self._tell, after, frame.start)
+        if frame is lane.frames[-1][1]:
+            flusher.call(self._tell, after, frame.stop)
 
     def _tell(self, after: Optional[Callable[[int], None]], position: int) -> None:
         if after and not self._damages:
             after(position)
 
-    def _decode(self, number: int, frame: Frame, lane: Lane) -> Union[bytes, bytearray, None]:
+    # -- what workers do
+
+    def _work(self, _: Callable[[int], None], step: Step) -> Tuple[Optional[int], List[Damage], List[Tuple[Any, ...]]]:
+        """Make a frame, take it, or both: (bytes of its content or None, damage, what became of files)."""
+        lane = self._lanes[step.lane]
+        number, frame = lane.frames[step.at]
+        self._found, self._told.told = [], []
+
+        def check() -> StreamCheck:
+            known = () if self._quick else lane.segments
+            return StreamCheck(known, self._told, self._report, write=lane.file is None)
+
+        size = self._lane_work.do(step, lambda: self._make(number, frame, lane), check, frame.length)
+        return size, self._found, self._told.told
+
+    def _make(self, number: int, frame: Frame, lane: Lane) -> Union[bytes, bytearray, None]:
+        """The content of a frame, which also goes to the sink if it is of one file; None if it is lost."""
         try:
             if self._quick and frame.crc is not None:
                 self.archive.unit(frame)
                 return None
             if not lane.file:
-                return self.archive.restored(frame, self._decompressor())
+                return self.archive.restored(frame, self._decompress)
             first, last = lane.segments[0].file_range(frame.start, frame.stop)
             if last <= self._resume.get(lane.file.path, 0):
                 return self._sink.read(lane.file, first, last - first)
-            content = self.archive.restored(frame, self._decompressor())
+            content = self.archive.restored(frame, self._decompress)
             self._sink.write(lane.file, first, content)
             return content
         except ZstdError as exc:
-            self._damages.append(self.archive.damage(str(exc), number))
+            self._found.append(self.archive.damage(str(exc), number))
             return None
 
     def _report(self, segment: Segment, what: str) -> None:
-        self._damages.append(contradiction(segment, what))
+        self._found.append(contradiction(segment, what))
 
 
 def contradiction(segment: Segment, what: str) -> Damage:
@@ -5697,7 +6059,6 @@ class StreamedCheck:
                 length, content = decoding.popleft()
                 self._check.feed(content.result(), length)
                 stage.add(length)
-        self._check.close()
         return self._damages + self._archive.ends(tail)
 
     def _decode(self, number: int, frame: Frame) -> Union[bytes, bytearray, None]:
@@ -5790,12 +6151,9 @@ def repair_archive(files: ArchiveFiles, other: ArchiveFiles, jobs: int, reporter
 def write_at(path: Path, content: bytes, offset: int) -> None:
     """Put bytes into a file, which is made if need be, durably."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
+        with opened(path, os.O_WRONLY | os.O_CREAT) as fd:
             pwrite_all(fd, content, offset)
             os.fsync(fd)
-        finally:
-            os.close(fd)
     except OSError as exc:
         raise disk_error(exc, "write", path) from exc
 
@@ -5812,11 +6170,8 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        parent = os.open(root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened(root.parent, os.O_RDONLY | os.O_DIRECTORY) as parent:
             self._folders = {"": self._enter(parent, root.name, root)}
-        finally:
-            os.close(parent)
 
     def __enter__(self) -> Tree:
         return self
@@ -5947,7 +6302,9 @@ class Journal:
 
 
 class FolderSink(Sink):
-    """Restores files below a tree, except those in `kept`; goes on with those in `resume`. `finished` are done."""
+    """Restores files below a tree, except those in `kept`; goes on with those in `resume`. `finished` are done.
+
+    Workers have copies of it, and may write files that another began."""
 
     def __init__(
         self, tree: Tree, kept: AbstractSet[str], journal: Journal, resume: Mapping[str, int], reserve: bool = True
@@ -5955,74 +6312,81 @@ class FolderSink(Sink):
         self._tree, self._kept, self._journal, self._resume = tree, kept, journal, resume
         self._filesystem = filesystem_of(tree.root) if reserve else None
         self.finished: Set[str] = set()
-        self._open: Dict[str, int] = {}
-        self._lock = threading.Lock()  # folders are made on the way, by several lanes
+        self._held: Dict[str, int] = {}  # begun here and open, so that no error of the disk is forgotten
+        self._lock = threading.Lock()  # folders are made on the way
 
     def begin(self, entry: FileEntry) -> None:
         if entry.path in self._kept:
             return
         with self._lock:
             if entry.path in self._resume:
-                self._open[entry.path] = self._tree.open(entry.path + INCOMPLETE, os.O_RDWR)
+                self._held[entry.path] = self._tree.open(entry.path + INCOMPLETE, os.O_RDWR)
             else:
-                self._open[entry.path] = self._tree.create(entry.path, entry.size, self._filesystem)
+                self._held[entry.path] = self._tree.create(entry.path, entry.size, self._filesystem)
 
     def read(self, entry: FileEntry, offset: int, size: int) -> bytes:
-        return pread_exactly(self._open[entry.path], size, offset)
+        with self._file(entry) as fd:
+            return pread_exactly(fd, size, offset)
 
     def write(self, entry: FileEntry, offset: int, content: Union[bytes, bytearray, memoryview]) -> None:
-        if entry.path in self._open:
-            with self._errors(entry):
-                pwrite_all(self._open[entry.path], memoryview(content), offset)
+        if entry.path not in self._kept:
+            with self._file(entry) as fd:
+                pwrite_all(fd, memoryview(content), offset)
 
     def checkpoint(self, entry: FileEntry, size: int) -> None:
-        if entry.path in self._open and size > self._resume.get(entry.path, 0):
-            with self._errors(entry):
-                os.fdatasync(self._open[entry.path])
+        if entry.path not in self._kept and size > self._resume.get(entry.path, 0):
+            with self._file(entry) as fd:
+                os.fdatasync(fd)
                 self._journal.note(entry, size)
 
     def finish(self, entry: FileEntry) -> None:
-        fd = self._open.pop(entry.path, -1)
-        if fd < 0:
+        if entry.path in self._kept:
             return
-        with self._errors(entry):
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        with self._file(entry) as fd:
+            os.fsync(fd)
+        self.release(entry)
+        with self._lock:
             self._tree.publish(entry.path)
         self.finished.add(entry.path)
 
     def abandon(self, entry: FileEntry, lost: bool) -> None:
-        fd = self._open.pop(entry.path, -1)
+        self.release(entry)
+        if not lost and entry.path not in self._kept:  # else the journal tells what is good, for a run after the repair
+            self._tree.remove(entry.path)
+
+    def release(self, entry: FileEntry) -> None:
+        fd = self._held.pop(entry.path, -1)
         if fd >= 0:
             os.close(fd)
-            if not lost:  # else the journal tells what is good, and a run after the repair goes on from there
-                self._tree.remove(entry.path)
 
     def close(self) -> None:
         """Close what a failure left open; PATH.incomplete stays until the next run."""
-        for fd in self._open.values():
+        for fd in self._held.values():
             os.close(fd)
 
     @contextlib.contextmanager
-    def _errors(self, entry: FileEntry) -> Iterator[None]:
+    def _file(self, entry: FileEntry) -> Iterator[int]:
+        held = self._held.get(entry.path, -1)
+        fd = held if held >= 0 else self._tree.open(entry.path + INCOMPLETE, os.O_RDWR)
         try:
-            yield
+            yield fd
         except OSError as exc:
             raise disk_error(exc, "write", self._tree.root / entry.path) from exc
+        finally:
+            if held < 0:
+                os.close(fd)
 
 
 def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter) -> List[Damage]:
     """Files of a model folder that are missing or not what the manifest says."""
 
-    def check(entry: FileEntry) -> Optional[Damage]:
+    def check(count: Callable[[int], None], entry: FileEntry) -> Optional[Damage]:
         path = folder / entry.path
         try:
             size = path.stat().st_size
             if size != entry.size:
                 return Damage(f"{entry.path} has {size} bytes instead of {entry.size}")
-            found = sha256_file(path, stage.add)
+            found = sha256_file(path, count)
         except OSError as exc:
             return Damage(
                 f"{entry.path} cannot be read: {exc.strerror}" if path.exists() else f"{entry.path} is missing"
@@ -6030,8 +6394,9 @@ def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter
         what = f"{entry.path} has SHA-256 {found}, the manifest says {entry.sha256}"
         return None if found == entry.sha256 else Damage(what)
 
-    with reporter.stage("verify", manifest.size) as stage, Workers(jobs) as workers:
-        return [damage for damage in workers.in_order(check, manifest.files, jobs) if damage]
+    count = workers_for(jobs, manifest.size)
+    with reporter.stage("verify", manifest.size) as stage, Workers(count, check, stage.add) as workers:
+        return [damage for damage in workers.map(manifest.files) if damage]
 
 
 def folder_error(folder: Path, manifest: Manifest, damages: Sequence[Damage]) -> DamageError:
@@ -6211,9 +6576,13 @@ def _proven_files(tree: Tree, manifest: Manifest, jobs: int, reporter: Reporter)
     if not present:
         return set()
     reporter.info(f"{tree.root}: {len(present)} of {len(manifest.files)} files are there, proving them")
-    with reporter.stage("prove", sum(entry.size for entry in present)) as stage, Workers(jobs) as workers:
-        sums = workers.in_order(lambda entry: tree.sha256(entry, stage.add), present, jobs)
-        return {entry.path for entry, found in zip(present, sums) if found == entry.sha256}
+
+    def prove(count: Callable[[int], None], entry: FileEntry) -> bool:
+        return tree.sha256(entry, count) == entry.sha256
+
+    total = sum(entry.size for entry in present)
+    with reporter.stage("prove", total) as stage, Workers(workers_for(jobs, total), prove, stage.add) as workers:
+        return {entry.path for entry, good in zip(present, workers.map(present)) if good}
 
 
 def _restore(

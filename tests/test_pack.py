@@ -252,12 +252,21 @@ def test_dry_run_writes_nothing(hfship, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_hash_and_frames_share_one_read(model, tmp_path, monkeypatch):
-    read = []
+@pytest.mark.parametrize("fork_size, reads", [(0, 2), (1 << 40, 1)])
+def test_hash_and_frames_share_one_read(fork_size, reads, model, tmp_path, monkeypatch):
+    """Of one process; of several some read what another has just read."""
     original = h._read_range
-    monkeypatch.setattr(h, "_read_range", lambda p, e, o, n: read.append((e.path, n)) or original(p, e, o, n))
+
+    def noted(plan, entry, offset, size):
+        with (tmp_path / "read").open("a") as log:  # a file: workers are processes
+            log.write(f"{size}\n")
+        return original(plan, entry, offset, size)
+
+    monkeypatch.setattr(h, "_read_range", noted)
+    monkeypatch.setattr(h, "FORK_SIZE", fork_size)
     a.pack(model, tmp_path / "out")
-    assert sum(n for _, n in read) == sum(map(len, a.BIG.values()))
+    size = sum(map(len, a.BIG.values()))
+    assert size <= sum(map(int, (tmp_path / "read").read_text().split())) <= reads * size
     assert os.listdir(tmp_path / "out")
 
 
