@@ -5697,7 +5697,6 @@ class StreamedCheck:
                 length, content = decoding.popleft()
                 self._check.feed(content.result(), length)
                 stage.add(length)
-        self._check.close()
         return self._damages + self._archive.ends(tail)
 
     def _decode(self, number: int, frame: Frame) -> Union[bytes, bytearray, None]:
