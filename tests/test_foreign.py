@@ -45,7 +45,8 @@ def unpack_stream(data, out):
 def test_parts_are_verified_and_unpacked_from_a_pipe(profile, tmp_path, hfship):
     a.make_model(tmp_path / "m", a.BIG)
     files = a.pack(tmp_path / "m", tmp_path / "out", split=4_600_000, profile=profile)
-    data = b"".join(path.read_bytes() for path in files.paths)
+    data = b"".join(path.read_bytes() for path in sorted(files.folder.glob("m.tar.zst.*")))  # the sums, too
+    assert data.endswith(b"  m.tar.zst.0002\n") == (len(files.paths) == 2)
     for command in (["verify", "-"], ["unpack", "-", "-o", tmp_path / "un"], ["unpack", "-", "-o", tmp_path / "un"]):
         process = hfship.start(*command, stdin=subprocess.PIPE, text=False)
         said = b"".join(process.communicate(data)).decode()
