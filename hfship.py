@@ -6342,8 +6342,8 @@ def unpack_foreign(foreign: Foreign, out: Path, name: Optional[str], force: bool
     first = next(files, None)
     name = name or foreign.root or foreign.archive.name.split(".tar")[0]
     target = make_dir(out) / make_manifest(name, ()).name
-    if os.path.lexists(target) and not force:
-        raise UsageError(f"{target} is there already", "", "give --name, or replace it with --force")
+    if target.is_symlink() or (target.exists() and not force):
+        raise UsageError(f"{target} is there already", "", "remove it, give --name, or replace a folder with --force")
     work = target.with_name(target.name + INCOMPLETE)
     with Tree(work) as tree, contextlib.ExitStack() as stack:
         tree.folder(WORK_DIR)
