@@ -4995,17 +4995,21 @@ class Streamed(Archive):
 
     def ends(self, tail: Sequence[bytes]) -> List[Damage]:
         """What is wrong with the tables, or is wrong by them. Raises IncompleteError when they did not come."""
-        at = self.size
-        if not tail or len(tail[0]) < tail_size(len(self.frames), 1):
+        at, tables = self.size, b"".join(tail)
+        label, units, parts = _CHECK.unpack_from(tables.ljust(_SKIPPABLE.size + _CHECK.size), _SKIPPABLE.size)
+        size = tail_size(units, parts) if label == CHECK_LABEL else tail_size(len(self.frames), 1)
+        if len(tables) < size:
             raise IncompleteError(
                 f"the archive on standard input ended too early: no frame is whole from byte {at} on",
                 "what sends it was stopped, or lost its connection",
                 "send it again: files that are complete are kept",
             )
         try:
-            told = decode_tail(tail[0]).frames
+            told = decode_tail(tables[:size]).frames
         except (ValueError, struct.error):
-            return [Damage("neither a frame nor intact tables", at, len(tail[0]))]
+            return [Damage("neither a frame nor intact tables", at, len(tables))]
+        if tables[size:] and not _SUM_LINE.match(tables[size:].decode("ascii", "replace")):  # NAME.tar.zst.* has sums
+            return [Damage("something else follows the archive", at + size, len(tables) - size)]
         pairs = zip(self.frames, [*told, *[None] * len(self.frames)])
         wrong = [self.damage("CRC-32 differs", n) for n, (came, known) in enumerate(pairs, 1) if came != known]
         return wrong or [Damage("frames are missing", at)] * (len(told) != len(self.frames))
@@ -6708,8 +6712,8 @@ def unpack_foreign(foreign: Foreign, out: Path, name: Optional[str], force: bool
     first = next(files, None)
     name = name or foreign.root or foreign.archive.name.split(".tar")[0]
     target = make_dir(out) / make_manifest(name, ()).name
-    if os.path.lexists(target) and not force:
-        raise UsageError(f"{target} is there already", "", "give --name, or replace it with --force")
+    if target.is_symlink() or (target.exists() and not force):
+        raise UsageError(f"{target} is there already", "", "remove it, give --name, or replace a folder with --force")
     work = target.with_name(target.name + INCOMPLETE)
     with Tree(work) as tree, contextlib.ExitStack() as stack:
         tree.folder(WORK_DIR)

@@ -45,7 +45,8 @@ def unpack_stream(data, out):
 def test_parts_are_verified_and_unpacked_from_a_pipe(profile, tmp_path, hfship):
     a.make_model(tmp_path / "m", a.BIG)
     files = a.pack(tmp_path / "m", tmp_path / "out", split=4_600_000, profile=profile)
-    data = b"".join(path.read_bytes() for path in files.paths)
+    data = b"".join(path.read_bytes() for path in sorted(files.folder.glob("m.tar.zst.*")))  # the sums, too
+    assert data.endswith(b"  m.tar.zst.0002\n") == (len(files.paths) == 2)
     for command in (["verify", "-"], ["unpack", "-", "-o", tmp_path / "un"], ["unpack", "-", "-o", tmp_path / "un"]):
         process = hfship.start(*command, stdin=subprocess.PIPE, text=False)
         said = b"".join(process.communicate(data)).decode()
@@ -275,6 +276,30 @@ def test_sums_beside_another_programs_archive_are_proven(foreign, tmp_path, hfsh
     for command in (["verify"], ["unpack", "-o", tmp_path / "un"]):
         assert "other than" in hfship(*command, tmp_path / "m.tar.zst", code=6).stderr
     assert not (tmp_path / "un").exists()
+
+
+def test_a_key_keeps_out_what_no_signature_can_prove(foreign, tmp_path, hfship):
+    shutil.copy(foreign("tar --zstd"), tmp_path / "m.tar.zst")
+    for argv in (
+        ["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", "k"],
+        ["pkey", "-in", "k", "-pubout", "-out", "p"],
+    ):
+        subprocess.run(["openssl", *argv], check=True, cwd=tmp_path)
+    for text in (None, h.sign_manifest(h.make_manifest("m", []), tmp_path / "k")):
+        if text:
+            (tmp_path / "m.tar.zst.sig").write_text(text)
+        for command in (["verify"], ["unpack", "-o", tmp_path / "un"]):
+            said = hfship(*command, tmp_path / "m.tar.zst", env={"HFSHIP_KEY": str(tmp_path / "p")}, code=6).stderr
+            assert "only for archives of hfship" in said or "m.tar.zst.sig is missing" in said
+    assert not (tmp_path / "un").exists()
+
+
+def test_a_link_in_the_place_of_the_model_is_neither_followed_nor_replaced(foreign, tmp_path, hfship):
+    (tmp_path / "un").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "un/m").symlink_to(tmp_path / "elsewhere")
+    hfship("unpack", foreign("pzstd"), "-o", tmp_path / "un", "--force", code=2)
+    assert (tmp_path / "un/m").is_symlink() and not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_only_what_is_asked_for_is_restored(foreign, tmp_path, hfship):

@@ -402,7 +402,7 @@ def test_a_lying_delta_is_refused(text, model, newer, tmp_path, monkeypatch):
 
 @pytest.fixture
 def fat(tmp_path):
-    """A folder on a FAT32 filesystem of 100 MB."""
+    """A folder on a FAT32 filesystem of 100 MB. Only one process may write there: fusefat forgets what others append."""
     root = components.require("fusefat")
     image, folder = tmp_path / "fat.img", tmp_path / "fat"
     folder.mkdir()
@@ -420,8 +420,8 @@ def fat(tmp_path):
 
 @pytest.mark.real
 def test_parts_travel_on_fat32(model, fat, tmp_path, hfship):
-    hfship("pack", model, "--split", SPLIT, "-o", fat)
-    hfship("pack", model, "--split", SPLIT, "--to", fat, "--force")
+    hfship("pack", model, "--split", SPLIT, "-o", fat, "-j", "1")
+    hfship("pack", model, "--split", SPLIT, "--to", fat, "--force", "-j", "1")
     names = {path.name for path in fat.iterdir()}
     assert {f"m.tar.zst.{number:04}" for number in range(1, 6)} | {"m.tar.zst.sha256", "READ-ME-FIRST.txt"} <= names
     hfship("verify", fat)
@@ -442,7 +442,7 @@ def test_the_limit_of_fat32_is_told_before_the_first_byte(fat, tmp_path, monkeyp
 
 @pytest.mark.real
 def test_an_archive_whose_name_differs_in_case_is_not_replaced_on_fat(model, fat, hfship):
-    hfship("pack", model, "-o", fat)
+    hfship("pack", model, "-o", fat, "-j", "1")
     assert "is there already" in hfship("pack", model, "--name", "M", "-o", fat, code=2).stderr
     hfship("verify", fat / "m.tar.zst")
 
