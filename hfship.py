@@ -5640,7 +5640,8 @@ class ArchiveCheck:
             flusher.call(self._tell, after, frame.stop)
 
     def _tell(self, after: Optional[Callable[[int], None]], position: int) -> None:
-        if after and not self._damages:
+        starts = [self.archive.frames[d.frames[0] - 1].start if d.frames else -1 for d in self._damages]
+        if after and position <= min(starts, default=position):
             after(position)
 
     # -- what workers do
