@@ -3338,7 +3338,7 @@ def declared_size(frame: Union[bytes, memoryview]) -> Optional[int]:
 class Zstd:
     """One way to reach libzstd. `name` says which library, `origin` where it was loaded from.
 
-    The callables it makes hold library state: one per thread, never shared.
+    The callables it makes hold library state: never shared by threads.
     """
 
     errors: Tuple[Type[Exception], ...] = (ZstdError,)
@@ -3950,7 +3950,7 @@ def best_width(block: bytes, compress: Compress) -> int:
 
 
 def make_encoder(zstd: Zstd, profile: str, level: int) -> Callable[[bytes, bool], bytes]:
-    """(content, whether to put it in planes) -> unit, for one thread."""
+    """(content, whether to put it in planes) -> unit."""
     usual = zstd.compressor(STORE_LEVEL if profile == "store" else level)
     dense, coarse, fine = (zstd.compressor(1, **options) for options in ({}, ENTROPY_ONLY, ENTROPY_FINE))
     zeros = bytes(FRAME_SIZE)
@@ -4415,9 +4415,14 @@ class Workers:
         self._ready: Deque[Any] = deque()  # links that have a result; without workers the results
 
     def __enter__(self) -> Workers:
+        if not self.count:
+            return self
         with contextlib.suppress(AttributeError):  # else a frame's memory goes back to the kernel, which zeroes it anew
             _libc().mallopt(_M_MMAP_THRESHOLD, FORK_SIZE)
             _libc().mallopt(_M_TRIM_THRESHOLD, 8 * FORK_SIZE)
+        caught: List[int] = []  # Python forgets an exception that comes while it forks
+        ending = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.signal(number, lambda got, _: caught.append(got)) for number in ending}
         gc.freeze()  # else the first collection of a worker would copy all that it shares with us
         try:
             for _ in range(self.count):
@@ -4427,6 +4432,11 @@ class Workers:
             raise _short_of_memory("cannot start a worker", str(exc)) from exc
         finally:
             gc.unfreeze()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if caught:
+            self.__exit__()
+            raise KeyboardInterrupt
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -4441,7 +4451,6 @@ class Workers:
 
         ours, theirs = Pipe()
         libc, parent = _libc(), os.getpid()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         with warnings.catch_warnings():
             # Python 3.12 warns if there are threads. Ours, progress and a lock's heartbeat, share no lock with workers.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -4458,7 +4467,6 @@ class Workers:
                     self._serve(theirs)
             finally:
                 os._exit(0)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
         self._links.append(ours)
         self._pids.append(pid)
@@ -4698,7 +4706,7 @@ def default_jobs() -> int:
 
 def workers_for(jobs: int, size: int) -> int:
     """How many workers to fork for `size` bytes; 0 for none."""
-    return min(jobs, MOST_JOBS) if jobs > 1 and size >= FORK_SIZE else 0
+    return min(jobs, MOST_JOBS) if size >= FORK_SIZE else 0
 
 
 # ---- archives on disk ----------------------------------------------------------------
@@ -4759,11 +4767,10 @@ class MediaChange:
         self._files, self._reporter = files, reporter
         self._folders = sorted({path.parent for path in files.paths})
         self._asked: Set[str] = set()
-        self._closed = threading.Event()
 
-    def find(self, path: Path) -> Optional[Path]:
-        """The path at which a part is found; None if this is closed meanwhile."""
-        while not self._closed.is_set():
+    def find(self, path: Path) -> Path:
+        """The path at which a part is found."""
+        while True:
             found = next((folder / path.name for folder in self._folders if (folder / path.name).is_file()), None)
             if found:
                 self._asked.discard(path.name)
@@ -4771,8 +4778,7 @@ class MediaChange:
             if path.name not in self._asked:
                 self._asked.add(path.name)
                 self._reporter.warn(f"waiting for the medium with {path.name} in {shorten([*map(str, self._folders)])}")
-            self._closed.wait(MEDIA_POLL_S)
-        return None
+            time.sleep(MEDIA_POLL_S)
 
     def with_tables(self) -> ArchiveFiles:
         """The archive with its last part, which has the tables and is told by the sums."""
@@ -4781,10 +4787,7 @@ class MediaChange:
         if match is None or read_index(self._files):
             return self._files
         path = self.find(self._files.folder / last)
-        return replace(self._files, numbers={**self._files.numbers, int(match["number"]): path or Path(last)})
-
-    def close(self) -> None:
-        self._closed.set()
+        return replace(self._files, numbers={**self._files.numbers, int(match["number"]): path})
 
 
 class Part(NamedTuple):
@@ -4949,7 +4952,7 @@ def read_parts(parts: Sequence[Part], offset: int, size: int, media: Optional[Me
     part = parts[max(index_at(parts, offset + 1) - 1, 0)]
     path = media.find(part.path) if media and not part.path.exists() else part.path
     try:
-        with opened(path or part.path) as fd:
+        with opened(path) as fd:
             return pread_exactly(fd, size, offset - part.start)
     except FileNotFoundError:
         return b""
@@ -5192,14 +5195,14 @@ def _reader(archive: Archive) -> Callable[[int], bytes]:
 # NAME.tar.zst.sha256 (GNU format), hfship.pyz and READ-ME-FIRST.txt.
 #
 # The plan (layout of the stream and its cut into frames) is made before the first byte is read, so any frame can be
-# produced by itself. Threads read and compress frames; one thread hashes the files in stream order against the
-# manifest, one writes in order, one hashes what was written: each byte is read once. From HASH_AHEAD_JOBS threads on,
-# one hash would hold up all others: then several files are hashed at once, through the page cache.
+# produced by itself. Workers read and compress frames, and write each once all before it have their place. One worker
+# hashes a file against the manifest, and one a part as it is written, both close behind: out of the page cache, so each
+# byte is read from disk once.
 #
 # While parts are written, NAME.tar.zst.incomplete has a line of JSON for each that is complete, after one that names
 # the plan: a killed run of the same plan goes on behind the last part that is still as it was written.
 #
-# Promises: what is packed is what the manifest says, or nothing is; bytes do not depend on the number of threads; a
+# Promises: what is packed is what the manifest says, or nothing is; bytes do not depend on the number of workers; a
 # final name holds a complete archive. Never: overwrites an archive of something else without --force.
 # ======================================================================================
 
@@ -5230,7 +5233,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How to pack: bytes per part (None: one file), zstd level, threads, whether to replace another archive, profile,
+    """How to pack: bytes per part (None: one file), zstd level, workers, whether to replace another archive, profile,
     the manifest of what the far side has (for a delta), and whether to read back from the medium what was written."""
 
     split: Optional[int] = None
@@ -5883,7 +5886,7 @@ def _write_sidecars(folder: Path, reporter: Reporter) -> None:
 #
 # An archive is checked and restored by the same code. Its frames fall into lanes, stretches that begin and end with a
 # frame and a file at once: a weight is a lane, the small files between two weights are another. Lanes run side by
-# side; within a lane, frames are read, decoded and written by any thread and hashed in order by one.
+# side; within a lane, frames are read, decoded and written by any worker and hashed in order by one.
 #
 # Promises: every bit of the archive is checked; damage is located and the rest goes on; a model appears under its
 # name complete and proven or not at all; a killed run keeps the files it had proven. Never: follows a symbolic link
@@ -5987,7 +5990,8 @@ class ArchiveCheck:
             flusher.call(self._tell, after, frame.stop)
 
     def _tell(self, after: Optional[Callable[[int], None]], position: int) -> None:
-        if after and not self._damages:
+        starts = [self.archive.frames[d.frames[0] - 1].start if d.frames else -1 for d in self._damages]
+        if after and position <= min(starts, default=position):
             after(position)
 
     # -- what workers do
@@ -6276,7 +6280,7 @@ class Journal:
     checkpoint. It is a hint only: what it says is hashed again, and taken anew if it does not hold."""
 
     def __init__(self, tree: Tree) -> None:
-        self._tree, self._lock = tree, threading.Lock()
+        self._tree = tree
         self._fd = tree.open(JOURNAL_PATH, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def read(self, files: Iterable[FileEntry]) -> Dict[str, int]:
@@ -9401,7 +9405,7 @@ def _jobs_argument(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=default_jobs(),
         metavar="N",
-        help="threads (default: %(default)s, one per core; 1 reads a slow disc in order)",
+        help="workers (default: %(default)s, one per core; 1 reads a slow disc in order)",
     )
 
 
