@@ -40,11 +40,14 @@ import calendar
 import contextlib
 import errno
 import fcntl
+import gc
+import gzip
 import hashlib
 import importlib
 import importlib.machinery
 import io
 import json
+import mmap
 import os
 import platform
 import pwd
@@ -66,6 +69,7 @@ import termios
 import textwrap
 import threading
 import time
+import traceback
 import tty
 import types
 import warnings
@@ -73,7 +77,7 @@ import weakref
 import zlib
 from bisect import bisect_left, bisect_right
 from collections import deque
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
@@ -82,7 +86,7 @@ from functools import lru_cache, reduce
 from glob import glob
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import islice
+from itertools import accumulate, chain, islice, tee
 from operator import getitem
 from pathlib import Path
 from socketserver import TCPServer
@@ -540,6 +544,7 @@ class _BarProgress:
         self._reporter, self._stage = reporter, stage
         bytes_bar = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
         options = bytes_bar if stage.unit == "B" else {"unit": " " + stage.unit}
+        tqdm.monitor_interval = 0  # no thread that looks after the bars: we update them often enough
         self._bar = tqdm(
             total=stage.total, desc=stage.name, file=reporter.err, dynamic_ncols=True, mininterval=0, **options
         )
@@ -1117,7 +1122,7 @@ def json_schema(key: Key) -> Dict[str, Any]:
 CHUNK = 1 << 20  # bytes per read when hashing or copying: large enough that Python's cost disappears
 
 # Filesystems whose largest file is limited. FAT: 32-bit size field (Microsoft FAT specification).
-FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1}
+FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1, "fuse.fusefat": 2**32 - 1}
 
 # Filesystems on which posix_fallocate reserves blocks; elsewhere glibc emulates it by writing every block.
 FALLOCATE_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "overlay", "f2fs"})
@@ -1172,9 +1177,9 @@ def _mount_type(target: str, mountinfo: str) -> str:
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes that this user may still write at `path`, which need not exist yet."""
+    """Bytes that this user may still write at `path`, which need not exist yet. Some FUSE filesystems do not tell."""
     stat = os.statvfs(existing_ancestor(path))
-    return stat.f_bavail * stat.f_frsize
+    return stat.f_bavail * stat.f_frsize if stat.f_blocks else sys.maxsize
 
 
 def require_room(folder: Path, total: int, largest: int, what: str, next_step: str) -> None:
@@ -1217,23 +1222,32 @@ def disk_error(exc: OSError, doing: str, path: Path, next_step: str = "") -> Dis
     return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or step)
 
 
-def fsync_dir(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+@contextlib.contextmanager
+def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """The descriptor of a file, for a while; a new file gets mode 0644, a link is not followed when writing."""
+    fd = os.open(path, flags | os.O_CLOEXEC | (os.O_NOFOLLOW if flags & os.O_ACCMODE else 0), 0o644)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
 
 
-def atomic_write(path: Path, content: Union[str, bytes], mode: int = 0o644, durable: bool = True) -> None:
-    """Write a small file so that it is there complete or not at all; with `durable` also across a power cut."""
+def fsync_dir(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    with opened(folder, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        os.fsync(fd)
+
+
+def atomic_write(path: Path, content: Union[str, bytes], mode: Optional[int] = None, durable: bool = True) -> None:
+    """Write a small file so that it is there complete or not at all; with `durable` also across a power cut. Without
+    `mode` the umask decides who may read it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode or 0o666)
         try:
-            os.fchmod(fd, mode)
+            with contextlib.suppress(OSError):  # some file systems know no modes; it has no more rights than asked for
+                os.fchmod(fd, mode) if mode else None
             write_all(fd, data)
             if durable:
                 os.fsync(fd)
@@ -1284,7 +1298,8 @@ def preallocate(fd: int, size: int, filesystem: Filesystem) -> None:
         except OSError as exc:
             if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
                 raise
-    os.ftruncate(fd, size)
+    with contextlib.suppress(PermissionError):  # the answer of FUSE filesystems that grow files by writing only
+        os.ftruncate(fd, size)
 
 
 _FICLONE = 0x40049409  # ioctl: share the blocks of another file (linux/fs.h)
@@ -1451,6 +1466,14 @@ class FolderLock:
                 os.utime(self._lease)
 
 
+def remove_if_empty(folder: Path, itself: bool = True) -> None:
+    """Take back a folder into which nothing came but what locks it, or what locks it alone."""
+    with contextlib.suppress(OSError):
+        work = folder / WORK_DIR
+        if os.listdir(folder) == [WORK_DIR] and not any(path.stat().st_size for path in work.iterdir()):
+            shutil.rmtree(folder if itself else work)
+
+
 BUILD_TABLE = "hfship-build.json"  # {"version", "entries": {name: SHA-256}}: what build_zipapp.py put into this file
 
 
@@ -1569,7 +1592,8 @@ def follow_program(
 #                      "repo_type"},
 #    "files": [{"path", "sha256", "size"}, ...]  sorted by the UTF-8 bytes of path,
 #    "totals": {"files": N, "bytes": N}}
-# `source` is null when the folder did not come through `fetch`: then nobody but the packer vouches for the bytes.
+# `source` is null when the folder did not come through `fetch`: then nobody but the packer vouches for the bytes. With
+# "unproven": true nobody does: the model came in an archive of another program, without sums.
 # ======================================================================================
 
 MANIFEST_FORMAT = "hfship-manifest/1"
@@ -1612,6 +1636,7 @@ class Manifest:
     name: str
     files: Tuple[FileEntry, ...]
     source: Optional[Source] = None
+    unproven: bool = False
 
     @property
     def size(self) -> int:
@@ -1626,6 +1651,7 @@ class Manifest:
             "source": vars(self.source) if self.source else None,
             "files": [vars(entry) for entry in self.files],
             "totals": {"files": len(self.files), "bytes": self.size},
+            **({"unproven": True} if self.unproven else {}),
         }
         return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1) + "\n"
 
@@ -1666,7 +1692,7 @@ def _manifest_from_value(value: Any) -> Manifest:
             raise ValueError(f"sha256 of {entry.path!r} is {entry.sha256!r}")
     check_distinct_paths(entry.path for entry in files)
     source = Source(**value["source"]) if value.get("source") else None
-    return make_manifest(str(value["name"]), files, source)
+    return replace(make_manifest(str(value["name"]), files, source), unproven=value.get("unproven") is True)
 
 
 def check_relative_path(path: str) -> None:
@@ -3666,7 +3692,9 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # ======================================================================================
 
 FRAME_SIZE = 4 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
-MOST_JOBS = 16  # threads hold frames: more would need more than 300 MB
+MOST_JOBS = 12  # workers hold frames: more would need more than 300 MB
+MOST_PACKERS = 8  # more would wait for the SHA-256 of what they write
+FORK_SIZE = 8 << 20  # bytes from which on workers are forked
 LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
 WEIGHT_SIZE = 1 << 20  # files from here on have frames of their own
 PLANES_BLOCK = 4 << 20  # bytes of a file in one block of planes; part of the format
@@ -3693,6 +3721,9 @@ ENTROPY_ONLY = {
     "min_match": 7,
     "target_length": 0,
 }
+# With a code for every 8 KiB instead of every 128: smaller where the rows of a tensor differ in scale, but slower.
+ENTROPY_FINE = {**ENTROPY_ONLY, "window_log": 13}
+TABLE_TRIAL_SIZE, TABLE_TRIAL_GAIN = 64 << 10, 0.999  # of the exponents of a block, to choose between the two
 
 # The second member of an archive with planes, for a far side without hfship. Part of the format: never changed.
 RESTORE_PY = b'''\
@@ -3812,8 +3843,10 @@ def declared_size(frame: Union[bytes, memoryview]) -> Optional[int]:
 class Zstd:
     """One way to reach libzstd. `name` says which library, `origin` where it was loaded from.
 
-    The callables it makes hold library state: one per thread, never shared.
+    The callables it makes hold library state: never shared by threads.
     """
+
+    errors: Tuple[Type[Exception], ...] = (ZstdError,)
 
     def __init__(self, name: str, origin: str) -> None:
         self.name, self.origin = name, origin
@@ -3846,6 +3879,11 @@ class Zstd:
         """The library's part of `decompressor`, for frames whose header declares the right size."""
         raise NotImplementedError
 
+    def piecewise(self) -> Callable[[bytes], bytes]:
+        """Decodes one frame of any program: the next bytes of the frame, cut between blocks -> their content. Raises
+        one of `errors`."""
+        raise NotImplementedError
+
 
 class _Zstandard(Zstd):
     """The zstandard package, or its C backend alone."""
@@ -3853,7 +3891,7 @@ class _Zstandard(Zstd):
     def __init__(self, module: Any, origin: str) -> None:
         library = ".".join(map(str, module.ZSTD_VERSION))
         super().__init__(f"zstandard {module.__version__} (libzstd {library})", origin)
-        self._module = module
+        self._module, self.errors = module, (module.ZstdError,)
 
     def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
         options = self._module.ZstdCompressionParameters(
@@ -3883,13 +3921,17 @@ class _Zstandard(Zstd):
 
         return decode
 
+    def piecewise(self) -> Callable[[bytes], bytes]:
+        decode: Callable[[bytes], bytes] = self._module.ZstdDecompressor().decompressobj().decompress
+        return decode
+
 
 class _StdlibZstd(Zstd):
     """compression.zstd of Python 3.14."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(f"compression.zstd (libzstd {module.zstd_version})", "Python's standard library")
-        self._module = module
+        self._module, self.errors = module, (module.ZstdError, EOFError)
 
     def compressor(self, level: int, **parameters: int) -> Callable[[Union[bytes, memoryview]], bytes]:
         wanted = {"compression_level": level, "checksum_flag": 1, "content_size_flag": 1, **parameters}
@@ -3915,6 +3957,10 @@ class _StdlibZstd(Zstd):
 
         return decode
 
+    def piecewise(self) -> Callable[[bytes], bytes]:
+        decode: Callable[[bytes], bytes] = self._module.ZstdDecompressor().decompress
+        return decode
+
 
 class _SystemZstd(Zstd):
     """libzstd.so.1 through ctypes, which lets other threads run meanwhile. Its API is stable since 1.4.0 (zstd.h)."""
@@ -3935,6 +3981,7 @@ class _SystemZstd(Zstd):
             ("ZSTD_freeDCtx", size, [pointer]),
             ("ZSTD_findFrameCompressedSize", size, [ctypes.c_char_p, size]),
             ("ZSTD_decompressDCtx", size, [pointer, pointer, size, ctypes.c_char_p, size]),
+            ("ZSTD_decompressStream", size, [pointer, pointer, pointer]),
         ):
             function = getattr(self._library, name)
             function.restype, function.argtypes = result, arguments
@@ -3973,6 +4020,24 @@ class _SystemZstd(Zstd):
             found = self._checked(library.ZSTD_decompressDCtx(context, target, size, source, len(source)))
             content: bytes = self._ctypes.string_at(target, found)
             return content
+
+        weakref.finalize(decode, library.ZSTD_freeDCtx, context)
+        return decode
+
+    def piecewise(self) -> Callable[[bytes], bytes]:
+        library, context, ctypes = self._library, self._library.ZSTD_createDCtx(), self._ctypes
+        target = ctypes.create_string_buffer(FRAME_SIZE)
+
+        def decode(pieces: bytes) -> bytes:
+            source = ctypes.create_string_buffer(pieces, len(pieces))
+            given = (ctypes.c_size_t * 3)(ctypes.addressof(source), len(pieces), 0)
+            content = bytearray()
+            while True:  # ZSTD_inBuffer and ZSTD_outBuffer: address, size, position
+                taken = (ctypes.c_size_t * 3)(ctypes.addressof(target), len(target), 0)
+                self._checked(library.ZSTD_decompressStream(context, taken, given))
+                content += memoryview(target)[: taken[2]]
+                if given[2] == given[1] and taken[2] < taken[1]:
+                    return bytes(content)
 
         weakref.finalize(decode, library.ZSTD_freeDCtx, context)
         return decode
@@ -4334,6 +4399,7 @@ def cut_frames(segments: Sequence[Segment], frame_size: int = FRAME_SIZE) -> Ite
             start = stop
 
 
+Buffer = Union[bytes, bytearray, memoryview]
 Compress = Callable[[Union[bytes, memoryview]], bytes]
 Decompress = Callable[[Union[bytes, memoryview], int], bytes]
 
@@ -4344,14 +4410,18 @@ def encode_unit(content: Union[bytes, memoryview], compress: Compress) -> bytes:
     return _PZSTD.pack(PZSTD_MAGIC, 4, len(frame)) + frame
 
 
-def split_planes(block: bytes, width: int) -> bytes:
+def split_planes(block: bytes, width: int) -> memoryview:
     """A block of a weight in planes.
 
-    >>> split_planes(b"a1b2c", 2)
+    >>> bytes(split_planes(b"a1b2c", 2))
     b'12abc\\x02'
     """
-    whole = len(block) - len(block) % width
-    return b"".join([*(block[first:whole:width] for first in reversed(range(width))), block[whole:], bytes([width])])
+    count = len(block) // width
+    planes = bytearray(len(block) + 1)
+    for number in range(width):
+        planes[number * count : (number + 1) * count] = block[width - 1 - number : count * width : width]
+    planes[count * width :] = block[count * width :] + bytes([width])
+    return memoryview(planes)
 
 
 def join_planes(planes: bytes) -> Union[bytes, bytearray]:
@@ -4385,15 +4455,18 @@ def best_width(block: bytes, compress: Compress) -> int:
 
 
 def make_encoder(zstd: Zstd, profile: str, level: int) -> Callable[[bytes, bool], bytes]:
-    """(content, whether to put it in planes) -> unit, for one thread."""
+    """(content, whether to put it in planes) -> unit."""
     usual = zstd.compressor(STORE_LEVEL if profile == "store" else level)
-    dense, entropy = zstd.compressor(1), zstd.compressor(1, **ENTROPY_ONLY)
+    dense, coarse, fine = (zstd.compressor(1, **options) for options in ({}, ENTROPY_ONLY, ENTROPY_FINE))
     zeros = bytes(FRAME_SIZE)
 
     def encode(content: bytes, planes: bool) -> bytes:
         if planes:
-            width = best_width(content, entropy)
-            return encode_unit(split_planes(content, width), entropy if width > 1 else usual)
+            width = best_width(content, coarse)
+            block = split_planes(content, width)
+            sample = block[len(block) // width // 2 :][:TABLE_TRIAL_SIZE]
+            finer = len(fine(sample)) < TABLE_TRIAL_GAIN * len(coarse(sample))
+            return encode_unit(block, usual if width == 1 else fine if finer else coarse)
         # Storing would also store the holes of a sparse file.
         return encode_unit(content, dense if profile == "store" and content == zeros[: len(content)] else usual)
 
@@ -4499,14 +4572,15 @@ def unit_at(head: bytes) -> Tuple[int, int]:
 
 
 def read_units(stream: IO[bytes]) -> Iterator[Tuple[bytes, int]]:
-    """The units of an archive that comes as a stream, with the bytes of their content; then what is left, with -1.
+    """The units of an archive that comes as a stream, with the bytes of their content; then what is left, with -1:
+    the tables, which are smaller than LARGEST_FRAME.
 
     Raises ValueError for a unit that is cut or out of bounds.
     """
     while True:
         head = stream.read(_PZSTD.size)
         if head[:4] != _PZSTD.pack(PZSTD_MAGIC, 4, 0)[:4] or len(head) < _PZSTD.size:
-            yield head + stream.read(), -1
+            yield head + stream.read(LARGEST_FRAME), -1
             return
         frame = stream.read(min(_PZSTD.unpack(head)[2], largest_unit(LARGEST_FRAME)))
         size, length = unit_at(head + frame[:18])
@@ -4524,6 +4598,206 @@ def part_name(archive: str, number: int, parts_at_most: int) -> str:
     return f"{archive}.{number:0{max(4, len(str(parts_at_most)))}d}"
 
 
+def cut_lanes(starts: Sequence[int], segments: Sequence[Segment]) -> List[int]:
+    """Which of the frames that start at `starts` begin a lane: those that begin with a segment; and their number."""
+    edges = {segment.start for segment in segments}
+    return [i for i, start in enumerate(starts) if start in edges or not i] + [len(starts)]
+
+
+class Lane(NamedTuple):
+    """Frames (numbered from 1) and the segments they hold, none of which reaches into another lane."""
+
+    frames: Sequence[Tuple[int, Frame]]
+    segments: Sequence[Segment]
+
+    @property
+    def file(self) -> Optional[FileEntry]:
+        """The file, if the lane is just one."""
+        return self.segments[0].entry if len(self.segments) == 1 else None
+
+    @property
+    def files(self) -> List[FileEntry]:
+        return [segment.entry for segment in self.segments if segment.entry]
+
+
+def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lane]:
+    """The lanes of an archive; without segments (manifest unreadable), one lane of all frames.
+
+    >>> frames = [Frame(0, 9, 0, 10), Frame(9, 9, 10, 5), Frame(18, 9, 15, 5), Frame(27, 9, 20, 1)]
+    >>> segments = [Segment(0, 6, "a"), Segment(6, 4, "b"), Segment(10, 10, "c"), Segment(20, 1, "d")]
+    >>> [([n for n, _ in lane.frames], [s.what for s in lane.segments]) for lane in make_lanes(frames, segments)]
+    [([1], ['a', 'b']), ([2, 3], ['c']), ([4], ['d'])]
+    """
+    numbered = list(enumerate(frames, 1))
+    lanes = []
+    cuts = cut_lanes([frame.start for frame in frames], segments)
+    for first, last in zip(cuts, cuts[1:]):
+        inside = segments[index_at(segments, frames[first].start) : index_at(segments, frames[last - 1].stop)]
+        lanes.append(Lane(numbered[first:last], inside))
+    return lanes
+
+
+# ---- streams of other programs -------------------------------------------------------
+
+BOMB_RATIO, BOMB_ALLOWANCE = 100, 1 << 30  # content may be so many times what came, beyond what harms nobody
+LARGEST_HEADER = 1 << 20  # bytes of a name or PAX header
+
+
+class _Pieces(io.RawIOBase):
+    def __init__(self, pieces: Iterable[bytes]) -> None:
+        self._pieces, self._left = iter(pieces), memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._left = memoryview(piece)
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+
+def stream_of(pieces: Iterable[bytes]) -> io.BufferedReader:
+    """Pieces of bytes as one stream, which reads fewer bytes than asked for only at its end.
+
+    >>> stream_of([b"ab", b"", b"cde"]).read(4)
+    b'abcd'
+    """
+    return io.BufferedReader(_Pieces(pieces), CHUNK)
+
+
+def take(stream: IO[bytes], size: int) -> bytes:
+    """The next `size` bytes. Raises EOFError when the stream ends before."""
+    found = stream.read(size)
+    if len(found) < size:
+        raise EOFError("it ends too early")
+    return found
+
+
+class ZstdContent:
+    """The content of zstd frames that any program made (RFC 8878), one after the other, in pieces.
+
+    The frames are taken apart into their blocks of at most 128 KiB here: so no library is trusted with a cut, and none
+    can be made to give more than a few MiB at a time. `unchecked` counts frames without checksum.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._zstd = stream, load_zstd()
+        self._came = self._grown = self.unchecked = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Raises EOFError for what is cut, ValueError for what is damaged or grows without end."""
+        magic = self._stream.read(4)
+        while magic:
+            if len(magic) < 4:
+                raise EOFError("it ends too early")
+            if magic[0] >> 4 == 5 and magic[1:] == b"\x2a\x4d\x18":  # a skippable frame
+                for _ in copy_range(self._stream, int.from_bytes(self._take(4), "little")):
+                    pass
+            elif magic == ZSTD_MAGIC:
+                yield from self._frame()
+            else:
+                raise ValueError(f"no zstd frame begins with {magic.hex()}")
+            magic = self._stream.read(4)
+
+    def _take(self, size: int) -> bytes:
+        self._came += size
+        return take(self._stream, size)
+
+    def _frame(self) -> Iterator[bytes]:
+        decode, descriptor = self._zstd.piecewise(), self._take(1)
+        single, checksum = descriptor[0] >> 5 & 1, descriptor[0] >> 2 & 1
+        self.unchecked += 1 - checksum
+        size = 1 - single + (0, 1, 2, 4)[descriptor[0] & 3] + (single, 2, 4, 8)[descriptor[0] >> 6]
+        pieces, last = [ZSTD_MAGIC, descriptor, self._take(size)], 0
+        while not last:
+            head = self._take(3)
+            last, kind, size = head[0] & 1, head[0] >> 1 & 3, int.from_bytes(head, "little") >> 3
+            pieces += [head, self._take(1 if kind == 1 else size), self._take(4 * checksum * last)]
+            if last or len(pieces) > 96:  # 32 blocks
+                try:
+                    content, pieces = decode(b"".join(pieces)), []
+                except self._zstd.errors as exc:
+                    raise ValueError(f"a zstd frame is damaged: {exc}") from exc
+                self._grown += len(content)
+                if self._grown > BOMB_ALLOWANCE + BOMB_RATIO * self._came:
+                    raise ValueError(f"it grows more than {BOMB_RATIO} times: a bomb")
+                yield content
+
+
+def copy_range(stream: IO[bytes], size: int) -> Iterator[bytes]:
+    """The next `size` bytes of a stream in pieces. Raises EOFError."""
+    while size:
+        piece = take(stream, min(size, CHUNK))
+        size -= len(piece)
+        yield piece
+
+
+# What tells the tar members apart that are refused (POSIX ustar, GNU tar)
+_TAR_KINDS = {
+    b"1": "a hard link",
+    b"2": "a symbolic link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a named pipe",
+    b"S": "a sparse file",
+}
+
+
+def tar_members(stream: IO[bytes]) -> Iterator[Tuple[str, int, bool]]:
+    """(path, size, whether it is a folder) of the members of a tar stream: ustar, PAX or GNU. Whoever asks reads the
+    content of one before the next. Raises ValueError for what is neither a regular file nor a folder, or damaged."""
+    import tarfile  # not with the others: most commands need none
+
+    more: Dict[str, str] = {}
+    block = take(stream, _BLOCK)
+    while any(block):
+        try:
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
+        except (tarfile.TarError, UnicodeDecodeError) as exc:
+            raise ValueError(f"a tar header is damaged, or its name not UTF-8: {exc}") from exc
+        if member.type in (b"x", b"g", b"L", b"K"):
+            if not 0 <= member.size <= LARGEST_HEADER:
+                raise ValueError(f"a tar header has {member.size} bytes")
+            text = take(stream, member.size)
+            more.update(_pax_records(text) if member.type in b"xg" else {})
+            more.update({"path": _utf8(text.rstrip(b"\0"))} if member.type == b"L" else {})
+        else:
+            path, size = more.get("path", member.name), int(more.get("size", member.size))
+            kind = b"S" if any(key.startswith("GNU.sparse") for key in more) else member.type
+            if kind not in (b"0", b"\0", b"5") or size < 0:
+                raise ValueError(f"{path!r} is {_TAR_KINDS.get(kind, 'of an unknown kind')}")
+            yield path, size, kind == b"5" or path.endswith("/")
+            member.size, more = size, {}
+        take(stream, -member.size % _BLOCK)
+        block = take(stream, _BLOCK)
+
+
+def _utf8(name: bytes) -> str:
+    try:
+        return name.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise ValueError(f"the name {name!r} is not UTF-8") from exc
+
+
+def _pax_records(text: bytes) -> Dict[str, str]:
+    """What a PAX header says: lines of their own length, a blank, KEY=VALUE."""
+    records = {}
+    while text:
+        prefix = re.match(rb"([0-9]{1,7}) ", text)
+        size = int(prefix[1]) if prefix else 0
+        key, equals, value = text[prefix.end() if prefix else 0 : size].partition(b"=")
+        if not equals or value[-1:] != b"\n" or size > len(text):
+            raise ValueError("a PAX header is damaged")
+        records[_utf8(key)] = _utf8(value[:-1]) if key in (b"path", b"size") else ""
+        text = text[size:]
+    return records
+
+
 class Sink:
     """Where the files of a tar stream go. This one keeps nothing: it serves those who only check."""
 
@@ -4531,7 +4805,7 @@ class Sink:
         """The content of a file starts."""
 
     def write(self, entry: FileEntry, offset: int, content: Union[bytes, bytearray, memoryview]) -> None:
-        """Content of a file, at an offset in it. May be called from several threads."""
+        """Content of a file that has begun, at an offset in it. Any worker may do so."""
 
     def read(self, entry: FileEntry, offset: int, size: int) -> bytes:
         """Content of a file that an earlier run wrote."""
@@ -4545,6 +4819,25 @@ class Sink:
 
     def abandon(self, entry: FileEntry, lost: bool) -> None:
         """Bytes of the file are lost, or it is not what the manifest says."""
+
+    def release(self, entry: FileEntry) -> None:
+        """This process has no more to do with the file."""
+
+
+class ToldSink(Sink):
+    """Passes on to a sink what a worker does; how files end is `told` to the parent, which acts on it."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.begin, self.write, self.release = sink.begin, sink.write, sink.release  # type: ignore[method-assign]
+        self.told: List[Tuple[Any, ...]] = []
+
+    def finish(self, entry: FileEntry) -> None:
+        self.release(entry)
+        self.told.append(("finish", entry))
+
+    def abandon(self, entry: FileEntry, lost: bool) -> None:
+        self.release(entry)
+        self.told.append(("abandon", entry, lost))
 
 
 class StreamCheck:
@@ -4562,7 +4855,7 @@ class StreamCheck:
         self._good = True
         self._digest = hashlib.sha256()
 
-    def feed(self, content: Union[bytes, bytearray, None], length: int) -> None:
+    def feed(self, content: Optional[Buffer], length: int) -> None:
         """The next `length` bytes of the stream; None when they are lost (and reported by whoever lost them). Planes
         come joined, one block at a time."""
         at = 0
@@ -4580,11 +4873,6 @@ class StreamCheck:
             at, self._at = at + size, self._at + size
             if self._at == segment.size:
                 self._end(segment, lost=content is None)
-
-    def close(self) -> None:
-        """The stream ends here, maybe too early."""
-        if self._at and self._left[0].entry:
-            self._sink.abandon(self._left[0].entry, lost=True)
 
     def _begin(self, segment: Segment) -> None:
         self._good, self._digest = True, hashlib.sha256()
@@ -4616,78 +4904,294 @@ class StreamCheck:
             self._sink.abandon(segment.entry, lost=False)
 
 
-class Stopped(Exception):
-    """Work was given up because somebody else failed or Ctrl-C came."""
-
-
 class Workers:
-    """A pool of threads that ends within the piece of work at hand once `stop` is set."""
+    """Processes that each run `work(count, *task)` for the tasks they are sent, one after the other.
 
-    def __init__(self, count: int, stop: Optional[threading.Event] = None) -> None:
-        self.count = count
-        self._stop = stop or threading.Event()
-        self._pool = ThreadPoolExecutor(count)
+    They are forked, so they know all that we know; tasks and results are small, data goes through files and slots.
+    They die with us, and an error of theirs is raised here. `count` is told of progress, and `progress` hears it. With
+    0 of them the tasks run in this process: forking is not worth it.
+    """
+
+    def __init__(self, count: int, work: Callable[..., Any], progress: Callable[[int], None] = lambda _: None) -> None:
+        self.count, self._work, self._progress = count, work, progress
+        self._tasks: List[Deque[Tuple[Any, ...]]] = [deque() for _ in range(max(count, 1))]
+        self._links: List[Any] = []
+        self._pids: List[int] = []
+        self._ready: Deque[Any] = deque()  # links that have a result; without workers the results
 
     def __enter__(self) -> Workers:
+        if not self.count:
+            return self
+        with contextlib.suppress(AttributeError):  # else a frame's memory goes back to the kernel, which zeroes it anew
+            _libc().mallopt(_M_MMAP_THRESHOLD, FORK_SIZE)
+            _libc().mallopt(_M_TRIM_THRESHOLD, 8 * FORK_SIZE)
+        caught: List[int] = []  # Python forgets an exception that comes while it forks
+        ending = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.signal(number, lambda got, _: caught.append(got)) for number in ending}
+        gc.freeze()  # else the first collection of a worker would copy all that it shares with us
+        try:
+            for _ in range(self.count):
+                self._fork()
+        except OSError as exc:
+            self.__exit__()
+            raise _short_of_memory("cannot start a worker", str(exc)) from exc
+        finally:
+            gc.unfreeze()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if caught:
+            self.__exit__()
+            raise KeyboardInterrupt
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._pool.shutdown()
+        for pid in self._pids:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        for link in self._links:
+            link.close()
 
-    def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
-        return self._pool.submit(self._run, work, args)
+    def _fork(self) -> None:
+        from multiprocessing.connection import Pipe
 
-    def _run(self, work: Callable[..., Any], args: Tuple[Any, ...]) -> Any:
-        if self._stop.is_set():
-            raise Stopped
-        return work(*args)
+        ours, theirs = Pipe()
+        libc, parent = _libc(), os.getpid()
+        with warnings.catch_warnings():
+            # Python 3.12 warns if there are threads. Ours, progress and a lock's heartbeat, share no lock with workers.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if not pid:
+            try:
+                for name in (signal.SIGINT, signal.SIGTERM):  # these are for the parent, which then ends us
+                    signal.signal(name, signal.SIG_IGN)
+                if libc:
+                    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                for link in [*self._links, ours]:
+                    link.close()
+                if os.getppid() == parent:
+                    self._serve(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._links.append(ours)
+        self._pids.append(pid)
 
-    def in_order(self, work: Callable[[Any], Any], items: Iterable[Any], window: int) -> Iterator[Any]:
-        """work(item) for all items, in their order, with at most `window` results under way or waiting."""
-        pending: Deque[Future[Any]] = deque()
-        for item in items:
-            pending.append(self.submit(work, item))
-            if len(pending) >= window:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+    def _serve(self, link: Any) -> None:
+        """What a worker does until its parent is gone."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                task = link.recv()
+                reply: Tuple[Any, ...] = ()
+                try:
+                    reply = None, None, self._work(link.send, *task)
+                except BaseException as exc:  # noqa: BLE001 - the parent raises it
+                    cause = exc.__cause__ if isinstance(exc, HfshipError) else RuntimeError(traceback.format_exc())
+                    reply = exc, cause if isinstance(cause, (OSError, RuntimeError)) else None, None
+                link.send(reply)
+
+    def send(self, worker: int, *task: Any) -> None:
+        """Give a worker another task."""
+        self._tasks[worker].append(task)
+        if not self._links:
+            self._ready.append(self._work(self._progress, *task))
+            return
+        with contextlib.suppress(ConnectionError):  # it died, as `receive` will tell
+            self._links[worker].send(task)
+
+    def receive(self) -> Tuple[int, Tuple[Any, ...], Any]:
+        """(worker, task, result) of the next task that is done. Raises what it raised."""
+        if not self._links:
+            return 0, self._tasks[0].popleft(), self._ready.popleft()
+        from multiprocessing.connection import wait
+
+        while True:
+            if not self._ready:
+                self._ready.extend(wait(self._links))
+            worker = self._links.index(self._ready.popleft())
+            try:
+                reply = self._links[worker].recv()
+            except (EOFError, ConnectionError) as exc:
+                raise self._died(worker) from exc
+            if isinstance(reply, int):
+                self._progress(reply)
+                continue
+            error, cause, result = reply
+            if isinstance(error, MemoryError):
+                raise _short_of_memory("a worker got no more memory", "") from error
+            if error:
+                raise error from cause
+            return worker, self._tasks[worker].popleft(), result
+
+    def _died(self, worker: int) -> HostError:
+        _, status = os.waitpid(self._pids.pop(worker), 0)
+        how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
+        return _short_of_memory(f"a worker was ended by {how}", "where memory is short, the kernel does so")
+
+    def run(self, next_task: Callable[[int], Optional[Tuple[Any, ...]]], depth: int = 2) -> Iterator[Tuple[Any, ...]]:
+        """Keep every worker at up to `depth` tasks that `next_task(worker)` has for it; yield (worker, task, result) as
+        they are done, until there are no more."""
+        while True:
+            for worker, waiting in enumerate(self._tasks):
+                while len(waiting) < depth:
+                    task = next_task(worker)
+                    if task is None:
+                        break
+                    self.send(worker, *task)
+            if not any(self._tasks):
+                return
+            yield self.receive()
+
+    def map(self, items: Sequence[Any]) -> List[Any]:
+        """The results of `work(count, item)` for all items, in their order."""
+        left, results = iter(items), {}
+        for _, (item,), result in self.run(lambda _: next(((item,) for item in left), None), depth=1):
+            results[item] = result
+        return [results[item] for item in items]
+
+
+_PR_SET_PDEATHSIG, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = 1, -3, -1  # linux/prctl.h, malloc.h
+
+
+@lru_cache(maxsize=None)
+def _libc() -> Any:
+    """The C library; None for a Python without ctypes."""
+    with contextlib.suppress(ImportError, OSError):
+        return importlib.import_module("ctypes").CDLL(None)
+    return None
+
+
+def _short_of_memory(what: str, why: str) -> HostError:
+    return HostError(what, why, "run the same command again, it goes on where it stopped; -j 1 needs least memory")
+
+
+class Step(NamedTuple):
+    """What a worker has to do with frame `at` of a lane: make its content, take it, or both. In between the content
+    lies in a slot, `size` bytes of it, -1 if it is lost."""
+
+    lane: int
+    at: int
+    make: bool
+    take: bool
+    slot: int = -1
+    size: int = -1
+
+
+class Schedule:
+    """Who makes and who takes the frames of lanes; `lengths` tells how many each has. Decides from values only.
+
+    One worker takes all frames of a lane, in their order: it hashes them. It makes them, too, unless another was
+    faster: one with nothing to take makes the next frame, into a slot. Frames from the `limit`-th of all lanes on wait;
+    with `serial`, so do all lanes but the first that is not done.
+    """
+
+    def __init__(self, lengths: Sequence[int], slots: int, serial: bool = False) -> None:
+        self._lengths, self._free, self._serial = lengths, list(range(slots)), serial
+        self._first = [0, *accumulate(lengths)]
+        self._made, self._taken, self._left = [0] * len(lengths), [0] * len(lengths), list(lengths)
+        self._ready: Dict[Tuple[int, int], Tuple[int, int]] = {}
+        self._owned: Dict[int, int] = {}  # worker -> lane
+        self._open: List[int] = []  # lanes with frames to make
+        self._next = 0
+        self.limit = sum(lengths)
+
+    def next(self, worker: int) -> Optional[Step]:
+        """The next step of a worker; None while there is none."""
+        lane = self._owned.get(worker, -1)
+        if lane < 0 and self._may_open():
+            lane = self._owned[worker] = self._next
+            self._open.append(lane)
+            self._next += 1
+        if lane >= 0:
+            at = self._taken[lane]
+            found = self._ready.pop((lane, at), None)
+            if found or self._may_make(lane, at):
+                self._taken[lane] += 1
+                if self._taken[lane] == self._lengths[lane]:
+                    del self._owned[worker]
+                return Step(lane, at, False, True, *found) if found else self._make(lane, at, True)
+        lanes = [x for x in self._open if self._may_make(x, self._made[x])] if self._free else []
+        if not lanes:
+            return None
+        lane = min(lanes, key=lambda x: self._made[x] - self._taken[x])  # that whose owner will wait first
+        return self._make(lane, self._made[lane], False, self._free.pop())
+
+    def done(self, step: Step, size: Optional[int]) -> None:
+        """A step is done; it made `size` bytes of content, None if they are lost."""
+        if step.take:
+            self._left[step.lane] -= 1
+        elif size is not None:
+            self._ready[step.lane, step.at] = step.slot, size
+            return
+        else:
+            self._ready[step.lane, step.at] = -1, -1
+        if step.slot >= 0:
+            self._free.append(step.slot)
+
+    def _make(self, lane: int, at: int, take: bool, slot: int = -1) -> Step:
+        self._made[lane] += 1
+        if self._made[lane] == self._lengths[lane]:
+            self._open.remove(lane)
+        return Step(lane, at, True, take, slot)
+
+    def _may_make(self, lane: int, at: int) -> bool:
+        return at == self._made[lane] < self._lengths[lane] and self._first[lane] + at < self.limit
+
+    def _may_open(self) -> bool:
+        if self._next == len(self._lengths) or (self._serial and any(self._left[: self._next])):
+            return False
+        return self._first[self._next] < self.limit
+
+
+class LaneWork:
+    """What workers do of a schedule: frames they make, maybe into `slots` of memory that all share, and the lane each
+    takes. With slots of no size, what another made is made again."""
+
+    def __init__(self, slots: int, size: int) -> None:
+        self.slots, self._size = slots, size
+        self._memory = memoryview(mmap.mmap(-1, max(slots * size, 1)))
+        self._checks: Dict[int, StreamCheck] = {}
+
+    def do(
+        self, step: Step, make: Callable[[], Optional[Buffer]], check: Callable[[], StreamCheck], length: int
+    ) -> Optional[int]:
+        """Carry out a step, on `length` bytes of the stream: the bytes of content, None if it is lost."""
+        first = step.slot * self._size
+        if step.make or not self._size:
+            content = make()
+        else:
+            content = self._memory[first : first + step.size] if step.size >= 0 else None
+        if step.take:
+            self._checks = {step.lane: self._checks.get(step.lane) or check()}
+            self._checks[step.lane].feed(content, length)
+        elif self._size and content is not None:
+            self._memory[first : first + len(content)] = content
+        return None if content is None else len(content)
 
 
 class Serial:
     """One thread that makes calls in their order, while the caller goes on; at most two wait."""
 
-    def __init__(self, stop: threading.Event) -> None:
-        self._workers = Workers(1, stop)
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)  # it starts with the first call
         self._pending: Deque[Future[Any]] = deque()
 
     def __enter__(self) -> Serial:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._workers.__exit__()
+        for future in self._pending:
+            future.cancel()
+        self._pool.shutdown()
 
     def call(self, work: Callable[..., Any], *args: Any) -> None:
         """Queue a call. Raises what an earlier one raised."""
-        self._pending.append(self._workers.submit(work, *args))
+        self._pending.append(self._pool.submit(work, *args))
         self.drain(2)
 
     def drain(self, left: int = 0) -> None:
         """Wait until at most `left` calls are queued."""
         while len(self._pending) > left:
             self._pending.popleft().result()
-
-
-def per_thread(make: Callable[[], Any]) -> Callable[[], Any]:
-    """A function that returns an object of its own to each thread: zstd contexts must not be shared."""
-    local = threading.local()
-
-    def get() -> Any:
-        if not hasattr(local, "value"):
-            local.value = make()
-        return local.value
-
-    return get
 
 
 def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str:
@@ -4701,13 +5205,20 @@ def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str
 
 
 def default_jobs() -> int:
-    """One thread per core that this process may use."""
+    """One worker per core that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def workers_for(jobs: int, size: int) -> int:
+    """How many workers to fork for `size` bytes; 0 for none."""
+    return min(jobs, MOST_JOBS) if size >= FORK_SIZE else 0
 
 
 # ---- archives on disk ----------------------------------------------------------------
 
 MEDIA_POLL_S = 0.5
+NOT_OURS = "is not part of this archive"
+STDIN = "-"  # an archive that comes through a pipe
 _PART = re.compile(r"(?P<archive>.+\.tar\.zst)\.(?P<number>[0-9]{4,})$")
 _SUM_LINE = re.compile(r"(?P<sha256>[0-9a-f]{64}) [ *](?P<name>[^/\n]+)$", re.MULTILINE)
 
@@ -4761,11 +5272,10 @@ class MediaChange:
         self._files, self._reporter = files, reporter
         self._folders = sorted({path.parent for path in files.paths})
         self._asked: Set[str] = set()
-        self._closed = threading.Event()
 
-    def find(self, path: Path) -> Optional[Path]:
-        """The path at which a part is found; None if this is closed meanwhile."""
-        while not self._closed.is_set():
+    def find(self, path: Path) -> Path:
+        """The path at which a part is found."""
+        while True:
             found = next((folder / path.name for folder in self._folders if (folder / path.name).is_file()), None)
             if found:
                 self._asked.discard(path.name)
@@ -4773,8 +5283,7 @@ class MediaChange:
             if path.name not in self._asked:
                 self._asked.add(path.name)
                 self._reporter.warn(f"waiting for the medium with {path.name} in {shorten([*map(str, self._folders)])}")
-            self._closed.wait(MEDIA_POLL_S)
-        return None
+            time.sleep(MEDIA_POLL_S)
 
     def with_tables(self) -> ArchiveFiles:
         """The archive with its last part, which has the tables and is told by the sums."""
@@ -4783,10 +5292,7 @@ class MediaChange:
         if match is None or read_index(self._files):
             return self._files
         path = self.find(self._files.folder / last)
-        return replace(self._files, numbers={**self._files.numbers, int(match["number"]): path or Path(last)})
-
-    def close(self) -> None:
-        self._closed.set()
+        return replace(self._files, numbers={**self._files.numbers, int(match["number"]): path})
 
 
 class Part(NamedTuple):
@@ -4861,9 +5367,11 @@ def merged(found: Iterable[ArchiveFiles]) -> List[ArchiveFiles]:
 
 
 def find_archives(argument: str, folders: Sequence[Path]) -> List[ArchiveFiles]:
-    """The archives that an argument means: a file, any part, a folder that holds archives, or a NAME looked up in
-    `folders`. Empty when there are none."""
+    """The archives that an argument means: a file, any part, a folder that holds archives, a NAME looked up in
+    `folders`, or - for standard input. Empty when there are none."""
     path = Path(argument)
+    if argument == STDIN:
+        return [ArchiveFiles(Path(), STDIN, {})]
     if path.is_dir():
         return archives_in(path)
     match = _PART.match(path.name)
@@ -4883,7 +5391,7 @@ class Archive:
 
     files: ArchiveFiles
     parts: Tuple[Part, ...]
-    frames: Tuple[Frame, ...]
+    frames: Sequence[Frame]
     damages: Tuple[Damage, ...]
     manifest: Optional[Manifest] = None
     text: bytes = b""
@@ -4902,9 +5410,12 @@ class Archive:
     def damage(self, what: str, number: int) -> Damage:
         """Damage of a frame, with the part it lies on and the files it holds."""
         frame = self.frames[number - 1]
-        part = self.parts[max(index_at(self.parts, frame.offset + 1) - 1, 0)]
         files = self.files_between(frame.start, frame.stop)
-        return Damage(what, frame.offset, frame.size, (number, number), (part.path.name,), files)
+        return Damage(what, frame.offset, frame.size, (number, number), (self.part_of(frame).path.name,), files)
+
+    def part_of(self, frame: Frame) -> Part:
+        """The part that a frame lies on."""
+        return self.parts[max(index_at(self.parts, frame.offset + 1) - 1, 0)]
 
     def files_between(self, start: int, stop: int) -> Tuple[Tuple[str, int, int], ...]:
         """(path, first byte, last byte) of what lies in a range of the tar stream."""
@@ -4944,45 +5455,150 @@ class Archive:
 def read_parts(parts: Sequence[Part], offset: int, size: int, media: Optional[MediaChange] = None) -> bytes:
     """Bytes of an archive that lie in one part; fewer when the part ends early or is missing."""
     part = parts[max(index_at(parts, offset + 1) - 1, 0)]
+    path = media.find(part.path) if media and not part.path.exists() else part.path
     try:
-        fd = os.open(part.path, os.O_RDONLY | os.O_CLOEXEC)
+        with opened(path) as fd:
+            return pread_exactly(fd, size, offset - part.start)
     except FileNotFoundError:
-        found = media.find(part.path) if media else None
-        if found is None:
-            return b""
-        fd = os.open(found, os.O_RDONLY | os.O_CLOEXEC)
+        return b""
+
+
+class ForeignArchive(IntegrityError):
+    """Nothing tells that hfship made it: maybe an archive of another program, which is what `stream` brings."""
+
+    def __init__(self, files: ArchiveFiles, stream: IO[bytes]) -> None:
+        what = f"{files.path} was not made by hfship, or both its beginning and its end are damaged"
+        why = "it has neither the tables of hfship at its end nor a manifest in its first frame"
+        super().__init__(what, why, f"copy it again; if another program made it: hfship unpack {files.path}")
+        self.files, self.stream = files, stream
+
+
+@dataclass(frozen=True)
+class Streamed(Archive):
+    """An archive that comes as a stream: `units` (see read_units) brings its frames, which become known as they come;
+    `held` are those that wait to be decoded, by their offset."""
+
+    units: Iterator[Tuple[bytes, int]] = iter(())
+    held: Dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        return sum(frame.size for frame in self.frames)
+
+    def frames_to_come(self, tail: List[bytes]) -> Iterator[Tuple[int, Frame]]:
+        """All frames, numbered; then the tables are in `tail`, unless the stream ends early."""
+        assert isinstance(self.frames, list)
+        with contextlib.suppress(ValueError):
+            for unit, length in self.units:
+                if length < 0:
+                    tail.append(unit)
+                    return
+                last = self.frames[-1] if self.frames else Frame(0, 0, 0, 0)
+                self.frames.append(Frame(last.offset + last.size, len(unit), last.stop, length, zlib.crc32(unit)))
+                self.held[self.frames[-1].offset] = unit
+                yield len(self.frames), self.frames[-1]
+
+    def unit(self, frame: Frame) -> bytes:
+        return self.held.pop(frame.offset)
+
+    def ends(self, tail: Sequence[bytes]) -> List[Damage]:
+        """What is wrong with the tables, or is wrong by them. Raises IncompleteError when they did not come."""
+        at, tables = self.size, b"".join(tail)
+        label, units, parts = _CHECK.unpack_from(tables.ljust(_SKIPPABLE.size + _CHECK.size), _SKIPPABLE.size)
+        size = tail_size(units, parts) if label == CHECK_LABEL else tail_size(len(self.frames), 1)
+        if len(tables) < size:
+            raise IncompleteError(
+                f"the archive on standard input ended too early: no frame is whole from byte {at} on",
+                "what sends it was stopped, or lost its connection",
+                "send it again: files that are complete are kept",
+            )
+        try:
+            told = decode_tail(tables[:size]).frames
+        except (ValueError, struct.error):
+            return [Damage("neither a frame nor intact tables", at, len(tables))]
+        if tables[size:] and not _SUM_LINE.match(tables[size:].decode("ascii", "replace")):  # NAME.tar.zst.* has sums
+            return [Damage("something else follows the archive", at + size, len(tables) - size)]
+        pairs = zip(self.frames, [*told, *[None] * len(self.frames)])
+        wrong = [self.damage("CRC-32 differs", n) for n, (came, known) in enumerate(pairs, 1) if came != known]
+        return wrong or [Damage("frames are missing", at)] * (len(told) != len(self.frames))
+
+
+def open_stream(files: ArchiveFiles, stream: IO[bytes]) -> Streamed:
+    """The archive that comes as a stream. Raises ForeignArchive when it does not begin like one."""
+    first, ours, again = tee(iter(lambda: stream.read(CHUNK), b""), 3)
+    head, units = stream_of(first).read(8), read_units(stream_of(ours))
+    taken: List[Tuple[bytes, int]] = []
+    decompress, content = load_zstd().decompressor(), bytearray()
+
+    def pull(size: int) -> bytes:
+        while len(content) < size and len(content) <= LARGEST_FRAME and (not taken or taken[-1][1] >= 0):
+            taken.append(next(units, (b"", -1)))
+            unit, length = taken[-1]
+            content.extend(decompress(memoryview(unit)[_PZSTD.size :], length) if length >= 0 else b"")
+        return bytes(content)
+
+    if not head:
+        raise IncompleteError("nothing came through the pipe", "", "look at what the sending command said")
     try:
-        return pread_exactly(fd, size, offset - part.start)
-    finally:
-        os.close(fd)
+        if head != _PZSTD.pack(PZSTD_MAGIC, 4, 0)[:8]:
+            raise ValueError("no unit of ours begins here")
+        manifest, text, planes, delta = read_leading(pull, "the manifest in the stream")
+        segments = stream_layout(manifest, text, planes, delta)
+    except (ValueError, ZstdError) as exc:
+        raise ForeignArchive(files, stream_of(again)) from exc
+    absent = parse_delta(delta, manifest) if delta else frozenset()
+    parts = (Part(0, sys.maxsize, files.path),)
+    return Streamed(files, parts, [], (), manifest, text, segments, absent, units=chain(taken, units))
+
+
+def file_pieces(paths: Iterable[Path]) -> Iterator[bytes]:
+    """The bytes of files, one after the other, in pieces."""
+    for path in paths:
+        try:
+            with path.open("rb", buffering=0) as stream:
+                yield from iter(lambda: stream.read(CHUNK), b"")  # noqa: B023 - it is used up before the next
+        except OSError as exc:
+            raise disk_error(exc, "read", path, "check the medium, then copy the archive again") from exc
 
 
 def open_archive(files: ArchiveFiles, media: Optional[MediaChange] = None) -> Archive:
     """Find all frames and the manifest of an archive, by its tables or, if these are damaged, by walking it.
 
-    Raises IntegrityError when nothing tells that hfship made it, and when parts are missing that only the tables
-    could have told about. All else that is wrong is in `damages`.
+    Raises ForeignArchive when nothing tells that hfship made it, and IntegrityError when parts are missing that only
+    the tables could have told about. All else that is wrong is in `damages`.
     """
+    if files.name == STDIN:
+        return open_stream(files, open(0, "rb", buffering=0, closefd=False))
     index = read_index(files)
     archive = indexed_archive(files, index) if index else _walked_archive(files)
     archive = replace(archive, media=media, damages=()) if index and media else archive
     archive = _with_manifest(archive)
     if not index and not archive.manifest:
-        raise _foreign(files)
+        raise ForeignArchive(files, stream_of(file_pieces(files.paths)))
     return archive
 
 
 def read_index(files: ArchiveFiles) -> Optional[Index]:
-    """The tables at the end of an archive; None if they are not there or damaged."""
-    path = files.paths[-1]
+    """The tables at the end of an archive; None if they are not there or damaged. Where parts of another pack are in
+    between, the last one has not ours: then those that fit the most parts."""
+    sizes = {number: path.stat().st_size for number, path in files.numbers.items() if path.exists()}
+    best, most = None, -1
+    for path in reversed(files.paths):
+        index = _tables_of(path)
+        fitting = sum(sizes.get(n) == size for n, size in enumerate(index.part_sizes, 1)) if index else -1
+        if fitting > most:
+            best, most = index, fitting
+        if not files.numbers or most == len(sizes):
+            break
+    return best
+
+
+def _tables_of(path: Path) -> Optional[Index]:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(path) as fd:
             size = os.fstat(fd).st_size
             tail, _ = tail_extent(pread_exactly(fd, 17, max(size - 17, 0)))
             return decode_tail(pread_exactly(fd, tail, size - tail)) if tail <= size else None
-        finally:
-            os.close(fd)
     except (ValueError, struct.error):
         return None
     except OSError as exc:
@@ -5002,7 +5618,7 @@ def indexed_archive(files: ArchiveFiles, index: Index) -> Archive:
             what = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
             damages.append(Damage(what, parts[-1].start, size, (), (path.name,)))
     extra = [path.name for number, path in sorted(files.numbers.items()) if number > len(sizes)]
-    damages += [Damage("is not part of this archive", parts=(name,)) for name in extra]
+    damages += [Damage(NOT_OURS, parts=(name,)) for name in extra]
     return Archive(files, tuple(parts), index.frames, tuple(damages))
 
 
@@ -5036,15 +5652,6 @@ def _require_all_parts(files: ArchiveFiles) -> None:
             f"missing in {files.folder}: {shorten(missing, 20)}",
             "copy them again, then run the same command",
         )
-
-
-def _foreign(files: ArchiveFiles) -> IntegrityError:
-    cat = f"cat {files.folder / files.name}.* | tar --zstd -x" if files.numbers else f"tar --zstd -xf {files.path}"
-    return IntegrityError(
-        f"{files.path} was not made by hfship, or both its beginning and its end are damaged",
-        "it has neither the tables of hfship at its end nor a manifest in its first frame",
-        f"copy it again; an archive of another program is unpacked by: {cat}",
-    )
 
 
 def _with_manifest(archive: Archive) -> Archive:
@@ -5093,14 +5700,14 @@ def _reader(archive: Archive) -> Callable[[int], bytes]:
 # NAME.tar.zst.sha256 (GNU format), hfship.pyz and READ-ME-FIRST.txt.
 #
 # The plan (layout of the stream and its cut into frames) is made before the first byte is read, so any frame can be
-# produced by itself. Threads read and compress frames; one thread hashes the files in stream order against the
-# manifest, one writes in order, one hashes what was written: each byte is read once. From HASH_AHEAD_JOBS threads on,
-# one hash would hold up all others: then several files are hashed at once, through the page cache.
+# produced by itself. Workers read and compress frames, and write each once all before it have their place. One worker
+# hashes a file against the manifest, and one a part as it is written, both close behind: out of the page cache, so each
+# byte is read from disk once.
 #
 # While parts are written, NAME.tar.zst.incomplete has a line of JSON for each that is complete, after one that names
 # the plan: a killed run of the same plan goes on behind the last part that is still as it was written.
 #
-# Promises: what is packed is what the manifest says, or nothing is; bytes do not depend on the number of threads; a
+# Promises: what is packed is what the manifest says, or nothing is; bytes do not depend on the number of workers; a
 # final name holds a complete archive. Never: overwrites an archive of something else without --force.
 # ======================================================================================
 
@@ -5123,14 +5730,15 @@ Without it:
     NAME/.hfship/delta.json                           if there, lists files to take from an older version on site
 """
 
-HASH_AHEAD_JOBS = 4
+HASH_SIZE = 256 << 10
+HASH_BEHIND = 256  # frames that are packed but not proven yet: still in the page cache, so read from disk once
 SIDECARS_SIZE = 8 << 20  # room kept on each medium for hfship.pyz, the sums and READ-ME-FIRST.txt
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
 class PackOptions:
-    """How to pack: bytes per part (None: one file), zstd level, threads, whether to replace another archive, profile,
+    """How to pack: bytes per part (None: one file), zstd level, workers, whether to replace another archive, profile,
     the manifest of what the far side has (for a delta), and whether to read back from the medium what was written."""
 
     split: Optional[int] = None
@@ -5213,7 +5821,11 @@ def parse_split(text: str) -> int:
     >>> [parse_split(t) for t in ("fat32", "DVD", "650M")]
     [4294967295, 4700000000, 650000000]
     """
-    return SPLITS.get(text.lower()) or parse_size(text)
+    try:
+        return SPLITS.get(text.lower()) or parse_size(text)
+    except UsageError as exc:
+        why = f"parts are as large as a medium ({', '.join(SPLITS)}) or a size; the least is about 4.3M"
+        raise UsageError(exc.what, why, exc.next_step) from exc
 
 
 def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPlan:
@@ -5231,7 +5843,7 @@ def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPla
     least = max(largest_unit(options.frame_size), tail_size(len(frames), plan.parts_at_most))
     if options.split is not None and options.split < least:
         why = f"a part must hold a frame and the tables of this archive: {least} bytes"
-        raise UsageError(f"parts of {options.split} bytes are too small", why, "give a larger --split")
+        raise UsageError(f"parts of {options.split} bytes are too small", why, f"give --split {least}, or more")
     return plan
 
 
@@ -5253,7 +5865,7 @@ def manifest_to_pack(folder: Path, name: Optional[str], jobs: int, reporter: Rep
     extra = sorted(set(sizes) - {entry.path for entry in manifest.files})
     if extra:
         reporter.warn(f"{folder}: not in the manifest, so not packed: {shorten(extra)}")
-    return make_manifest(name, manifest.files, manifest.source) if name else manifest
+    return replace(manifest, name=make_manifest(name, ()).name) if name else manifest
 
 
 def _made_manifest(
@@ -5263,15 +5875,16 @@ def _made_manifest(
         raise UsageError(f"{folder} holds no files", "", "name the folder of a model")
     make_manifest(name or folder.resolve().name, ())  # a name that cannot be: say so before hashing
     reporter.info(f"{folder} has no manifest: hashing its files to make one")
-    with reporter.stage("hash", sum(size for _, size in found)) as stage, Workers(jobs) as workers:
 
-        def entry(item: Tuple[str, int]) -> FileEntry:
-            try:
-                return FileEntry(item[0], item[1], sha256_file(folder / item[0], stage.add))
-            except OSError as exc:
-                raise disk_error(exc, "read", folder / item[0]) from exc
+    def entry(count: Callable[[int], None], item: Tuple[str, int]) -> FileEntry:
+        try:
+            return FileEntry(item[0], item[1], sha256_file(folder / item[0], count))
+        except OSError as exc:
+            raise disk_error(exc, "read", folder / item[0]) from exc
 
-        files = list(workers.in_order(entry, found, jobs))
+    total = sum(size for _, size in found)
+    with reporter.stage("hash", total) as stage, Workers(workers_for(jobs, total), entry, stage.add) as workers:
+        files = workers.map(found)
     manifest = make_manifest(name or folder.resolve().name, files)
     try:
         write_manifest(folder, manifest)
@@ -5300,11 +5913,8 @@ def read_stream(plan: PackPlan, start: int, stop: int) -> bytes:
 def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> bytes:
     path = plan.folder / entry.path
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(path) as fd:
             content = pread_exactly(fd, size, offset)
-        finally:
-            os.close(fd)
     except FileNotFoundError as exc:
         raise _mismatch(plan.folder, plan.manifest, [f"{entry.path} vanished while it was packed"]) from exc
     except OSError as exc:
@@ -5314,99 +5924,129 @@ def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> byt
     return content
 
 
+@dataclass
+class _OpenPart:
+    """A file of an archive that is being written: bytes given out, bytes that are all there, bytes to be hashed."""
+
+    path: Path
+    fd: int
+    owner: int
+    given: int = 0
+    written: int = 0
+    summed: int = 0
+    late: Dict[int, int] = field(default_factory=dict)  # what is there behind a gap: offset -> size
+    full: bool = False
+    sealing: bool = False
+    sha256: str = ""
+
+
 class PartWriter:
-    """Writes units into NAME.tar.zst.incomplete, or into parts of at most `split` bytes, the first folder with room
-    for each; `journal` is told of those that are complete, which come before this run as `done`."""
+    """Gives units their place in NAME.tar.zst.incomplete, or in parts of at most `split` bytes, the first folder with
+    room for each, and has what is written hashed; `journal` is told of those that are complete, which come before this
+    run as `done`. One worker hashes a part while others write; the next part has another one."""
 
     def __init__(
         self,
         folders: Sequence[Path],
         plan: PackPlan,
-        hasher: Serial,
+        workers: int,
         flusher: Serial,
         journal: Callable[[WrittenPart], None],
         done: Sequence[WrittenPart] = (),
     ) -> None:
-        self._folders, self._plan, self._hasher, self._flusher = folders, plan, hasher, flusher
-        self._journal, self._parts = journal, list(done)
-        self._path: Optional[Path] = None
-        self._size, self._digest, self._fd = 0, hashlib.sha256(), -1
+        self._folders, self._plan, self._workers, self._flusher = folders, plan, max(workers, 1), flusher
+        self._journal, self.parts = journal, list(done)
+        self._open: List[_OpenPart] = []  # in their order; only the last is not full
 
-    def write(self, unit: bytes) -> None:
-        """Append a unit; starts a part when it does not fit the current one."""
+    def place(self, size: int) -> Tuple[Path, int]:
+        """(file, offset) for the next unit."""
         split = self._plan.options.split
-        if self._path is None or (split is not None and self._size + len(unit) > split):
+        if not self._open or self._open[-1].full or (split is not None and self._open[-1].given + size > split):
             self._open_next()
-        self._append(unit)
+        part = self._open[-1]
+        part.given += size
+        return part.path, part.given - size
 
-    def _append(self, unit: bytes) -> None:
-        assert self._path is not None
-        try:
-            write_all(self._fd, unit)
-        except OSError as exc:
-            raise disk_error(exc, "write", self._path) from exc
-        before, self._size = self._size, self._size + len(unit)
-        self._hasher.call(self._digest.update, unit)
-        if before // FLUSH_SIZE != self._size // FLUSH_SIZE:
-            self._flusher.call(self._flush, self._fd, self._path)
+    def placed(self, path: Path, offset: int, size: int) -> None:
+        """A unit is where `place` told."""
+        part = next(part for part in self._open if part.path == path)
+        part.late[offset] = size
+        before = part.written
+        while part.written in part.late:
+            part.written += part.late.pop(part.written)
+        if before // FLUSH_SIZE != part.written // FLUSH_SIZE:
+            self._flusher.call(self._flush, part)
+
+    def next(self, worker: int) -> Optional[Tuple[Any, ...]]:
+        """What a worker has to do for the parts it hashes."""
+        for part in self._open:
+            if part.owner == worker and part.summed < part.written:
+                first, part.summed = part.summed, min(part.summed + FRAME_SIZE, part.written)
+                return "sum", part.path, first, part.summed - first
+            if part.owner == worker and part.full and part.summed == part.given and not part.sealing:
+                part.sealing = True
+                return "seal", part.path
+        return None
+
+    def sealed(self, path: Path, sha256: str) -> None:
+        """A part is complete, and durable."""
+        next(part for part in self._open if part.path == path).sha256 = sha256
+        while self._open and self._open[0].sha256:
+            part = self._open.pop(0)
+            self._flusher.drain()
+            os.close(part.fd)
+            final = part.path.with_name(part.path.name[: -len(INCOMPLETE)])
+            self.parts.append(WrittenPart(final, part.given, part.sha256))
+            self._journal(self.parts[-1])
 
     @staticmethod
-    def _flush(fd: int, path: Path) -> None:
+    def _flush(part: _OpenPart) -> None:
         try:
-            os.fsync(fd)
+            os.fsync(part.fd)
         except OSError as exc:
-            raise disk_error(exc, "write", path) from exc
+            raise disk_error(exc, "write", part.path) from exc
 
-    def finish(self, frames: Sequence[Frame]) -> Tuple[WrittenPart, ...]:
-        """Write the tables, then make everything durable."""
-        split, sizes = self._plan.options.split, [part.size for part in self._parts]
-        if self._path is None or (split is not None and self._size + tail_size(len(frames), len(sizes) + 1) > split):
-            self._open_next()
-            sizes = [part.size for part in self._parts]
-        self._append(encode_tail(frames, [*sizes, self._size]))
-        self._close()
-        return tuple(self._parts)
+    def finish(self, frames: Sequence[Frame]) -> None:
+        """Write the tables: all frames have their place."""
+        split, count = self._plan.options.split, len(self.parts) + len(self._open)
+        last = self._open[-1] if self._open else None
+        if not last or last.full or (split is not None and last.given + tail_size(len(frames), count) > split):
+            last = self._open_next()
+        sizes = [part.size for part in self.parts] + [part.given for part in self._open]
+        tail = encode_tail(frames, sizes)
+        try:
+            pwrite_all(last.fd, tail, last.given)
+        except OSError as exc:
+            raise disk_error(exc, "write", last.path) from exc
+        last.full, last.given = True, last.given + len(tail)
+        self.placed(last.path, last.given - len(tail), len(tail))
 
     def discard(self, complete: bool) -> None:
-        """Remove what was not published: the unfinished part, or also the `complete` ones."""
-        paths = [_unfinished(part.path) for part in self._parts] if complete else []
-        for path in [*paths, *([self._path] if self._path else [])]:
+        """Remove what was not published: the unfinished parts, or also the `complete` ones."""
+        paths = [_unfinished(part.path) for part in self.parts] if complete else []
+        for path in [*paths, *(part.path for part in self._open)]:
             with contextlib.suppress(OSError):
                 path.unlink()
+        for part in self._open:
+            os.close(part.fd)
 
-    def _open_next(self) -> None:
-        self._close()
-        name, folder = self._plan.archive, self._folders[0]
+    def _open_next(self) -> _OpenPart:
+        for part in self._open[-1:]:
+            part.full = True
+        name, folder, number = self._plan.archive, self._folders[0], len(self.parts) + len(self._open) + 1
         if self._plan.options.split is not None:
-            name = part_name(name, len(self._parts) + 1, self._plan.parts_at_most)
-            roomy = [f for f in self._folders if free_bytes(f) > self._plan.options.split + SIDECARS_SIZE]
+            name = part_name(name, number, self._plan.parts_at_most)
+            needed = self._plan.options.split + SIDECARS_SIZE
+            coming = {f: sum(p.given - p.written for p in self._open if p.path.parent == f) for f in self._folders}
+            roomy = [f for f in self._folders if free_bytes(f) - coming[f] > needed]
             folder = next(iter(roomy), self._folders[-1])
         path = folder / (name + INCOMPLETE)
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as exc:
             raise disk_error(exc, "create", path) from exc
-        self._path, self._size, self._digest = path, 0, hashlib.sha256()
-
-    def _close(self) -> None:
-        if self._path is None:
-            return
-        self._flusher.call(self._flush, self._fd, self._path)
-        self._flusher.drain()
-        self._hasher.drain()
-        part = WrittenPart(
-            self._path.with_name(self._path.name[: -len(INCOMPLETE)]), self._size, self._digest.hexdigest()
-        )
-        if self._plan.options.read_back:
-            # Out of the page cache first: what counts is what the medium gives back.
-            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
-            if sha256_file(self._path) != part.sha256:
-                what = f"{self._path.parent} gives back other bytes than were written to it"
-                raise DiskError(what, f"found on reading {self._path.name} again", "use another medium")
-        os.close(self._fd)
-        self._parts.append(part)
-        self._path, self._fd = None, -1
-        self._journal(part)
+        self._open.append(_OpenPart(path, fd, -number % self._workers))
+        return self._open[-1]
 
 
 def _unfinished(path: Path) -> Path:
@@ -5441,42 +6081,41 @@ def resumable(plan: PackPlan, lock: int) -> Resumed:
                 break
             parts.append(WrittenPart(Path(path), size, sha256))
             rows += found
-    # Small files are hashed with the frames, from the first on: a run goes on only behind them, between two members
-    # or inside a weight.
-    weights = [s for s in plan.segments if s.entry and s.size >= WEIGHT_SIZE]
-    at = plan.frames[len(rows)][0] if len(rows) < len(plan.frames) else plan.segments[-1].stop
-    around = next(iter(segments_between(plan.segments, at, at + 1)), None)
-    if not weights or at < weights[0].start or not around or (around.start < at and around not in weights):
-        return Resumed()
     return Resumed(tuple(parts), tuple(_place_frames(rows)))
 
 
 class PackRun:
-    """One run that reads, checks, compresses and writes the frames of a plan which `resumed` does not have yet."""
+    """One run that reads, proves and compresses the frames of a plan, and writes those `resumed` does not have yet.
+
+    A worker keeps a unit until all before it are made and it is told where to write it. What is packed already is read
+    and proven once more."""
 
     def __init__(self, plan: PackPlan, resumed: Resumed) -> None:
         self._plan, self._resumed = plan, resumed
-        self._jobs = min(plan.options.jobs, MOST_JOBS) + 1  # one more than cores: some wait for the hashing ones
-        self._encoder = per_thread(lambda: make_encoder(load_zstd(), plan.options.profile, plan.options.level))
-        self._weights = [s for s in plan.segments if s.entry and s.size >= WEIGHT_SIZE]
-        self._ahead = plan.options.jobs >= HASH_AHEAD_JOBS or bool(resumed.parts)
+        starts = [start for start, _ in plan.frames]
+        self._cuts = cut_lanes(starts, plan.segments)  # lanes begin with these frames
+        edges = [index_at(plan.segments, starts[cut]) for cut in self._cuts[:-1]] + [len(plan.segments)]
+        self._lanes = [plan.segments[first:last] for first, last in zip(edges, edges[1:])]
+        self._count = min(workers_for(plan.options.jobs, plan.segments[-1].stop), MOST_PACKERS)
+        self._ahead = self._count + 4  # units that are made while one is waited for
+        self._lane_work = LaneWork(HASH_BEHIND, 0)
+        self._units: Dict[int, bytes] = {}
+        self._sums: Dict[Path, Any] = {}
+        self._encode = make_encoder(load_zstd(), plan.options.profile, plan.options.level)
 
     def write(self, folders: Sequence[Path], lock: int, stage: Stage) -> Tuple[WrittenPart, ...]:
         """Write the archive under its .incomplete names. Complete parts stay for the next run, unless the disk is full
         or the folder is not what its manifest says."""
-        stop, count = threading.Event(), max(self._jobs // 4, 1)
-        with Workers(self._jobs, stop) as workers, Workers(count, stop) as provers, Serial(stop) as checker, Serial(
-            stop
-        ) as hasher, Serial(stop) as flusher:
 
-            def note(part: WrittenPart) -> None:
-                checker.drain()
-                if self._plan.options.split:
-                    write_all(lock, (json.dumps([str(part.path), part.size, part.sha256]) + "\n").encode())
+        def note(part: WrittenPart) -> None:
+            if self._plan.options.split:
+                write_all(lock, (json.dumps([str(part.path), part.size, part.sha256]) + "\n").encode())
 
-            writer = PartWriter(folders, self._plan, hasher, flusher, note, self._resumed.parts)
+        with Workers(self._count, self._work) as workers, Serial() as flusher:
+            writer = PartWriter(folders, self._plan, self._count, flusher, note, self._resumed.parts)
             try:
-                return writer.finish(self._write_frames(writer, workers, provers, checker, stage))
+                self._lead(workers, writer, stage)
+                return tuple(writer.parts)
             except BaseException as exc:
                 full = isinstance(exc.__cause__, OSError) and exc.__cause__.errno in _NO_ROOM
                 complete = full or isinstance(exc, IntegrityError)
@@ -5485,47 +6124,102 @@ class PackRun:
                     os.ftruncate(lock, 0)
                 raise
 
-    def _write_frames(
-        self, writer: PartWriter, workers: Workers, provers: Workers, checker: Serial, stage: Stage
-    ) -> List[Frame]:
-        frames = list(self._resumed.frames)
-        start = frames[-1].stop if frames else 0
-        check = StreamCheck(
-            [s for s in self._plan.segments if s.start >= start and not (self._ahead and s in self._weights)],
-            Sink(),
-            self._refuse,
-        )
-        proofs = [provers.submit(self._prove, weight) for weight in self._weights if self._ahead]
-        extents = self._plan.frames[len(frames) :]
+    def _lead(self, workers: Workers, writer: PartWriter, stage: Stage) -> None:
+        """Have all frames made, in their order written, and proven."""
+        frames, extents = list(self._resumed.frames), self._plan.frames
+        made: Dict[int, Tuple[int, int, int]] = {}
+        schedule = Schedule([b - a for a, b in zip(self._cuts, self._cuts[1:])], self._lane_work.slots)
+        schedule.limit = len(frames) + self._ahead
+        finished = False
         ends = [segment.stop for segment in self._plan.segments if segment.entry]
-        stage.files, stage.finished = len(ends), bisect_right(ends, start)
-        for (start, stop), (content, unit) in zip(extents, workers.in_order(self._produce, extents, self._jobs + 2)):
-            offset = frames[-1].offset + frames[-1].size if frames else 0
-            frames.append(Frame(offset, len(unit), start, stop - start, zlib.crc32(unit)))
-            if not (self._ahead and self._weight_at(start)):
-                checker.call(check.feed, content, stop - start)
-            writer.write(unit)
-            stage.add(stop - start)
-            stage.finish(bisect_right(ends, stop) - stage.finished)
-        checker.drain()
-        for proof in proofs:
-            proof.result()
-        return frames
+        stage.files, stage.finished = len(ends), bisect_right(ends, frames[-1].stop if frames else 0)
 
-    def _weight_at(self, start: int) -> Optional[Segment]:
-        """The weight that the frame at `start` is of."""
-        at = index_at(self._weights, start + 1) - 1
-        return self._weights[at] if at >= 0 and start < self._weights[at].stop else None
+        def next_task(worker: int) -> Optional[Tuple[Any, ...]]:
+            task = writer.next(worker)
+            step = None if task else schedule.next(worker)
+            return ("frame", step) if step else task
 
-    def _produce(self, extent: Tuple[int, int]) -> Tuple[bytes, bytes]:
-        content, weight = read_stream(self._plan, *extent), self._weight_at(extent[0])
-        return content, self._encoder()(content, weight is not None and weight.planes)
+        for worker, (kind, *task), result in workers.run(next_task):
+            if kind == "place":
+                writer.placed(task[1], task[2], result)
+            elif kind == "seal":
+                writer.sealed(task[0], result)
+            elif kind == "frame":
+                step, (content, unit, crc) = task[0], result
+                schedule.done(step, content)
+                if unit:
+                    made[self._cuts[step.lane] + step.at] = worker, unit, crc
+            while len(frames) in made:
+                number = len(frames)
+                holder, size, crc = made.pop(number)
+                start, stop = extents[number]
+                offset = frames[-1].offset + frames[-1].size if frames else 0
+                frames.append(Frame(offset, size, start, stop - start, crc))
+                workers.send(holder, "place", number, *writer.place(size))
+                stage.add(stop - start)
+                stage.finish(bisect_right(ends, stop) - stage.finished)
+                schedule.limit = number + 1 + self._ahead
+            if len(frames) == len(extents) and not finished:
+                finished = True
+                writer.finish(frames)
 
-    def _prove(self, weight: Segment) -> None:
-        assert weight.entry
-        found = sha256_file(self._plan.folder / weight.entry.path)
-        if found != weight.entry.sha256:
-            self._refuse(weight, f"has SHA-256 {found}, the manifest says {weight.entry.sha256}")
+    # -- what workers do
+
+    def _work(self, _: Callable[[int], None], kind: str, *args: Any) -> Any:
+        steps: Mapping[str, Callable[..., Any]]
+        steps = {"frame": self._frame, "place": self._place, "sum": self._sum, "seal": self._seal}
+        return steps[kind](*args)
+
+    def _frame(self, step: Step) -> Tuple[int, int, int]:
+        """Read and compress a frame, prove it, or both: (bytes of content, of the unit, CRC-32 of that)."""
+        number, segments = self._cuts[step.lane] + step.at, self._lanes[step.lane]
+        start, stop = self._plan.frames[number]
+        unit = b""
+
+        def make() -> bytes:
+            nonlocal unit
+            content = read_stream(self._plan, start, stop)
+            if step.make and number >= len(self._resumed.frames):
+                unit = self._units[number] = self._encode(content, segments[0].planes)
+            return content
+
+        size = self._lane_work.do(step, make, lambda: StreamCheck(segments, Sink(), self._refuse), stop - start)
+        return size or 0, len(unit), zlib.crc32(unit)
+
+    def _place(self, number: int, path: Path, offset: int) -> int:
+        """Write a unit: its bytes."""
+        unit = self._units.pop(number)
+        try:
+            with opened(path, os.O_WRONLY) as fd:
+                pwrite_all(fd, unit, offset)
+        except OSError as exc:
+            raise disk_error(exc, "write", path) from exc
+        return len(unit)
+
+    def _sum(self, path: Path, offset: int, size: int) -> None:
+        """Hash what was written next."""
+        digest = self._sums.setdefault(path, hashlib.sha256())
+        with opened(path) as fd:
+            for first in range(offset, offset + size, HASH_SIZE):  # out of the page cache into that of the core
+                digest.update(pread_exactly(fd, min(HASH_SIZE, offset + size - first), first))
+
+    def _seal(self, path: Path) -> str:
+        """Make a part durable: its SHA-256."""
+        found: str = self._sums.pop(path).hexdigest()
+        try:
+            with opened(path, os.O_RDWR) as fd:
+                os.fsync(fd)
+                bad = False
+                if self._plan.options.read_back:
+                    # Out of the page cache first: what counts is what the medium gives back.
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                    bad = sha256_file(path) != found
+        except OSError as exc:
+            raise disk_error(exc, "write", path) from exc
+        if bad:
+            what = f"{path.parent} gives back other bytes than were written to it"
+            raise DiskError(what, f"found on reading {path.name} again", "use another medium")
+        return found
 
     def _refuse(self, segment: Segment, what: str) -> None:
         path = segment.entry.path if segment.entry else segment.what
@@ -5537,7 +6231,7 @@ def pack_model(plan: PackPlan, folder: Path, reporter: Reporter, media: Sequence
     same manifest and form that is there already is left as it is."""
     started = time.monotonic()
     folders = [make_dir(f) for f in (folder, *media)]
-    old = [files for files in merged(x for f in folders for x in archives_in(f)) if files.name == plan.archive]
+    old = [x for x in merged(x for f in folders for x in archives_in(f)) if _is_named(x, plan.archive)]
     present = _already_packed(plan, old[0]) if old and not plan.options.force else None
     if present:
         return Packed(plan.manifest, present, time.monotonic() - started, fresh=False)
@@ -5619,8 +6313,26 @@ def _require_unfinished(plan: PackPlan, files: ArchiveFiles) -> None:
         )
 
 
+def holes_in(path: Path, grain: int) -> int:
+    """Bytes of a sparse file that are in holes, less `grain` at both ends of each; they take no room in an archive.
+
+    A filesystem that knows no holes tells one at the end of the file.
+    """
+    found = at = 0
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as stream:  # ENXIO: no data from here on
+        size = os.fstat(stream.fileno()).st_size
+        while at < size:
+            hole = os.lseek(stream.fileno(), at, os.SEEK_HOLE)
+            at = size
+            with contextlib.suppress(OSError):
+                at = os.lseek(stream.fileno(), hole, os.SEEK_DATA)
+            found += max(at - hole - 2 * grain, 0)
+    return found
+
+
 def _require_room_for(plan: PackPlan, folders: Sequence[Path], done: Sequence[WrittenPart]) -> None:
-    needed, what = plan.size_at_most, f"pack {plan.manifest.name}"
+    holes = sum(holes_in(plan.folder / s.entry.path, plan.options.frame_size) for s in plan.segments if s.entry)
+    needed, what = plan.size_at_most - holes, f"pack {plan.manifest.name}"
     largest, keep = min(needed, plan.options.split or needed), {_unfinished(part.path) for part in done}
     for folder in folders:
         limit = filesystem_of(folder).max_file_size
@@ -5651,6 +6363,12 @@ def _publish(plan: PackPlan, folders: Sequence[Path], parts: Sequence[WrittenPar
             raise disk_error(exc, "write", folder) from exc
 
 
+def _is_named(files: ArchiveFiles, archive: str) -> bool:
+    """Whether new files of `archive` would replace these: on FAT also when they differ in case."""
+    alike = files.path.with_name(archive + files.path.name[len(archive) :])
+    return files.name == archive or (files.name.lower() == archive.lower() and alike.exists())
+
+
 def _is_part_of(name: str, archive: str) -> bool:
     match = _PART.match(name)
     return bool(match) and match["archive"] == archive  # type: ignore[index]
@@ -5666,7 +6384,7 @@ def _write_sidecars(folder: Path, reporter: Reporter) -> None:
         reporter.detail("hfship runs from source: no hfship.pyz is put beside the archive")
     for path, content in sidecars.items():
         if not path.exists() or path.read_bytes() != content:
-            atomic_write(path, content, 0o755 if path.suffix == ".pyz" else 0o644)
+            atomic_write(path, content, 0o755 if path.suffix == ".pyz" else None)
 
 
 # ======================================================================================
@@ -5676,7 +6394,7 @@ def _write_sidecars(folder: Path, reporter: Reporter) -> None:
 #
 # An archive is checked and restored by the same code. Its frames fall into lanes, stretches that begin and end with a
 # frame and a file at once: a weight is a lane, the small files between two weights are another. Lanes run side by
-# side; within a lane, frames are read, decoded and written by any thread and hashed in order by one.
+# side; within a lane, frames are read, decoded and written by any worker and hashed in order by one.
 #
 # Promises: every bit of the archive is checked; damage is located and the rest goes on; a model appears under its
 # name complete and proven or not at all; a killed run keeps the files it had proven. Never: follows a symbolic link
@@ -5685,40 +6403,6 @@ def _write_sidecars(folder: Path, reporter: Reporter) -> None:
 
 DAMAGES_SHOWN = 20
 JOURNAL_PATH = f"{WORK_DIR}/journal"
-
-
-class Lane(NamedTuple):
-    """Frames (numbered from 1) and the segments they hold, none of which reaches into another lane."""
-
-    frames: Sequence[Tuple[int, Frame]]
-    segments: Sequence[Segment]
-
-    @property
-    def file(self) -> Optional[FileEntry]:
-        """The file, if the lane is just one."""
-        return self.segments[0].entry if len(self.segments) == 1 else None
-
-    @property
-    def files(self) -> List[FileEntry]:
-        return [segment.entry for segment in self.segments if segment.entry]
-
-
-def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lane]:
-    """The lanes of an archive; without segments (manifest unreadable), one lane of all frames.
-
-    >>> frames = [Frame(0, 9, 0, 10), Frame(9, 9, 10, 5), Frame(18, 9, 15, 5), Frame(27, 9, 20, 1)]
-    >>> segments = [Segment(0, 6, "a"), Segment(6, 4, "b"), Segment(10, 10, "c"), Segment(20, 1, "d")]
-    >>> [([n for n, _ in lane.frames], [s.what for s in lane.segments]) for lane in make_lanes(frames, segments)]
-    [([1], ['a', 'b']), ([2, 3], ['c']), ([4], ['d'])]
-    """
-    numbered = list(enumerate(frames, 1))
-    edges = {segment.start for segment in segments}
-    cuts = [i for i, frame in enumerate(frames) if frame.start in edges or not i] + [len(frames)]
-    lanes = []
-    for first, last in zip(cuts, cuts[1:]):
-        inside = segments[index_at(segments, frames[first].start) : index_at(segments, frames[last - 1].stop)]
-        lanes.append(Lane(numbered[first:last], inside))
-    return lanes
 
 
 class ArchiveCheck:
@@ -5739,13 +6423,19 @@ class ArchiveCheck:
         sparse: bool = False,
         quick: bool = False,
     ) -> None:
-        self.archive, self._sink, self._jobs = archive, sink, min(jobs, MOST_JOBS)
+        self.archive, self._sink = archive, sink
         self._resume, self._quick = resume, quick
         lanes = make_lanes(archive.frames, archive.segments)
         self._lanes = [x for x in lanes if {e.path for e in x.files} - skip or not (x.file or sparse)]
         ranges = [(f.offset, f.offset + f.size) for lane in self._lanes for f in self._needed(lane)]
         self._damages = [d for d in archive.damages if not sparse or _overlaps(d, ranges)]
-        self._decompressor = per_thread(load_zstd().decompressor)
+        self._lost: Set[int] = set()  # lanes
+        self._count = workers_for(jobs, self.size)
+        largest = max((frame.length for frame in archive.frames), default=FRAME_SIZE)
+        self._lane_work = LaneWork(self._count and max((self._count + 2) * FRAME_SIZE // largest, 1), largest)
+        self._told = ToldSink(sink)
+        self._found: List[Damage] = []  # by the step at hand
+        self._decompress = load_zstd().decompressor()
 
     @property
     def size(self) -> int:
@@ -5755,18 +6445,28 @@ class ArchiveCheck:
     def run(self, stage: Stage, after: Optional[Callable[[int], None]] = None) -> List[Damage]:
         """All damage, in the order of the archive. With `after`, lanes run one after the other, and it is told up to
         where the stream is safe in the sink, unless there is damage."""
-        stop = threading.Event()
         stage.files = sum(len(lane.files) for lane in self._lanes)
-        count = 1 if after or self.archive.media else max(1, min(self._jobs, len(self._lanes)))
-        window = max(2, (self._jobs + 4) // count)
-        with Workers(self._jobs, stop) as decoders, Workers(count, stop) as runners:
-            futures = [runners.submit(self._run_lane, lane, decoders, window, stage, after) for lane in self._lanes]
-            try:
-                for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-                    future.result()
-            finally:
-                if self.archive.media:
-                    self.archive.media.close()  # lets go the threads that wait for a medium
+        lengths, serial = [len(lane.frames) for lane in self._lanes], bool(after or self.archive.media)
+        schedule = Schedule(lengths, self._lane_work.slots, serial)
+        with Workers(self._count, self._work) as workers, Serial() as flusher:
+
+            def next_step(worker: int) -> Optional[Tuple[Step]]:
+                step = schedule.next(worker)
+                if step and step.make:
+                    self._prepare(self._lanes[step.lane], step.at)
+                return (step,) if step else None
+
+            for _, (step,), (size, damages, told) in workers.run(next_step):
+                schedule.done(step, size)
+                self._damages += damages
+                for call, *args in told:
+                    flusher.call(getattr(self._sink, call), *args)
+                if step.take:
+                    self._follow(step, size is None, flusher, after)
+                    lane = self._lanes[step.lane]
+                    stage.add(lane.frames[step.at][1].length)
+                    stage.finish(len(lane.files) * (step.at == len(lane.frames) - 1))
+            flusher.drain()
         found: List[Damage] = []
         for damage in sorted(self._damages, key=lambda d: (d.offset is None, d.offset or 0, bool(d.frames))):
             joined = found[-1].joined(damage) if found else None
@@ -5778,57 +6478,123 @@ class ArchiveCheck:
         done = self._resume.get(lane.file.path, 0) if lane.file else 0
         return [f for _, f in lane.frames if not done or lane.segments[0].file_range(f.start, f.stop)[1] > done]
 
-    def _run_lane(
-        self, lane: Lane, decoders: Workers, window: int, stage: Stage, after: Optional[Callable[[int], None]]
-    ) -> None:
-        check = StreamCheck(lane.segments, self._sink, self._report, write=lane.file is None)
-        if lane.file:
+    def _prepare(self, lane: Lane, at: int) -> None:
+        """Before a frame is made: its file begins, and its part is there."""
+        if lane.file and not at:
             self._sink.begin(lane.file)
-        whole = True
+        if self.archive.media:
+            path = self.archive.part_of(lane.frames[at][1]).path
+            if not path.exists():
+                self.archive.media.find(path)
 
-        def decode(item: Tuple[int, Frame]) -> Union[bytes, bytearray, None]:
-            return self._decode(*item, lane)
-
-        for (_, frame), content in zip(lane.frames, decoders.in_order(decode, lane.frames, window)):
-            whole = whole and (content is not None or self._quick)
-            if lane.file and whole:
-                first, last = lane.segments[0].file_range(frame.start, frame.stop)
-                if first // FLUSH_SIZE != last // FLUSH_SIZE:
-                    self._sink.checkpoint(lane.file, first)
-                    self._tell(after, frame.start)
-            if not self._quick:
-                check.feed(content, frame.length)
-            stage.add(frame.length)
-        check.close()
-        stage.finish(len(lane.files))
-        self._tell(after, lane.frames[-1][1].stop)
+    def _follow(self, step: Step, lost: bool, flusher: Serial, after: Optional[Callable[[int], None]]) -> None:
+        """A frame was taken: what lies before it is in the sink."""
+        lane, (_, frame) = self._lanes[step.lane], self._lanes[step.lane].frames[step.at]
+        if lost and not self._quick:
+            self._lost.add(step.lane)
+        if lane.file and step.lane not in self._lost:
+            first, last = lane.segments[0].file_range(frame.start, frame.stop)
+            if first // FLUSH_SIZE != last // FLUSH_SIZE:
+                flusher.call(self._sink.checkpoint, lane.file, first)
+                flusher.call(self._tell, after, frame.start)
+        if frame is lane.frames[-1][1]:
+            flusher.call(self._tell, after, frame.stop)
 
     def _tell(self, after: Optional[Callable[[int], None]], position: int) -> None:
-        if after and not self._damages:
+        starts = [self.archive.frames[d.frames[0] - 1].start if d.frames else -1 for d in self._damages]
+        if after and position <= min(starts, default=position):
             after(position)
 
-    def _decode(self, number: int, frame: Frame, lane: Lane) -> Union[bytes, bytearray, None]:
+    # -- what workers do
+
+    def _work(self, _: Callable[[int], None], step: Step) -> Tuple[Optional[int], List[Damage], List[Tuple[Any, ...]]]:
+        """Make a frame, take it, or both: (bytes of its content or None, damage, what became of files)."""
+        lane = self._lanes[step.lane]
+        number, frame = lane.frames[step.at]
+        self._found, self._told.told = [], []
+
+        def check() -> StreamCheck:
+            known = () if self._quick else lane.segments
+            return StreamCheck(known, self._told, self._report, write=lane.file is None)
+
+        size = self._lane_work.do(step, lambda: self._make(number, frame, lane), check, frame.length)
+        return size, self._found, self._told.told
+
+    def _make(self, number: int, frame: Frame, lane: Lane) -> Union[bytes, bytearray, None]:
+        """The content of a frame, which also goes to the sink if it is of one file; None if it is lost."""
         try:
             if self._quick and frame.crc is not None:
                 self.archive.unit(frame)
                 return None
             if not lane.file:
-                return self.archive.restored(frame, self._decompressor())
+                return self.archive.restored(frame, self._decompress)
             first, last = lane.segments[0].file_range(frame.start, frame.stop)
             if last <= self._resume.get(lane.file.path, 0):
                 return self._sink.read(lane.file, first, last - first)
-            content = self.archive.restored(frame, self._decompressor())
+            content = self.archive.restored(frame, self._decompress)
             self._sink.write(lane.file, first, content)
             return content
         except ZstdError as exc:
-            self._damages.append(self.archive.damage(str(exc), number))
+            self._found.append(self.archive.damage(str(exc), number))
             return None
 
     def _report(self, segment: Segment, what: str) -> None:
-        """Frames are intact, but what they hold is not what the manifest says: the archive was made so."""
-        files = ((segment.entry.path, 0, segment.entry.size - 1),) if segment.entry else ()
-        what = f"{segment.what} {what} (bytes {segment.start}-{segment.stop - 1} of the tar stream)"
-        self._damages.append(Damage(what, files=files))
+        self._found.append(contradiction(segment, what))
+
+
+def contradiction(segment: Segment, what: str) -> Damage:
+    """Frames are intact, but what they hold is not what the manifest says: the archive was made so."""
+    files = ((segment.entry.path, 0, segment.entry.size - 1),) if segment.entry else ()
+    what = f"{segment.what} {what} (bytes {segment.start}-{segment.stop - 1} of the tar stream)"
+    return Damage(what, files=files)
+
+
+class StreamedCheck:
+    """The same pass over an archive that comes as a stream: once, in its own order."""
+
+    def __init__(
+        self, archive: Streamed, sink: Sink, jobs: int, skip: AbstractSet[str] = frozenset(), *_: Any, **__: Any
+    ) -> None:
+        self._archive, self._skip, self._jobs, self._zstd = archive, skip, min(jobs, MOST_JOBS), load_zstd()
+        self._damages: List[Damage] = []
+        self._check = StreamCheck(archive.segments, sink, lambda *wrong: self._damages.append(contradiction(*wrong)))
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tar stream to go through."""
+        return self._archive.segments[-1].stop
+
+    def run(self, stage: Stage, _: Optional[Callable[[int], None]] = None) -> List[Damage]:
+        """All damage. Raises IncompleteError when the stream ends too early."""
+        tail: List[bytes] = []
+        decoding: Deque[Tuple[int, Future[Union[bytes, bytearray, None]]]] = deque()
+        with ThreadPoolExecutor(self._jobs) as pool:
+            frames = self._archive.frames_to_come(tail)
+            while True:
+                coming = list(islice(frames, self._jobs + 1 - len(decoding)))
+                decoding += [(frame.length, pool.submit(self._decode, number, frame)) for number, frame in coming]
+                if not decoding:
+                    break
+                length, content = decoding.popleft()
+                self._check.feed(content.result(), length)
+                stage.add(length)
+        return self._damages + self._archive.ends(tail)
+
+    def _decode(self, number: int, frame: Frame) -> Union[bytes, bytearray, None]:
+        held = segments_between(self._archive.segments, frame.start, frame.stop)
+        if all(s.entry and s.entry.path in self._skip for s in held):  # only what is there already
+            self._archive.unit(frame)
+            return None
+        try:
+            return self._archive.restored(frame, self._zstd.decompressor())
+        except ZstdError as exc:
+            self._damages.append(self._archive.damage(str(exc), number))
+            return None
+
+
+def checker_of(archive: Archive) -> Callable[..., Union[ArchiveCheck, StreamedCheck]]:
+    """How to go through an archive."""
+    return StreamedCheck if isinstance(archive, Streamed) else ArchiveCheck
 
 
 def _overlaps(damage: Damage, ranges: Sequence[Tuple[int, int]]) -> bool:
@@ -5844,7 +6610,7 @@ def verify_archive(archive: Archive, jobs: int, reporter: Reporter, quick: bool 
 
     With `quick` only the checksums of frames and tables, some five times as fast.
     """
-    check = ArchiveCheck(archive, Sink(), jobs, quick=quick)
+    check = checker_of(archive)(archive, Sink(), jobs, quick=quick)
     with reporter.stage("verify", check.size) as stage:
         return check.run(stage)
 
@@ -5859,9 +6625,14 @@ class DamageError(IntegrityError):
 
 def archive_error(archive: Archive, damages: Sequence[Damage], again: str) -> DamageError:
     """The damage of an archive; `again` is the command to run after the repair."""
-    names = sorted({name for damage in damages for name in damage.parts})
-    repair = f"copy {shorten(names)} again into {archive.files.folder}, then: {again}"
-    if not names:
+    strange = sorted({name for damage in damages if damage.what == NOT_OURS for name in damage.parts})
+    names = sorted({name for damage in damages for name in damage.parts} - {*strange})
+    steps = [f"copy {shorten(names)} again into {archive.files.folder}"] * bool(names)
+    steps += [f"remove {shorten(strange)} from {archive.files.folder}"] * bool(strange)
+    repair = ", ".join([*steps, f"then: {again}"])
+    if archive.files.name == STDIN:
+        repair = f"send it again, from another copy if it stays damaged: cat NAME.tar.zst* | {again}"
+    elif not steps:
         repair = "no bytes are damaged, the archive was made so: pack the model again where it came from"
     count = f"{len(damages)} places" if len(damages) != 1 else "1 place"
     return DamageError(f"{archive.files.path} is damaged in {count}", damages, repair)
@@ -5899,12 +6670,9 @@ def repair_archive(files: ArchiveFiles, other: ArchiveFiles, jobs: int, reporter
 def write_at(path: Path, content: bytes, offset: int) -> None:
     """Put bytes into a file, which is made if need be, durably."""
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-        try:
+        with opened(path, os.O_WRONLY | os.O_CREAT) as fd:
             pwrite_all(fd, content, offset)
             os.fsync(fd)
-        finally:
-            os.close(fd)
     except OSError as exc:
         raise disk_error(exc, "write", path) from exc
 
@@ -5921,11 +6689,8 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        parent = os.open(root.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
+        with opened(root.parent, os.O_RDONLY | os.O_DIRECTORY) as parent:
             self._folders = {"": self._enter(parent, root.name, root)}
-        finally:
-            os.close(parent)
 
     def __enter__(self) -> Tree:
         return self
@@ -6026,7 +6791,7 @@ class Journal:
     checkpoint. It is a hint only: what it says is hashed again, and taken anew if it does not hold."""
 
     def __init__(self, tree: Tree) -> None:
-        self._tree, self._lock = tree, threading.Lock()
+        self._tree = tree
         self._fd = tree.open(JOURNAL_PATH, os.O_RDWR | os.O_CREAT | os.O_APPEND)
 
     def read(self, files: Iterable[FileEntry]) -> Dict[str, int]:
@@ -6056,7 +6821,9 @@ class Journal:
 
 
 class FolderSink(Sink):
-    """Restores files below a tree, except those in `kept`; goes on with those in `resume`. `finished` are done."""
+    """Restores files below a tree, except those in `kept`; goes on with those in `resume`. `finished` are done.
+
+    Workers have copies of it, and may write files that another began."""
 
     def __init__(
         self, tree: Tree, kept: AbstractSet[str], journal: Journal, resume: Mapping[str, int], reserve: bool = True
@@ -6064,74 +6831,81 @@ class FolderSink(Sink):
         self._tree, self._kept, self._journal, self._resume = tree, kept, journal, resume
         self._filesystem = filesystem_of(tree.root) if reserve else None
         self.finished: Set[str] = set()
-        self._open: Dict[str, int] = {}
-        self._lock = threading.Lock()  # folders are made on the way, by several lanes
+        self._held: Dict[str, int] = {}  # begun here and open, so that no error of the disk is forgotten
+        self._lock = threading.Lock()  # folders are made on the way
 
     def begin(self, entry: FileEntry) -> None:
         if entry.path in self._kept:
             return
         with self._lock:
             if entry.path in self._resume:
-                self._open[entry.path] = self._tree.open(entry.path + INCOMPLETE, os.O_RDWR)
+                self._held[entry.path] = self._tree.open(entry.path + INCOMPLETE, os.O_RDWR)
             else:
-                self._open[entry.path] = self._tree.create(entry.path, entry.size, self._filesystem)
+                self._held[entry.path] = self._tree.create(entry.path, entry.size, self._filesystem)
 
     def read(self, entry: FileEntry, offset: int, size: int) -> bytes:
-        return pread_exactly(self._open[entry.path], size, offset)
+        with self._file(entry) as fd:
+            return pread_exactly(fd, size, offset)
 
     def write(self, entry: FileEntry, offset: int, content: Union[bytes, bytearray, memoryview]) -> None:
-        if entry.path in self._open:
-            with self._errors(entry):
-                pwrite_all(self._open[entry.path], memoryview(content), offset)
+        if entry.path not in self._kept:
+            with self._file(entry) as fd:
+                pwrite_all(fd, memoryview(content), offset)
 
     def checkpoint(self, entry: FileEntry, size: int) -> None:
-        if entry.path in self._open and size > self._resume.get(entry.path, 0):
-            with self._errors(entry):
-                os.fdatasync(self._open[entry.path])
+        if entry.path not in self._kept and size > self._resume.get(entry.path, 0):
+            with self._file(entry) as fd:
+                os.fdatasync(fd)
                 self._journal.note(entry, size)
 
     def finish(self, entry: FileEntry) -> None:
-        fd = self._open.pop(entry.path, -1)
-        if fd < 0:
+        if entry.path in self._kept:
             return
-        with self._errors(entry):
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        with self._file(entry) as fd:
+            os.fsync(fd)
+        self.release(entry)
+        with self._lock:
             self._tree.publish(entry.path)
         self.finished.add(entry.path)
 
     def abandon(self, entry: FileEntry, lost: bool) -> None:
-        fd = self._open.pop(entry.path, -1)
+        self.release(entry)
+        if not lost and entry.path not in self._kept:  # else the journal tells what is good, for a run after the repair
+            self._tree.remove(entry.path)
+
+    def release(self, entry: FileEntry) -> None:
+        fd = self._held.pop(entry.path, -1)
         if fd >= 0:
             os.close(fd)
-            if not lost:  # else the journal tells what is good, and a run after the repair goes on from there
-                self._tree.remove(entry.path)
 
     def close(self) -> None:
         """Close what a failure left open; PATH.incomplete stays until the next run."""
-        for fd in self._open.values():
+        for fd in self._held.values():
             os.close(fd)
 
     @contextlib.contextmanager
-    def _errors(self, entry: FileEntry) -> Iterator[None]:
+    def _file(self, entry: FileEntry) -> Iterator[int]:
+        held = self._held.get(entry.path, -1)
+        fd = held if held >= 0 else self._tree.open(entry.path + INCOMPLETE, os.O_RDWR)
         try:
-            yield
+            yield fd
         except OSError as exc:
             raise disk_error(exc, "write", self._tree.root / entry.path) from exc
+        finally:
+            if held < 0:
+                os.close(fd)
 
 
 def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter) -> List[Damage]:
     """Files of a model folder that are missing or not what the manifest says."""
 
-    def check(entry: FileEntry) -> Optional[Damage]:
+    def check(count: Callable[[int], None], entry: FileEntry) -> Optional[Damage]:
         path = folder / entry.path
         try:
             size = path.stat().st_size
             if size != entry.size:
                 return Damage(f"{entry.path} has {size} bytes instead of {entry.size}")
-            found = sha256_file(path, stage.add)
+            found = sha256_file(path, count)
         except OSError as exc:
             return Damage(
                 f"{entry.path} cannot be read: {exc.strerror}" if path.exists() else f"{entry.path} is missing"
@@ -6139,8 +6913,9 @@ def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter
         what = f"{entry.path} has SHA-256 {found}, the manifest says {entry.sha256}"
         return None if found == entry.sha256 else Damage(what)
 
-    with reporter.stage("verify", manifest.size) as stage, Workers(jobs) as workers:
-        found = stage.each(workers.in_order(check, manifest.files, jobs), len(manifest.files))
+    count = workers_for(jobs, manifest.size)
+    with reporter.stage("verify", manifest.size) as stage, Workers(count, check, stage.add) as workers:
+        found = stage.each(workers.map(manifest.files), len(manifest.files))
         return [damage for damage in found if damage]
 
 
@@ -6200,7 +6975,9 @@ def unpack_archive(
     work = target if here else target.with_name(target.name + INCOMPLETE)
     with Tree(work) as tree, contextlib.ExitStack() as stack:
         tree.folder(WORK_DIR)  # is no link, so what is written by path below is written here
+        stack.callback(remove_if_empty, work)
         lock = stack.enter_context(FolderLock(work))
+        _require_distinct_names(work, manifest)
         if not here:
             _remove_strangers(work, manifest)
             _borrow(tree, manifest, options.base or target)
@@ -6226,7 +7003,7 @@ def _wanted(archive: Archive, manifest: Manifest, only: Sequence[str]) -> Tuple[
     if not files:
         what = f"no file of {archive.files.name} matches {', '.join(only)}"
         raise NotFoundError(what, shorten([entry.path for entry in manifest.files]), "give another --only GLOB")
-    chosen = make_manifest(manifest.name, files, manifest.source)
+    chosen = replace(manifest, files=tuple(files))
     return chosen, chosen.to_json().encode("utf-8")
 
 
@@ -6238,6 +7015,22 @@ def _require_layout(archive: Archive) -> Manifest:
     if not damages:
         damages = verify_archive(archive, 1, Reporter("none"))
     raise archive_error(archive, damages, f"hfship unpack {archive.files.path}")
+
+
+def _require_distinct_names(work: Path, manifest: Manifest) -> None:
+    """Refuse names that differ in case only where the filesystem does not tell them apart: FAT, exFAT, NTFS, SMB."""
+    first: Dict[str, str] = {}
+    twins = [e.path for e in manifest.files if first.setdefault(e.path.casefold(), e.path) != e.path]
+    if twins and ignores_case(work):
+        why = f"it would hold these for the same: {shorten(twins)}"
+        raise DiskError(
+            f"cannot unpack into {work.parent}: its filesystem ignores case", why, "choose another folder with -o DIR"
+        )
+
+
+def ignores_case(work: Path) -> bool:
+    """Whether the filesystem of a folder, which has our work folder, takes A and a for the same name."""
+    return (work / WORK_DIR.upper()).exists()
 
 
 def _borrow(tree: Tree, manifest: Manifest, base: Path) -> None:
@@ -6303,9 +7096,13 @@ def _proven_files(tree: Tree, manifest: Manifest, jobs: int, reporter: Reporter)
     if not present:
         return set()
     reporter.info(f"{tree.root}: {len(present)} of {len(manifest.files)} files are there, proving them")
-    with reporter.stage("prove", sum(entry.size for entry in present)) as stage, Workers(jobs) as workers:
-        sums = workers.in_order(lambda entry: tree.sha256(entry, stage.add), present, jobs)
-        return {entry.path for entry, found in zip(present, sums) if found == entry.sha256}
+
+    def prove(count: Callable[[int], None], entry: FileEntry) -> bool:
+        return tree.sha256(entry, count) == entry.sha256
+
+    total = sum(entry.size for entry in present)
+    with reporter.stage("prove", total) as stage, Workers(workers_for(jobs, total), prove, stage.add) as workers:
+        return {entry.path for entry, good in zip(present, workers.map(present)) if good}
 
 
 def _restore(
@@ -6320,7 +7117,7 @@ def _restore(
     """Write all files of the manifest that are not kept; goes on where a killed run left its journal."""
     journal = Journal(tree)
     left = [entry for entry in manifest.files if entry.path not in kept]
-    resume = journal.read(left)
+    resume = {} if isinstance(archive, Streamed) else journal.read(left)
     _require_room_for_files(tree.root, left, sum(resume.values()), archive if options.consume else None)
     freed = _PartsToFree(archive, tree) if options.consume else None
     sparse = options.consume or bool(options.only)
@@ -6330,7 +7127,7 @@ def _restore(
         for start in (resume, {}) if resume else ({},):
             sink = FolderSink(tree, others, journal, start, reserve=not options.consume)
             try:
-                check = ArchiveCheck(archive, sink, jobs, others, start, sparse)
+                check = checker_of(archive)(archive, sink, jobs, others, start, sparse)
                 with reporter.stage("unpack", check.size) as stage:
                     damages = check.run(stage, freed)
             finally:
@@ -6342,6 +7139,177 @@ def _restore(
         journal.close(not damages and others >= {entry.path for entry in left})
     if damages:
         raise archive_error(archive, damages, f"hfship unpack -o {tree.root.parent} {archive.files.path}")
+
+
+# ---- archives of other programs ------------------------------------------------------
+
+UNPROVEN = "unproven: no sums came with it"
+
+
+class Foreign:
+    """A model in a tar stream of another program, plain or compressed by zstd or gzip. `root` is the folder in it that
+    is the model, "" if its files lie in none; `text` the manifest, if it brings one."""
+
+    def __init__(self, files: ArchiveFiles, stream: IO[bytes]) -> None:
+        self.archive, self.root, self.text, self._unread = files, "", b"", 0
+        first, whole = tee(iter(lambda: stream.read(CHUNK), b""))
+        magic = stream_of(first).read(4)
+        self._zstd = ZstdContent(stream_of(whole))
+        forms = {b"\x28\xb5": "zstd", b"\x50\x2a": "zstd", b"\x1f\x8b": "gzip"}
+        self._form = forms.get(magic[:2], "tar")
+        self._stream: IO[bytes] = stream_of(self._zstd if self._form == "zstd" else whole)
+        if self._form == "gzip":
+            self._stream = gzip.GzipFile(fileobj=self._stream)  # type: ignore[assignment]
+
+    @property
+    def checked(self) -> str:
+        """By what checksums damage on the way would have shown."""
+        if self._form == "zstd" and self._zstd.unchecked:
+            return f"{self._zstd.unchecked} of its zstd frames have no checksum"
+        return "it has no checksum" if self._form == "tar" else f"its {self._form} checksums hold"
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        where = "standard input" if self.archive.name == STDIN else self.archive.path
+        what = f"{where} was not made by hfship, and cannot be unpacked"
+        try:
+            yield
+        except EOFError as exc:
+            kind = IncompleteError if self.archive.name == STDIN else IntegrityError
+            raise kind(what, str(exc), "copy or send it again") from exc
+        except (ValueError, OSError, zlib.error) as exc:
+            links = "\nor pack it again, without links: tar -h --hard-dereference --zstd -cf NAME.tar.zst DIR"
+            raise IntegrityError(what, str(exc), "copy it again" + links) from exc
+
+    def files(self) -> Iterator[FileEntry]:
+        """The files as they come, whose content is to be read before the next; without their SHA-256. Raises
+        IntegrityError for what is damaged or refused, IncompleteError for a pipe that ends too early."""
+        with self._errors():
+            found = 0
+            for number, (path, size, folder) in enumerate(tar_members(self._stream)):
+                path, self._unread = re.sub(r"^(\./)+|^\.$", "", path.rstrip("/")), size
+                if not number and ("/" in path or folder):
+                    self.root = path.split("/")[0]
+                inside = self._inside(path)
+                if inside == MANIFEST_PATH and size <= LARGEST_FRAME:
+                    self.text = b"".join(self.content())
+                elif inside and not folder and not _NOT_CONTENT.search(inside):
+                    check_relative_path(inside)
+                    found += 1
+                    yield FileEntry(inside, size, "")
+                for _ in self.content():  # that nobody wanted
+                    pass
+            if not found:
+                raise ValueError("it holds no files")
+            if any(map(any, iter(lambda: self._stream.read(CHUNK), b""))):
+                raise ValueError("something follows the end of the tar stream")
+
+    def _inside(self, path: str) -> str:
+        """Path in the folder of the model."""
+        if re.match(r"([^/]+/)?models--", path):
+            raise ValueError("it holds huggingface_hub's cache, not a model's folder: pack models--*/snapshots/COMMIT")
+        if not _NOT_CONTENT.search(path):
+            check_relative_path(path or "NAME")
+        root, _, inside = path.partition("/") if self.root else ("", "", path)
+        if path and root != self.root:
+            raise ValueError(f"{path!r} lies beside {self.root!r}: it is not the folder of one model")
+        return inside
+
+    def content(self) -> Iterator[bytes]:
+        """What is left of the file at hand, in pieces."""
+        size, self._unread = self._unread, 0
+        with self._errors():
+            yield from copy_range(self._stream, size)
+
+
+def unpack_foreign(foreign: Foreign, out: Path, name: Optional[str], force: bool, only: Sequence[str]) -> Unpacked:
+    """Restore a model that another program packed, and make its manifest: unproven, unless it brings one."""
+    started, files = time.monotonic(), foreign.files()
+    first = next(files, None)
+    name = name or foreign.root or foreign.archive.name.split(".tar")[0]
+    target = make_dir(out) / make_manifest(name, ()).name
+    if target.is_symlink() or (target.exists() and not force):
+        raise UsageError(f"{target} is there already", "", "remove it, give --name, or replace a folder with --force")
+    work = target.with_name(target.name + INCOMPLETE)
+    with Tree(work) as tree, contextlib.ExitStack() as stack:
+        tree.folder(WORK_DIR)
+        stack.callback(remove_if_empty, work)
+        lock = stack.enter_context(FolderLock(work))
+        _remove_strangers(work, make_manifest(name, ()))
+        entries = _restore_foreign(foreign, chain([first] if first else [], files), tree, only)
+        manifest = _manifest_on_arrival(foreign, name, entries, only)
+        atomic_write(work / MANIFEST_PATH, manifest.to_json())
+        tree.sync()
+        lock.vanish()
+        publish_folder(work, target)
+    return Unpacked(target, manifest, len(entries), time.monotonic() - started)
+
+
+def _restore_foreign(foreign: Foreign, files: Iterable[FileEntry], tree: Tree, only: Sequence[str]) -> List[FileEntry]:
+    """Write the files that are asked for, each after a look whether there is room for it."""
+    hint = "free space, or choose another folder with -o DIR"
+    fold = str.casefold if ignores_case(tree.root) else str
+    journal = Journal(tree)
+    sink = FolderSink(tree, frozenset(), journal, {}, reserve=False)
+
+    def fitting() -> Iterator[FileEntry]:
+        for entry in files:
+            if not only or any(fnmatchcase(entry.path, glob) for glob in only):
+                require_room(tree.root, entry.size, entry.size, f"unpack {entry.path}", hint)
+                yield entry
+
+    try:
+        return list(_receive(foreign, fitting(), sink, fold))
+    finally:
+        sink.close()
+        journal.close(True)
+
+
+def _receive(
+    foreign: Foreign, files: Iterable[FileEntry], sink: Sink, fold: Callable[[str], str] = str
+) -> Iterator[FileEntry]:
+    """Pass files that come on to a sink; tells them with their SHA-256."""
+    seen: Set[str] = set()
+    for entry in files:
+        path = fold(entry.path)
+        if path in seen or path + "/" in seen:
+            what = f"{foreign.archive.path} has {entry.path} twice, or another that differs in case only"
+            raise IntegrityError(what, "one would replace the other", "pack it again")
+        seen |= {path, *(path[: at + 1] for at, letter in enumerate(path) if letter == "/")}
+        digest, at = hashlib.sha256(), 0
+        sink.begin(entry)
+        for piece in foreign.content():
+            digest.update(piece)
+            sink.write(entry, at, piece)
+            at += len(piece)
+        sink.finish(entry)
+        yield replace(entry, sha256=digest.hexdigest())
+
+
+def verify_foreign(foreign: Foreign) -> str:
+    """Read an archive of another program to its end, and say what that proves."""
+    manifest = _manifest_on_arrival(foreign, "NAME", list(_receive(foreign, foreign.files(), Sink())), ())
+    proof = f"{UNPROVEN}, only {foreign.checked}" if manifest.unproven else "as the manifest in it says"
+    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}, not made by hfship; {proof}"
+
+
+def _manifest_on_arrival(foreign: Foreign, name: str, entries: Sequence[FileEntry], only: Sequence[str]) -> Manifest:
+    """The manifest of what came: the one that came with it, if that is right, else an unproven one."""
+    if not entries:
+        raise NotFoundError(f"no file of {foreign.archive.path} matches {', '.join(only)}", "", "give another --only")
+    made = replace(make_manifest(name, entries), unproven=True)
+    if not foreign.text:
+        return made
+    brought = parse_manifest(foreign.text, f"the manifest in {foreign.archive.path}")
+    listed = [e for e in brought.files if not only or any(fnmatchcase(e.path, glob) for glob in only)]
+    wrong = sorted({e.path for e in {*listed} ^ {*made.files}})
+    if wrong:
+        raise IntegrityError(
+            f"{foreign.archive.path} is not what the manifest in it says",
+            f"wrong, missing or not listed: {shorten(wrong)}",
+            "copy it again, or pack it again: hfship pack DIR",
+        )
+    return replace(brought, files=tuple(listed))
 
 
 def free_file(path: Path, keep: int) -> None:
@@ -6410,7 +7378,7 @@ def publish_folder(work: Path, target: Path) -> None:
 # ======================================================================================
 # §11 Signatures
 #
-# Owns who vouches for a model: a bundle of OpenSSF model signing (OMS 1.0) with an ECDSA P-256 key, NAME.tar.zst.sig
+# Owns who vouches for a model: a bundle of OpenSSF model signing (OMS 1.0) with an ECDSA key, NAME.tar.zst.sig
 # beside an archive and NAME/.hfship/model.sig in a model folder. openssl does the cryptography.
 #
 #   bundle    JSON: "mediaType"; "verificationMaterial": {"publicKey": {"hint": fingerprint}, "tlogEntries": []};
@@ -6431,7 +7399,12 @@ OMS_PREDICATE, OMS_BUNDLE = "https://model_signing/signature/v1.0", "application
 DSSE_TYPE = "application/vnd.in-toto+json"
 OMS_IGNORED = (".git", ".gitattributes", ".github", ".gitignore", WORK_DIR, ".cache")
 
-_P256 = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE"  # what the DER of each public key on P-256 begins with, in base64
+# Hash of a signature by the curve of its key, which the DER of a public key begins with (in base64)
+CURVES = {
+    "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE": "sha256",  # P-256
+    "MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAE": "sha384",  # P-384
+    "MIGbMBAGByqGSM49AgEGBSuBBAAjA4GGAAQ": "sha512",  # P-521
+}
 
 
 @dataclass(frozen=True)
@@ -6444,14 +7417,15 @@ class Signed:
 
 
 def public_key(key: Path, private: bool = False) -> Tuple[str, str]:
-    """(PEM text of the public key, its fingerprint) of a key file. Raises UsageError unless it is on P-256."""
+    """(the hash it signs, the fingerprint of the public key) of a key file. Raises UsageError for another curve."""
     done = run_program(["openssl", "pkey", "-in", str(key), "-pubout", *([] if private else ["-pubin"])])
     body = "".join(done.out.split("\n")[1:-2])
-    if done.code or not body.startswith(_P256):
-        why = done.err.strip() or "it is no ECDSA key on the curve P-256"
+    hashes = [name for start, name in CURVES.items() if body.startswith(start)]
+    if done.code or not hashes:
+        why = done.err.strip() or "it is no ECDSA key on the curve P-256, P-384 or P-521"
         make = "openssl ecparam -name prime256v1 -genkey -noout -out KEY; openssl pkey -in KEY -pubout -out PUB"
         raise UsageError(f"{key} is no {'private' if private else 'public'} key that can be used", why, make)
-    return done.out, hashlib.sha256(done.out.encode()).hexdigest()
+    return hashes[0], hashlib.sha256(done.out.encode()).hexdigest()
 
 
 def _signed_bytes(payload: bytes) -> bytes:
@@ -6460,7 +7434,7 @@ def _signed_bytes(payload: bytes) -> bytes:
 
 def sign_manifest(manifest: Manifest, key: Path) -> str:
     """The bundle for a manifest."""
-    _, fingerprint = public_key(key, private=True)
+    hashed, fingerprint = public_key(key, private=True)
     files = [entry for entry in manifest.files if entry.path.split("/")[0] not in OMS_IGNORED]
     digests = b"".join(bytes.fromhex(entry.sha256) for entry in files)
     options = {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(OMS_IGNORED)}
@@ -6474,7 +7448,7 @@ def sign_manifest(manifest: Manifest, key: Path) -> str:
         },
     }
     payload = json.dumps(statement, ensure_ascii=False).encode()
-    done = run_program(["openssl", "dgst", "-sha256", "-hex", "-sign", str(key)], _signed_bytes(payload))
+    done = run_program(["openssl", "dgst", f"-{hashed}", "-hex", "-sign", str(key)], _signed_bytes(payload))
     if done.code:
         raise UsageError(f"cannot sign with {key}", done.err.strip(), "give another --sign KEY.pem")
     signature = base64.b64encode(bytes.fromhex(done.out.split()[-1])).decode()
@@ -6492,16 +7466,19 @@ def sign_manifest(manifest: Manifest, key: Path) -> str:
 
 def prove_signature(path: Path, key: Path) -> Signed:
     """What the bundle at `path` says, proven with a public key. Raises IntegrityError."""
-    pem, fingerprint = public_key(key)
+    hashed, fingerprint = public_key(key)
     next_step = "get the signature and the public key again from who packed the model"
     try:
-        envelope = json.loads(path.read_bytes())["dsseEnvelope"]
+        bundle = json.loads(path.read_bytes())
+        if bundle["mediaType"] != OMS_BUNDLE or "publicKey" not in bundle.get("verificationMaterial", ()):
+            raise ValueError("it is no bundle of a signature by a plain key")
+        envelope = bundle["dsseEnvelope"]
         payload = base64.b64decode(envelope["payload"], validate=True)
         signature = base64.b64decode(envelope["signatures"][0]["sig"], validate=True)
         with tempfile.NamedTemporaryFile() as stream:
             stream.write(signature)
             stream.flush()
-            argv = ["openssl", "dgst", "-sha256", "-verify", str(key), "-signature", stream.name]
+            argv = ["openssl", "dgst", f"-{hashed}", "-verify", str(key), "-signature", stream.name]
             if envelope["payloadType"] != DSSE_TYPE or run_program(argv, _signed_bytes(payload)).code:
                 raise ValueError(f"it was not made with this key, whose fingerprint is {fingerprint}")
         return Signed(*_read_statement(json.loads(payload)), fingerprint)
@@ -6547,7 +7524,12 @@ def open_trusted(
     signed."""
     key = key or trusted_key()
     signed = prove_signature(files.folder / (files.name + SIGNATURE), key) if key else None
-    archive = open_archive(files, media)
+    try:
+        archive = open_archive(files, media)
+    except ForeignArchive as exc:
+        if signed:
+            raise IntegrityError(exc.what, "its signature can be proven only for archives of hfship") from exc
+        raise
     if signed and archive.manifest:
         require_signed(archive.manifest, signed, files.path)
     return archive, signed
@@ -9819,8 +10801,12 @@ def push(
         run = Push(to, parcels, stage, stop)
         run.prepare()
         stage.started = time.monotonic()
-        with Workers(jobs, stop) as workers:
-            sent = list(workers.in_order(lambda parcel: run.bring(parcel, options), parcels, len(parcels) + 1))
+        with ThreadPoolExecutor(jobs) as threads:
+            try:
+                arrived = threads.map(lambda parcel: run.bring(parcel, options), parcels)
+                sent = list(stage.each(arrived, len(parcels)))
+            finally:
+                stop.set()
     rows = [{"name": p.path.name, "size": p.size, "sha256": p.sha256, "sent": n} for p, n in zip(parcels, sent)]
     seconds, total = time.monotonic() - started, sum(parcel.size for parcel in parcels)
     speed = f", sent {human_bytes(sum(sent))} in {human_seconds(seconds)} ({human_bytes(sum(sent) / seconds)}/s)"
@@ -10506,13 +11492,6 @@ def plan_all(
     return plans, failures
 
 
-def remove_if_empty(folder: Path, itself: bool = True) -> None:
-    """Take back a folder into which nothing came but our lock, or the lock alone."""
-    with contextlib.suppress(OSError):
-        if os.listdir(folder) == [WORK_DIR] and os.listdir(folder / WORK_DIR) == ["lock"]:
-            shutil.rmtree(folder if itself else folder / WORK_DIR)
-
-
 def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, reporter: Reporter) -> FetchPlan:
     """What can be had without fetching it whole: equal files of this machine, and repairs of damaged ones."""
     present = dict(plan.present)
@@ -10555,7 +11534,8 @@ def summarize_failures(failures: Sequence[HfshipError], count: int, reporter: Re
     if not failures:
         return Exit.OK
     if count > 1:
-        reporter.info(f"{len(failures)} problems with {count} repositories; the rest is complete")
+        problems = "1 problem" if len(failures) == 1 else f"{len(failures)} problems"
+        reporter.info(f"{problems} with {count} models; the rest is complete")
     codes = {failure.code for failure in failures}
     return codes.pop() if len(codes) == 1 and count == 1 else Exit.INCOMPLETE
 
@@ -10631,7 +11611,7 @@ def _jobs_argument(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=default_jobs(),
         metavar="N",
-        help="threads (default: %(default)s, one per core; 1 reads a slow disc in order)",
+        help="workers (default: %(default)s, one per core; 1 reads a slow disc in order)",
     )
 
 
@@ -10665,7 +11645,7 @@ def pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--since", metavar="MANIFEST|ARCHIVE|DIR", help="leave out files that this version has: a delta"
     )
-    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA P-256)")
+    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA)")
     parser.add_argument("--name", help="name of the model in the archive (default: as in its manifest)")
     parser.add_argument("--force", action="store_true", help="replace an archive of the same name")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written")
@@ -10703,8 +11683,19 @@ def cmd_pack(context: Context) -> Exit:
             atomic_write(place / (plan.archive + SIGNATURE), sign_manifest(plan.manifest, args.sign))
         return _packed_row(packed)
 
-    _tell_rows(context, map(pack, folders))
-    return Exit.OK
+    failures: List[HfshipError] = []
+
+    def packed_rows() -> Iterator[Dict[str, Any]]:
+        for folder in folders:
+            try:
+                yield pack(folder)
+            except HfshipError as exc:
+                if len(folders) == 1:
+                    raise
+                failures.append(exc)
+
+    _tell_rows(context, packed_rows())
+    return summarize_failures(failures, len(folders), reporter)
 
 
 def manifest_at(place: str, settings: Settings) -> Manifest:
@@ -10749,12 +11740,12 @@ def find_folder(name: str, folders: Sequence[Path]) -> Optional[Path]:
     return next((Path(os.path.abspath(place)) for place in places if place.is_dir()), None)
 
 
-def find_model(name: str, settings: Settings) -> Path:
-    """The folder of a model to pack or to check. Raises NotFoundError."""
+def find_model(name: str, settings: Settings, also: Sequence[Path] = ()) -> Path:
+    """The folder of a model to pack or to check. Raises NotFoundError, which tells that one looked in `also`, too."""
     folders = [settings.models_dir, settings.site_models_dir]
     found = find_folder(name, folders)
     if found is None:
-        looked = "" if "/" in name else f"looked in {folders[0]}, {folders[1]} and here"
+        looked = "" if "/" in name else "looked in:\n" + "\n".join(map(str, [*also, *folders, Path.cwd()]))
         raise NotFoundError(f"{name} was not found", looked, "give a path, or: hfship fetch ORG/NAME")
     return found
 
@@ -10793,7 +11784,7 @@ def _packed_row(packed: Packed) -> Dict[str, Any]:
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "targets", nargs="*", metavar="ARCHIVE|PART|DIR|NAME", help="archive, any part, or model folder"
+        "targets", nargs="*", metavar="ARCHIVE|PART|DIR|NAME|-", help="archive, any part, model folder, or - for a pipe"
     )
     parser.add_argument("--quick", action="store_true", help="archives: prove the medium by checksums, decode nothing")
     parser.add_argument("--repair-from", metavar="ARCHIVE", help="replace what is damaged by bytes of another copy")
@@ -10811,11 +11802,11 @@ def cmd_verify(context: Context) -> Exit:
 
 def _verify_targets(targets: Sequence[str], context: Context) -> Iterator[Dict[str, Any]]:
     archives: List[ArchiveFiles] = []
-    folders = []
+    folders, places = [], [context.settings.transfer_dir, context.settings.package_dir]
     for target in targets:
-        found = find_archives(target, [context.settings.transfer_dir, context.settings.package_dir])
+        found = find_archives(target, places)
         archives += found
-        folders += [] if found else [find_model(target, context.settings)]
+        folders += [] if found else [find_model(target, context.settings, places)]
     for files in merged(archives):
         yield _verified(context, files.path, _verify_files, files)
     for folder in folders:
@@ -10850,16 +11841,38 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
             raise NotFoundError(f"no archive {args.repair_from}", "", "name the other copy, or any part of it")
         files, replaced = repair_archive(files, other[0], args.jobs, context.reporter)
         repaired = f"{human_bytes(replaced)} replaced; "
-    archive, signed = open_trusted(files, args.key)
-    damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
+    foreign: Optional[Foreign] = None
+    try:
+        archive, signed = open_trusted(files, args.key)
+        damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
+    except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
+        foreign = Foreign(files, exc.stream)
+    except IncompleteError as exc:  # a pipe that ended too early
+        raise IntegrityError(exc.what, exc.why, exc.next_step) from exc
+    if foreign:
+        return verify_foreign(foreign) + require_sums(files)
     if damages or not archive.manifest:
         raise archive_error(archive, damages, f"hfship verify {files.path}")
     parts = f" in {len(archive.parts)} parts" if files.numbers else ""
-    model = f"{len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}"
+    name, text = archive.manifest.name, "; " + UNPROVEN if archive.manifest.unproven else ""
+    if files.name not in (f"{name}.tar.zst", f"{name}.delta.tar.zst", STDIN):
+        context.reporter.warn(f"{files.path} was renamed: {name}.tar.zst.sha256 and .sig no longer fit, rename it back")
+    model = f"model {name}, {len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}{text}"
     left_out = f"; a delta, {len(archive.absent)} of them come from an older version" if archive.absent else ""
     depth = "; only checksums were proven" if args.quick else ""
     by = f"; signed by {signed.fingerprint}" if signed else ""
     return f"{repaired}{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}{left_out}{depth}{by}"
+
+
+def require_sums(files: ArchiveFiles) -> str:
+    """Prove files by NAME.tar.zst.sha256; "" when they are not in it. Raises IntegrityError."""
+    listed = files.listed()
+    known = [path for path in files.paths if path.name in listed]
+    wrong = [path.name for path in known if sha256_file(path) != listed[path.name]]
+    if wrong:
+        step = f"copy {shorten(wrong)} again"
+        raise IntegrityError(f"{files.path} is damaged", f"other than {files.sums} says: {shorten(wrong)}", step)
+    return f"; as {files.sums.name} says" if known else ""
 
 
 def _verify_folder(folder: Path, context: Context) -> str:
@@ -10878,12 +11891,15 @@ def _verify_folder(folder: Path, context: Context) -> str:
     if damages:
         raise folder_error(folder, manifest, damages)
     by = f"; signed by {signed.fingerprint}" if signed else ""
-    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}{by}"
+    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}" + f"; {UNPROVEN}" * manifest.unproven + by
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "archives", nargs="*", metavar="ARCHIVE|PART|NAME", help="archive, any part, their folder, or NAME"
+        "archives",
+        nargs="*",
+        metavar="ARCHIVE|PART|NAME|-",
+        help="archive, any part, their folder, NAME, or - for a pipe",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the folder NAME appears")
     parser.add_argument("--name", help="name of the folder (default: as in the archive)")
@@ -10908,7 +11924,16 @@ def cmd_unpack(context: Context) -> Exit:
 
     def unpack(files: ArchiveFiles) -> Dict[str, Any]:
         media = MediaChange(files, reporter) if args.wait else None
-        archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
+        if args.consume and files.name == STDIN:
+            raise UsageError("--consume is for files, not for a pipe", "", "leave it out")
+        foreign: Optional[Foreign] = None
+        try:
+            archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
+        except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
+            foreign = Foreign(files, exc.stream)
+        if foreign:
+            require_sums(files)
+            return _unpacked_row(unpack_foreign(foreign, out, args.name, args.force, args.only))
         if signed:
             reporter.info(f"{files.name}: signed by {signed.fingerprint}")
         done = unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options)
@@ -10941,7 +11966,9 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
         "written": done.written,
         "bytes": size,
         "seconds": round(done.seconds, 2),
-        "text": f"unpacked {done.folder}: {count} files, {human_bytes(size)} {how}",
+        "unproven": done.manifest.unproven,
+        "text": f"unpacked {done.folder}: {count} files, {human_bytes(size)} {how}"
+        + f"; {UNPROVEN}" * done.manifest.unproven,
     }
 
 
@@ -11114,8 +12141,10 @@ def serve_model(context: Context, word: str) -> Dict[str, Any]:
     folder = find_served_model(context, word)
     name = make_manifest(args.name or folder.name, ()).name  # refuses what cannot be a name
     options = with_former_wishes(context, name)
-    facts = read_facts(folder, options.allow_changed)
     manifest = read_manifest(folder)
+    if manifest and manifest.unproven:
+        reporter.warn(f"{folder}: {UNPROVEN}; what is served may not be what was published")
+    facts = read_facts(folder, options.allow_changed)
     # Clients know the model by its name here or by its name on the Hub.
     usual = (name, manifest.source.repo) if manifest and manifest.source else (name,)
     options = replace(options, served_names=(*(options.served_names or usual), *options.aliases))
@@ -12139,6 +13168,7 @@ hfship push Qwen3-14B /media/usb
 hfship push --port 2222 --identity ~/.ssh/site --bwlimit 50M Qwen3-14B.tar.zst.0001 ops@gpu1:transfer
 hfship unpack /data/transfer/Qwen3-14B.tar.zst
 hfship unpack Qwen3-14B -o /data/models/huggingface
+hfship unpack - < Qwen3-14B.tar.zst                       # or: cat Qwen3-14B.tar.zst.0* | ssh HOST hfship unpack -
 hfship serve Qwen3-8B
 hfship serve --models models.toml Qwen3-8B
 hfship serve Qwen3-8B --plan --assume-gpus 2xH100

@@ -4,8 +4,12 @@
     python3 benchmarks/pack.py --gb 4 --jobs 1 2 16   more data, other numbers of workers
     python3 benchmarks/pack.py --zipnn venv/bin/python   a Python that has zipnn
 
-Every program reads the same files from the page cache and writes to the same folder. hfship also hashes every file,
-writes a manifest and the sums of what it wrote; unpacking, it proves every byte: the others do not.
+Every program reads the same files from the page cache and writes to the same folder. hfship, which runs as the built
+dist/hfship.pyz, also hashes every file, writes a manifest and the sums of what it wrote; unpacking, it proves every
+byte. The others do not: rows with "+ sha256sum" do by hand what it takes to know as much. Rows of the step "floor" are
+what one stream costs that nobody can split: hashing the model's files one after the other, or its archive.
+
+Memory is the largest sum over all processes of a program at one time: their own pages, and their part of shared ones.
 """
 
 from __future__ import annotations
@@ -15,15 +19,18 @@ import array
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any, Dict, List, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
+PYZ = ROOT / "dist" / "hfship.pyz"
 sys.path.insert(0, str(ROOT))
 
 import hfship  # noqa: E402
@@ -88,6 +95,7 @@ MODELS = {
     "fp8": ["fp8", "fp8", "fp8", "fp8"],
     "f32": ["f32", "f32", "f32", "f32"],
     "mixed": ["bf16", "fp8", "int4", "f32"],
+    "1file": ["bf16"],
 }
 
 
@@ -100,33 +108,76 @@ def make_model(folder: Path, kinds: Sequence[str], size: int) -> None:
         with (folder / f"model-{number:05d}.safetensors").open("wb") as stream:
             for _ in range(max(size // len(kinds) // BASE, 1)):
                 stream.write(base)
+    # As fetch leaves a model: with its manifest.
+    hfship.manifest_to_pack(folder, None, 1, hfship.Reporter("none", -1))
+
+
+class Memory(threading.Thread):
+    """The peak of what a process and all its descendants have in memory, together (PSS of proc_pid_smaps(5))."""
+
+    def __init__(self, session: int) -> None:
+        super().__init__(daemon=True)
+        self.peak, self._session, self._ended = 0, session, threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.02):
+            self.peak = max(
+                self.peak, sum(self._pss(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
+            )
+
+    def _pss(self, pid: str) -> int:
+        try:
+            if os.getsid(int(pid)) != self._session:
+                return 0
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+        except OSError:  # it ended meanwhile
+            return 0
+
+    def end(self) -> int:
+        self._ended.set()
+        self.join()
+        return self.peak
 
 
 def measure(argv: Sequence[Any], repeat: int, clean: Path) -> Dict[str, float]:
-    """The best of some runs: seconds, CPU seconds, peak memory of the largest process."""
+    """The best of some runs: seconds, CPU seconds, peak memory of all processes together."""
     best: Dict[str, float] = {}
     for _ in range(repeat):
         shutil.rmtree(clean, ignore_errors=True)
         clean.mkdir(parents=True)
         os.sync()
-        started = time.monotonic()
+        before, started = children_cpu(), time.monotonic()
         process = subprocess.Popen(
-            [str(word) for word in argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [str(word) for word in argv],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
-        _, status, usage = os.wait4(process.pid, 0)
+        memory = Memory(process.pid)
+        out, err = process.communicate()
         seconds = time.monotonic() - started
-        if argv[1:2] == ["-c"] and process.stdout:
-            seconds = float(process.stdout.read())
-        if status:
-            raise SystemExit(f"{argv}: {process.stderr.read().decode() if process.stderr else ''}")
+        peak = memory.end()
+        if process.returncode:
+            raise SystemExit(f"{argv}: {err}")
+        if argv[1:2] == ["-c"]:
+            seconds = float(out)
+        cpu = children_cpu() - before
         if not best or seconds < best["seconds"]:
-            cpu, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
             best = {"seconds": seconds, "cpu": cpu, "peak": peak, "bytes": folder_size(clean)}
     return best
 
 
+def children_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def folder_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of its files, without the hfship.pyz that pack puts beside an archive: some MB for any number of models."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyz")
 
 
 class Bench:
@@ -151,9 +202,11 @@ class Bench:
 
     def run(self) -> None:
         out, name = self.work / "out", self.model.name
-        ship = [sys.executable, ROOT / "hfship.py"]
+        ship = [sys.executable, PYZ]
         parent = self.model.parent
-        self.row("hash", "sha256sum", 1, ["sh", "-ec", f"sha256sum {self.model}/*"])
+        self.row("floor", "sha256sum files", 1, ["sh", "-ec", f"sha256sum {self.model}/*"])
+        sums = self.work / "sums"
+        subprocess.run(["sh", "-ec", f"cd {parent}; sha256sum {name}/* >{sums}"], check=True)
         for jobs in self.options.jobs:
             for level in (1, 3):
                 tar = f"tar -C {parent} -c {name} | zstd -q -{level} -T{jobs} -o {out}/x.tar.zst"
@@ -164,9 +217,11 @@ class Bench:
             for profile in hfship.PROFILES:
                 command = [*ship, "pack", self.model, "-o", out, "--profile", profile, "-j", jobs]
                 self.row("pack", f"hfship {profile}", jobs, command, profile)
-            self.row(
-                "unpack", "tar --zstd -x", jobs, ["tar", "-C", out, "--zstd", "-xf", self.work / "zstd1/x.tar.zst"]
-            )
+            untar = f"tar -C {out} --zstd -xf {self.work}/zstd1/x.tar.zst"
+            self.row("floor", "sha256sum archive", 1, ["sh", "-ec", f"sha256sum {self.work}/zstd1/x.tar.zst"])
+            self.row("unpack", "tar --zstd -x", jobs, ["sh", "-ec", untar])
+            proof = f"cd {out}; sha256sum --quiet -c {sums}"
+            self.row("unpack", "tar -x + sha256sum", jobs, ["sh", "-ec", f"{untar}; {proof}"])
             if shutil.which("pzstd"):
                 pipe = f"pzstd -q -dc -p {jobs} {self.work}/pzstd/x.tar.zst | tar -C {out} -x"
                 self.row("unpack", "pzstd -d | tar -x", jobs, ["sh", "-ec", pipe])
@@ -195,6 +250,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for the data (default: a temporary one)")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench-pack.json")
     options = parser.parse_args()
+    if not PYZ.exists() or PYZ.stat().st_mtime < (ROOT / "hfship.py").stat().st_mtime:
+        raise SystemExit(f"{PYZ} is missing or older than hfship.py: make build")
     print(" model    step               program  jobs    size    MB/s  CPU/GB  MB RAM")
     rows = []
     for name in options.models:

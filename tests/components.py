@@ -36,6 +36,7 @@ STUB_NVIDIA_SMI = HERE / "stubs/nvidia-smi"
 HF_VERSION = "2.4.0"
 MODEL_SIGNING_VERSION = "1.1.1"
 OLAH_VERSION = "0.5.4"
+RATARMOUNT_VERSION = "0.11.1"
 VLLM_VERSION = "0.32.0"
 TORCH_VERSION = "2.13.0"
 VLLM_IMAGE = f"vllm/vllm-openai:v{VLLM_VERSION}-cpu"
@@ -169,6 +170,22 @@ def install_olah(folder: Path) -> None:
     """A caching proxy for Hubs, in a venv."""
     run([sys.executable, "-m", "venv", str(folder / "venv")])
     run([str(folder / "venv/bin/pip"), "install", "-q", f"olah=={OLAH_VERSION}"])
+
+
+def install_ratarmount(folder: Path) -> None:
+    """The core of ratarmount, which finds its way in archives without mounting them, in a venv."""
+    run([sys.executable, "-m", "venv", str(folder / "venv")])
+    run([str(folder / "venv/bin/pip"), "install", "-q", f"ratarmountcore[zstd]=={RATARMOUNT_VERSION}"])
+
+
+def install_fusefat(folder: Path) -> None:
+    """A FAT filesystem that can be written without the kernel's, and mkfs.vfat."""
+    packages = ["fusefat", "libfuse2", "libglib2.0-0", "libpcre2-8-0", "dosfstools"]
+    unpack_newer_debs("bookworm", folder, packages)
+    libraries = folder / "root/usr/lib/x86_64-linux-gnu"
+    for library in (folder / "root/lib/x86_64-linux-gnu").glob("*"):
+        if not (libraries / library.name).exists():
+            shutil.copy(library, libraries, follow_symlinks=False)
 
 
 def install_minilm(folder: Path) -> None:
@@ -365,6 +382,8 @@ COMPONENTS: Dict[str, Component] = {
     "hf": Component(HF_VERSION, install_hf, lambda d: d / "venv/bin/hf"),
     "model-signing": Component(MODEL_SIGNING_VERSION, install_model_signing, lambda d: d / "venv/bin/model_signing"),
     "olah": Component(OLAH_VERSION, install_olah, lambda d: d / "venv/bin/olah-cli"),
+    "ratarmount": Component(f"{RATARMOUNT_VERSION}/1", install_ratarmount, lambda d: d / "venv/bin/python"),
+    "fusefat": Component("1", install_fusefat, lambda d: d / "root", ("apt",)),
     "minilm": Component("1", install_minilm, find_minilm),
 }
 

@@ -90,6 +90,19 @@ def test_forky_reads_our_archive_with_its_own_zstd_module(package: Package, tmp_
     assert files_of(tmp_path / "out" / "tiny") == files_of(model)
 
 
+def test_we_read_what_its_own_zstd_module_packed(package: Package, pyz: Program, tmp_path: Path) -> None:
+    """tarfile of Python 3.14 writes .tar.zst, too."""
+    components.require("chroot-forky")
+    _, model = package
+    (tmp_path / "work").mkdir()
+    script = "with tarfile.open('/carried/tiny.tar.zst', 'w:zst') as tar: tar.add('/model', 'tiny')"
+    binds = {str(tmp_path / "work"): "/carried", str(model): "/model"}
+    argv = [*components.chroot_argv("chroot-forky", binds), "python3", "-c", "import tarfile\n" + script]
+    subprocess.run(argv, check=True, timeout=120)
+    pyz("unpack", tmp_path / "work" / "tiny.tar.zst", "-o", tmp_path / "site")
+    assert files_of(tmp_path / "site" / "tiny") == files_of(model)
+
+
 def test_real_weights_travel_unchanged(pyz: Program, hub: FaultHub, tmp_path: Path) -> None:
     """all-MiniLM-L6-v2, from the Hub's layout to the far side and back to the same bytes."""
     source = components.require("minilm")

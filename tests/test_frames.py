@@ -1,11 +1,14 @@
 """§8: the format. Properties of layout, cut and tables; other programs as readers."""
 
+import hashlib
+import json
 import shutil
 import subprocess
 import tarfile
 from io import BytesIO
 
 import archives as a
+import components
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -179,3 +182,29 @@ def test_seekable_format_library_reads_the_table(packed):
         for frame in archive.frames[::3]:
             stream.seek(frame.start)
             assert stream.read(frame.length) == archive.decode(frame, h.load_zstd().decompressor())
+
+
+RATARMOUNT = """
+import hashlib, json, sys
+from ratarmountcore.mountsource.factory import open_mount_source
+source, found = open_mount_source(sys.argv[1], indexFilePath=":memory:"), {}
+for path in json.loads(sys.argv[2]):
+    with source.open(source.lookup("/m/" + path)) as stream:
+        found[path] = hashlib.sha256(stream.read()).hexdigest()
+        if stream.seek(0, 2) > 4000:  # a look at one place of a large file
+            stream.seek(-4000, 2)
+            found[path + " end"] = hashlib.sha256(stream.read()).hexdigest()
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.real
+def test_ratarmount_finds_every_file_without_unpacking(packed):
+    """Through indexed_zstd, as `ratarmount` mounts it."""
+    model, whole, _ = packed
+    files = a.tree(model)
+    argv = [components.require("ratarmount"), "-c", RATARMOUNT, whole.path, json.dumps(list(files))]
+    said = subprocess.run(argv, check=True, stdout=subprocess.PIPE, text=True).stdout
+    expected = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+    expected.update({f"{p} end": hashlib.sha256(c[-4000:]).hexdigest() for p, c in files.items() if len(c) > 4000})
+    assert json.loads(said.splitlines()[-1]) == expected

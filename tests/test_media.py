@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -10,8 +11,9 @@ import sys
 import time
 
 import archives as a
+import components
 import pytest
-from conftest import ROOT
+from conftest import ROOT, missing
 
 import hfship as h
 
@@ -57,16 +59,15 @@ def test_too_few_media_are_told_before_the_first_byte(model, small_disk, hfship)
 
 
 def test_a_medium_that_gives_back_other_bytes_is_found(model, tmp_path, monkeypatch):
-    original, calls = h.sha256_file, []
+    original = h.sha256_file
 
     def lying(path, *count):
-        calls.append(path)
         return "0" * 64 if path.name.endswith("0002.incomplete") else original(path, *count)
 
     monkeypatch.setattr(h, "sha256_file", lying)
     with pytest.raises(h.DiskError, match="gives back other bytes"):
         a.pack(model, tmp_path / "out", split=SPLIT, read_back=True)
-    assert len(calls) == 2 and not list((tmp_path / "out").glob("*.0001"))
+    assert not list((tmp_path / "out").glob("*.0001"))
 
 
 def kill_at(argv, delay):
@@ -102,12 +103,12 @@ def test_killed_pack_goes_on_behind_its_last_part(seed, tmp_path, hfship):
 def test_a_resumed_pack_still_proves_every_file(model, tmp_path, monkeypatch):
     plan = h.plan_pack(model, h.read_manifest(model), h.PackOptions(split=SPLIT))
 
-    def stop_after(self, unit, write=h.PartWriter.write):
-        write(self, unit)
-        if len(self._parts) == 2:
+    def stop_after(self, path, sha256, sealed=h.PartWriter.sealed):
+        sealed(self, path, sha256)
+        if len(self.parts) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(h.PartWriter, "write", stop_after)
+    monkeypatch.setattr(h.PartWriter, "sealed", stop_after)
     with pytest.raises(KeyboardInterrupt):
         h.pack_model(plan, tmp_path / "out", a.QUIET)
     monkeypatch.undo()
@@ -394,3 +395,80 @@ def test_a_lying_delta_is_refused(text, model, newer, tmp_path, monkeypatch):
     assert a.verify(files)
     with pytest.raises(h.IntegrityError):
         a.unpack(files, tmp_path / "un")
+
+
+# -- FAT32: a real one, through FUSE
+
+
+@pytest.fixture
+def fat(tmp_path):
+    """A folder on a FAT32 filesystem of 100 MB. Only one process may write there: fusefat forgets what others append."""
+    root = components.require("fusefat")
+    image, folder = tmp_path / "fat.img", tmp_path / "fat"
+    folder.mkdir()
+    with image.open("wb") as stream:
+        stream.truncate(100 << 20)
+    if os.geteuid() or not os.path.exists("/dev/fuse"):
+        missing("root and /dev/fuse, to mount a FAT filesystem")
+    subprocess.run([root / "sbin/mkfs.vfat", "-F", "32", image], check=True, stdout=subprocess.DEVNULL)
+    libraries = {"LD_LIBRARY_PATH": str(root / "usr/lib/x86_64-linux-gnu")}
+    argv = [root / "usr/bin/fusefat", "-o", "rw+", image, folder]
+    subprocess.run(argv, check=True, env={**os.environ, **libraries}, capture_output=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.real
+def test_parts_travel_on_fat32(model, fat, tmp_path, hfship):
+    hfship("pack", model, "--split", SPLIT, "-o", fat, "-j", "1")
+    hfship("pack", model, "--split", SPLIT, "--to", fat, "--force", "-j", "1")
+    names = {path.name for path in fat.iterdir()}
+    assert {f"m.tar.zst.{number:04}" for number in range(1, 6)} | {"m.tar.zst.sha256", "READ-ME-FIRST.txt"} <= names
+    hfship("verify", fat)
+    hfship("unpack", fat, "-o", tmp_path / "un")
+    assert a.tree(tmp_path / "un/m") == FILES
+    subprocess.run(["sha256sum", "-c", "--strict", "m.tar.zst.sha256"], check=True, cwd=fat)
+
+
+@pytest.mark.real
+def test_the_limit_of_fat32_is_told_before_the_first_byte(fat, tmp_path, monkeypatch):
+    assert h.filesystem_of(fat).max_file_size == h.SPLITS["fat32"] == 2**32 - 1
+    monkeypatch.setattr(h, "free_bytes", lambda _: 1 << 40)
+    manifest = h.make_manifest("m", [h.FileEntry("w.bin", 5 << 30, "0" * 64)])
+    with pytest.raises(h.DiskError, match="too large for the target") as refusal:
+        h.pack_model(h.plan_pack(tmp_path, manifest, h.PackOptions()), fat, a.QUIET)
+    assert refusal.value.next_step == "give --split fat32" and list(fat.iterdir()) == []
+
+
+@pytest.mark.real
+def test_an_archive_whose_name_differs_in_case_is_not_replaced_on_fat(model, fat, hfship):
+    hfship("pack", model, "-o", fat, "-j", "1")
+    assert "is there already" in hfship("pack", model, "--name", "M", "-o", fat, code=2).stderr
+    hfship("verify", fat / "m.tar.zst")
+
+
+@pytest.mark.real
+def test_files_that_differ_in_case_only_are_refused_on_fat(fat, tmp_path, hfship):
+    a.make_model(tmp_path / "n", {"A": b"1", "a": b"2"})
+    archive = a.pack(tmp_path / "n", tmp_path / "out").path
+    assert "ignores case" in hfship("unpack", archive, "-o", fat / "un", code=7).stderr
+    shutil.rmtree(tmp_path / "n/.hfship")
+    subprocess.run(["tar", "--zstd", "-cf", "x.tar.zst", "n"], check=True, cwd=tmp_path)
+    assert "differs in case" in hfship("unpack", tmp_path / "x.tar.zst", "-o", fat / "un", code=6).stderr
+    hfship("unpack", archive, "-o", tmp_path / "un")
+
+
+@pytest.mark.parametrize(
+    "name", ["a:b", "a?b", "a*b", 'a"b', "a<b", "a>b", "a|b", "a\\b", "a/b", ".a", "ä", "a b", "x" * 97]
+)
+def test_names_that_fat_cannot_hold_are_refused(name, model, tmp_path, hfship):
+    assert "cannot be the name" in hfship("pack", model, "--name", name, "-o", tmp_path / "out", code=2).stderr
+
+
+@pytest.mark.parametrize("name", ["m", "Qwen3-14B", "a..", "con", "x" * 96])
+def test_names_written_beside_archives_are_legal_everywhere(name, model, tmp_path):
+    """FAT, exFAT, NTFS and UDF: no reserved character, no dot or blank at the end, at most 255 characters."""
+    plan = h.plan_pack(model, h.make_manifest(name, h.read_manifest(model).files), h.PackOptions(split=SPLIT))
+    h.pack_model(plan, tmp_path / "out", a.QUIET)
+    for path in (tmp_path / "out").iterdir():
+        assert re.fullmatch(r"[A-Za-z0-9._-]{1,120}", path.name) and not path.name.endswith(".")

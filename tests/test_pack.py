@@ -200,6 +200,43 @@ def test_second_pack_of_the_same_archive_is_refused_while_the_first_runs(hfship,
     hfship("pack", model, "-o", out)
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002, 0o077])
+def test_the_umask_decides_who_may_read_what_travels(umask, model, tmp_path, hfship):
+    hfship("pack", model, "-o", tmp_path / "out", preexec_fn=lambda: os.umask(umask))
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes.pop("hfship.pyz", 0o755) == 0o755
+    assert set(modes.values()) <= {0o644 & ~umask, 0o666 & ~umask}
+
+
+def test_all_goes_on_after_a_broken_model(model, tmp_path, hfship):
+    a.make_model(model.parent / "a", {"config.json": b"{}"})
+    a.make_model(model.parent / "z", {"config.json": b"{}"})
+    (model.parent / "a/config.json").write_bytes(b"{ }")
+    env = {"HFSHIP_MODELS_DIR": str(model.parent)}
+    done = hfship("pack", "--all", "-o", tmp_path / "out", "--json", env=env, code=3)
+    assert [row["name"] for row in json.loads(done.stdout)] == ["m", "z"]
+    assert "models/a is not what its manifest says" in done.stderr and "1 problem with 3 models" in done.stderr
+    assert "fetch" not in done.stderr
+    hfship("pack", model.parent / "a", "-o", tmp_path / "out", code=6)
+
+
+@pytest.mark.parametrize("split, says", [("1M", "give --split 42"), ("dvd9", "fat32, dvd, bd25, bd50")])
+def test_a_split_that_cannot_be_names_what_can(split, says, model, tmp_path, hfship):
+    assert says in hfship("pack", model, "-o", tmp_path / "out", "--split", split, code=2).stderr
+
+
+def test_holes_of_a_sparse_model_need_no_room(tmp_path, small_disk, hfship):
+    (tmp_path / "m").mkdir()
+    with (tmp_path / "m/w.bin").open("wb") as stream:
+        stream.truncate(600 << 20)
+        stream.seek(300 << 20)
+        stream.write(a.noise(1 << 20))
+    disk = small_disk(30)
+    done = hfship("pack", tmp_path / "m", "-o", disk, "--profile", "store")
+    assert (disk / "m.tar.zst").stat().st_size < 6 << 20, done.stdout
+    hfship("verify", disk / "m.tar.zst")
+
+
 def test_the_pyz_puts_itself_beside_the_archive(model, tmp_path):
     (tmp_path / "app").mkdir()
     (tmp_path / "app/hfship.py").write_bytes((ROOT / "hfship.py").read_bytes())
@@ -215,12 +252,21 @@ def test_dry_run_writes_nothing(hfship, model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_hash_and_frames_share_one_read(model, tmp_path, monkeypatch):
-    read = []
+@pytest.mark.parametrize("fork_size, reads", [(0, 2), (1 << 40, 1)])
+def test_hash_and_frames_share_one_read(fork_size, reads, model, tmp_path, monkeypatch):
+    """Of one process; of several some read what another has just read."""
     original = h._read_range
-    monkeypatch.setattr(h, "_read_range", lambda p, e, o, n: read.append((e.path, n)) or original(p, e, o, n))
+
+    def noted(plan, entry, offset, size):
+        with (tmp_path / "read").open("a") as log:  # a file: workers are processes
+            log.write(f"{size}\n")
+        return original(plan, entry, offset, size)
+
+    monkeypatch.setattr(h, "_read_range", noted)
+    monkeypatch.setattr(h, "FORK_SIZE", fork_size)
     a.pack(model, tmp_path / "out")
-    assert sum(n for _, n in read) == sum(map(len, a.BIG.values()))
+    size = sum(map(len, a.BIG.values()))
+    assert size <= sum(map(int, (tmp_path / "read").read_text().split())) <= reads * size
     assert os.listdir(tmp_path / "out")
 
 

@@ -124,7 +124,7 @@ def test_planes_that_others_made_are_read_or_refused(restore, width, shift, says
     content = BF16[: 2 << 20]
     manifest = a.make_model(tmp_path / "m", {"w": content})
     layout = h.stream_layout(manifest, manifest.to_json().encode(), planes=True)
-    planes = h.split_planes(content, 2)[:-1] + bytes([width])
+    planes = bytes(h.split_planes(content, 2)[:-1]) + bytes([width])
     stream = b"".join(planes if s.entry else s.known for s in layout)
     (weight,) = [s for s in layout if s.entry]
     cuts = [0, weight.start, weight.stop + shift, len(stream)]

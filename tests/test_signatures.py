@@ -8,7 +8,7 @@ import subprocess
 import archives as a
 import components
 import pytest
-from conftest import missing
+from conftest import ROOT, missing
 
 import hfship as h
 
@@ -106,7 +106,7 @@ def test_an_archive_of_other_files_than_signed_is_refused(signed, keys, tmp_path
         assert "is not what was signed" in done.stderr and not (tmp_path / "un/m").exists()
 
 
-@pytest.mark.parametrize("curve", ["secp384r1", "secp256k1", "not a key"])
+@pytest.mark.parametrize("curve", ["secp224r1", "secp256k1", "not a key"])
 def test_keys_that_cannot_be_used_are_refused(curve, tmp_path, hfship, signed):
     private, public = make_key(tmp_path / "k", curve if " " not in curve else "prime256v1")
     if " " in curve:
@@ -119,6 +119,56 @@ def test_keys_that_cannot_be_used_are_refused(curve, tmp_path, hfship, signed):
 @pytest.fixture(scope="session")
 def model_signing():
     return components.require("model-signing")
+
+
+VECTORS = ROOT / "tests/fixtures/oms"
+PUBLISHED_KEY = VECTORS / "signing-key-pub.pem"
+
+
+@pytest.mark.parametrize("version", ["v0.3.1", "v1.0.0", "v1.0.1", "v1.1.0"])
+def test_published_bundles_of_every_version_are_proven(version, tmp_path):
+    folder = VECTORS / f"{version}-elliptic-key"
+    signed = h.prove_signature(folder / "model.sig", PUBLISHED_KEY)
+    single = version < "v1.0.1"  # the model was one file, which they call "."
+    files = {"." if single else path.name: h.sha256_file(path) for path in folder.glob("signme*")}
+    assert signed.files == files
+    bundle = json.loads((folder / "model.sig").read_bytes())
+    assert signed.fingerprint == bundle["verificationMaterial"]["publicKey"].get("hint", signed.fingerprint)
+    with pytest.raises(h.IntegrityError, match="no valid signature"):
+        h.prove_signature(folder / "model.sig", make_key(tmp_path / "k", "secp384r1")[1])
+
+
+@pytest.mark.parametrize("path", sorted(VECTORS.glob("v1.0/*/*.json")), ids=lambda path: path.name[:-12])
+def test_published_vectors_of_the_specification(path):
+    if path.name == "key.bundle.json":
+        signed = h.prove_signature(path, PUBLISHED_KEY)
+        assert set(signed.files) == {"signme-1", "signme-2"} and "ignore-me" in signed.ignored
+    else:  # not valid, or valid with a certificate, which only those can prove who have its authority's
+        with pytest.raises(h.IntegrityError, match="no valid signature"):
+            h.prove_signature(path, PUBLISHED_KEY)
+
+
+def test_a_predicate_of_another_type_is_refused_even_if_it_is_signed(keys, tmp_path, monkeypatch):
+    monkeypatch.setattr(h, "OMS_PREDICATE", "https://example.com/wrong-predicate/v1.0")
+    text = h.sign_manifest(a.make_model(tmp_path / "m", a.SMALL), keys[0])
+    monkeypatch.undo()
+    (tmp_path / "s").write_text(text)
+    with pytest.raises(h.IntegrityError, match="no valid signature"):
+        h.prove_signature(tmp_path / "s", keys[1])
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("curve", ["prime256v1", "secp384r1", "secp521r1"])
+def test_every_curve_of_the_specification_works_both_ways(curve, model_signing, tmp_path):
+    private, public = make_key(tmp_path / "keys", curve)
+    manifest = a.make_model(tmp_path / "m", FILES)
+    shutil.move(tmp_path / "m/.hfship", tmp_path / "kept")
+    (tmp_path / "ours").write_text(h.sign_manifest(manifest, private))
+    argv = [model_signing, "verify", "key", "--public_key", public, "--signature", tmp_path / "ours", tmp_path / "m"]
+    subprocess.run(argv, check=True)
+    argv = [model_signing, "sign", "key", "--private_key", private, "--signature", tmp_path / "theirs", tmp_path / "m"]
+    subprocess.run(argv, check=True)
+    h.require_signed(manifest, h.prove_signature(tmp_path / "theirs", public), tmp_path)
 
 
 @pytest.mark.real

@@ -126,6 +126,9 @@ PART_TRAPS = {
     "cut": (lambda f: os.truncate(part_of(f, 3), 777), {"m.tar.zst.0003"}),
     "cut at a frame edge": (cut_at_frame_edge, {"m.tar.zst.0002"}),
     "copied over": (lambda f: shutil.copy(part_of(f, 3), part_of(f, 2)), {"m.tar.zst.0002"}),
+    "renumbered": (lambda f: part_of(f, 2).rename(part_of(f, 9)), {"m.tar.zst.0002", "m.tar.zst.0009"}),
+    "duplicated": (lambda f: shutil.copy(part_of(f, 3), part_of(f, 6)), {"m.tar.zst.0006"}),
+    "duplicated with tables": (lambda f: shutil.copy(part_of(f, 5), part_of(f, 7)), {"m.tar.zst.0007"}),
     "appended to": (lambda f: part_of(f, 2).open("ab").write(b"x"), {"m.tar.zst.0002"}),
 }  # fmt: skip
 
@@ -154,6 +157,44 @@ def test_part_of_another_archive_is_named(parts, tmp_path):
     other = a.pack(tmp_path / "other/m", tmp_path / "foreign", frame_size=1000, split=5000)
     shutil.copy(part_of(other, 2), part_of(files, 2))
     assert {name for damage in a.verify(files) for name in damage.parts} == {"m.tar.zst.0002"}
+
+
+def test_a_part_left_over_from_a_larger_pack_is_blamed_not_ours(parts, tmp_path, hfship):
+    _, files = parts
+    a.make_model(tmp_path / "other/m", {"a": a.noise(9000, 7), "b": b"text" * 500, "c": a.noise(14000, 8)})
+    other = a.pack(tmp_path / "other/m", tmp_path / "foreign", frame_size=1000, split=5000)
+    assert len(other.paths) == 6
+    shutil.copy(part_of(other, 6), part_of(files, 6))
+    said = hfship("verify", files.folder, code=6).stderr
+    assert "damaged in 1 place" in said and "m.tar.zst.0006: is not part of this archive" in said
+    assert "remove m.tar.zst.0006" in said
+    part_of(files, 6).unlink()
+    hfship("verify", files.folder)
+
+
+def test_verify_names_the_model_and_says_when_the_file_was_renamed(small, tmp_path, hfship):
+    _, files = small
+    done = hfship("verify", files.path)
+    assert "model m, 4 files" in done.stdout and "renamed" not in done.stderr
+    files.path.rename(tmp_path / "whole/other.tar.zst")
+    said = hfship("verify", tmp_path / "whole/other.tar.zst").stderr
+    assert "was renamed: m.tar.zst.sha256" in said
+
+
+def test_a_refused_unpack_leaves_nothing_behind(small, tmp_path, hfship, small_disk):
+    _, files = small
+    with a.flipped(files.path, 300):
+        hfship("unpack", files.path, "-o", tmp_path / "un", code=6)
+    disk = small_disk(1)
+    a.make_model(tmp_path / "n", {"w": a.noise(3 << 20)})
+    hfship("unpack", a.pack(tmp_path / "n", tmp_path / "out").path, "-o", disk, code=7)
+    assert list(disk.iterdir()) == [] and list((tmp_path / "un").glob("*")) in ([], [tmp_path / "un/m.incomplete"])
+
+
+def test_what_is_not_found_is_told_with_the_folders_searched(hfship, tmp_path):
+    said = hfship("verify", "nothing", code=5).stderr
+    for folder in ("transfer", "transfer_package", "models", "site"):
+        assert str(hfship.home / folder) in said
 
 
 def test_any_part_the_folder_or_the_name_means_the_archive(hfship, parts, tmp_path):
@@ -246,15 +287,6 @@ def test_a_file_with_another_hash_than_the_manifest_says_is_named(tmp_path):
     stream = b"".join(s.known or {"a": b"aaaa", "b": b"bbbX"}[s.entry.path] for s in layout)
     (damage,) = a.verify(a.seal(stream, tmp_path / "m.tar.zst"))
     assert "m/b has SHA-256" in damage.what and damage.files == (("b", 0, 3),)
-
-
-def test_archives_of_other_programs_are_told_apart(hfship, tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x/f").write_text("f")
-    subprocess.run(["tar", "--zstd", "-cf", "x.tar.zst", "x"], check=True, cwd=tmp_path)
-    for command in ("verify", "unpack"):
-        done = hfship(command, tmp_path / "x.tar.zst", code=6)
-        assert "not made by hfship" in done.stderr and "tar --zstd -xf" in done.stderr
 
 
 def link_target(target, elsewhere):

@@ -1,0 +1,185 @@
+"""§8: workers end with us, tell what went wrong, and share frames so that every lane is taken in its order."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import archives as a
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hfship as h
+
+
+def fail(kind):
+    if kind == "disk":
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as exc:
+            raise h.disk_error(exc, "write", ROOT) from exc
+    if kind == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise {"memory": MemoryError, "interrupt": KeyboardInterrupt, "damage": h.IntegrityError, "bug": ZeroDivisionError}[
+        kind
+    ]("what")
+
+
+@pytest.mark.parametrize(
+    "kind, error, says",
+    [
+        ("disk", h.DiskError, "the disk is full"),
+        ("damage", h.IntegrityError, "what"),
+        ("memory", h.HostError, "got no more memory"),
+        ("killed", h.HostError, "ended by SIGKILL"),
+        ("interrupt", KeyboardInterrupt, "what"),
+        ("bug", ZeroDivisionError, "what"),
+    ],
+)
+def test_what_goes_wrong_in_a_worker_is_raised_here(kind, error, says):
+    with pytest.raises(error, match=says) as raised, h.Workers(2, lambda _, what: fail(what)) as workers:
+        pids = workers._pids[:]
+        workers.map([kind])
+    if kind == "disk":
+        assert raised.value.__cause__.errno == errno.ENOSPC and raised.value.next_step
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_results_come_in_order_and_progress_is_told(count):
+    told = []
+
+    def work(count, number):
+        count(number)
+        return number * number
+
+    with h.Workers(count, work, told.append) as workers:
+        assert workers.map(range(50)) == [n * n for n in range(50)]
+    assert sum(told) == sum(range(50))
+
+
+def test_no_process_can_be_started(monkeypatch):
+    def refuse():
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with pytest.raises(h.HostError, match="cannot start a worker"), h.Workers(2, print):
+        pass
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7),
+    count=st.integers(1, 6),
+    slots=st.integers(0, 8),
+    serial=st.booleans(),
+    ahead=st.one_of(st.none(), st.integers(1, 5)),
+    seed=st.integers(0, 999),
+)
+def test_every_frame_is_made_once_and_every_lane_taken_in_its_order(lengths, count, slots, serial, ahead, seed):
+    chance, schedule = random.Random(seed), h.Schedule(lengths, slots, serial)
+    first = [sum(lengths[:lane]) for lane in range(len(lengths))]
+    made, taken, filled, pending = set(), {}, set(), [[] for _ in range(count)]
+    while True:
+        if ahead:  # as pack does: frames have their place in order
+            placed = next((n for n in range(sum(lengths)) if n not in made), sum(lengths))
+            schedule.limit = placed + ahead
+        for worker in chance.sample(range(count), count):
+            while len(pending[worker]) < 2:
+                step = schedule.next(worker)
+                if step is None:
+                    break
+                if not step.make:
+                    assert (step.lane, step.at, step.slot) in filled or step.slot < 0
+                elif not step.take:
+                    assert step.slot not in {slot for _, _, slot in filled} and len(filled) < slots
+                if serial and step.make:
+                    assert all(len(taken[lane][1]) == lengths[lane] for lane in range(step.lane))
+                pending[worker].append(step)
+        busy = [worker for worker in range(count) if pending[worker]]
+        if not busy:
+            break
+        worker = chance.choice(busy)
+        step = pending[worker].pop(0)
+        if step.make:
+            number = first[step.lane] + step.at
+            assert number not in made and number < schedule.limit
+            made.add(number)
+        lost = step.make and chance.random() < 0.2
+        if step.take:
+            owner, frames = taken.setdefault(step.lane, (worker, []))
+            assert owner == worker and frames == list(range(step.at))
+            frames.append(step.at)
+            filled.discard((step.lane, step.at, step.slot))
+        elif not lost:
+            filled.add((step.lane, step.at, step.slot))
+        schedule.done(step, None if lost else 100)
+    assert {lane: frames for lane, (_, frames) in taken.items()} == {n: list(range(x)) for n, x in enumerate(lengths)}
+    assert len(made) == sum(lengths) and not filled
+
+
+@pytest.fixture
+def large(tmp_path):
+    a.make_model(tmp_path / "m", {"w1.bin": a.noise(40 << 20), "w2.bin": a.noise(9 << 20, 2), **a.SMALL})
+    return tmp_path / "m"
+
+
+@pytest.mark.parametrize("profile", ["standard", "smallest"])
+def test_more_workers_than_files_give_the_same_bytes_and_find_the_same_damage(profile, large, tmp_path):
+    files = [a.pack(large, tmp_path / f"out{jobs}", jobs=jobs, profile=profile) for jobs in (1, 2, 7, 16)]
+    assert len({f.path.read_bytes() for f in files}) == 1
+    archive = h.open_archive(files[0])
+    assert h.verify_archive(archive, 7, a.QUIET) == []
+    with a.flipped(files[0].path, archive.frames[4].offset + 99), a.flipped(
+        files[0].path, archive.frames[7].offset + 1
+    ):
+        found = [h.verify_archive(archive, jobs, a.QUIET) for jobs in (1, 2, 7)]
+        assert len(found[0]) == 2 and found[0] == found[1] == found[2]
+    h.unpack_archive(archive, tmp_path / "un", None, 7, False, a.QUIET)
+    assert a.tree(tmp_path / "un/m") == a.tree(large)
+
+
+def workers_of(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("command", ["pack", "verify", "unpack"])
+@pytest.mark.parametrize(
+    "victim, sent, code", [("parent", 9, -9), ("worker", 9, 9), ("group", 2, 130), ("group", 15, 130)]
+)
+def test_no_worker_outlives_its_parent_and_none_dies_unnoticed(command, victim, sent, code, large, tmp_path):
+    files = a.pack(large, tmp_path / "in", split=16_000_000)
+    argv = {
+        "pack": ["pack", large, "-o", tmp_path / "out", "--split", "16M"],
+        "verify": ["verify", files.path],
+        "unpack": ["unpack", files.path, "-o", tmp_path / "un"],
+    }[command]
+    argv = [sys.executable, ROOT / "hfship.py", *argv, "-j", "3"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while len(pids := workers_of(process.pid)) < 3:
+        time.sleep(0.001)
+    if victim == "group":
+        os.killpg(process.pid, sent)
+    else:
+        os.kill(process.pid if victim == "parent" else pids[1], sent)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == code, said
+    assert "Traceback" not in said and (victim != "worker" or "ended by SIGKILL" in said)
+    deadline = time.monotonic() + 2
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if command == "pack":
+        subprocess.run(["sha256sum", "-c", "--quiet", "m.tar.zst.sha256"], check=True, cwd=tmp_path / "out")
+    if command == "unpack":
+        assert a.tree(tmp_path / "un/m") == a.tree(large)
