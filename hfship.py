@@ -4282,6 +4282,10 @@ class Workers:
         with contextlib.suppress(ConnectionError):  # it died, as `receive` will tell
             self._links[worker].send(task)
 
+    @property
+    def busy(self) -> bool:
+        return any(self._tasks)
+
     def receive(self) -> Tuple[int, Tuple[Any, ...], Any]:
         """(worker, task, result) of the next task that is done. Raises what it raised."""
         if not self._links:
@@ -4321,7 +4325,7 @@ class Workers:
                     if task is None:
                         break
                     self.send(worker, *task)
-            if not any(self._tasks):
+            if not self.busy:
                 return
             yield self.receive()
 
@@ -4377,6 +4381,11 @@ class Schedule:
         self._open: List[int] = []  # lanes with frames to make
         self._next = 0
         self.limit = sum(lengths)
+
+    @property
+    def all_taken(self) -> bool:
+        """Whether only the limit keeps workers waiting."""
+        return sum(self._taken) == self.limit
 
     def next(self, worker: int) -> Optional[Step]:
         """The next step of a worker; None while there is none."""
@@ -4555,10 +4564,14 @@ class MediaChange:
         self._folders = sorted({path.parent for path in files.paths})
         self._asked: Set[str] = set()
 
+    def look_for(self, path: Path) -> Optional[Path]:
+        """Where a part is now."""
+        return next((folder / path.name for folder in self._folders if (folder / path.name).is_file()), None)
+
     def find(self, path: Path) -> Path:
         """The path at which a part is found."""
         while True:
-            found = next((folder / path.name for folder in self._folders if (folder / path.name).is_file()), None)
+            found = self.look_for(path)
             if found:
                 self._asked.discard(path.name)
                 return found
@@ -5403,6 +5416,9 @@ def pack_model(plan: PackPlan, folder: Path, reporter: Reporter, media: Sequence
     old = [files for files in merged(x for f in folders for x in archives_in(f)) if files.name == plan.archive]
     present = _already_packed(plan, old[0]) if old and not plan.options.force else None
     if present:
+        if (folder / (plan.archive + INCOMPLETE)).exists():  # a run was killed when all was done but this
+            with claim(folder / (plan.archive + INCOMPLETE)):
+                pass
         return Packed(plan.manifest, present, time.monotonic() - started, fresh=False)
     if old and not plan.options.force:
         _require_unfinished(plan, old[0])
@@ -5592,12 +5608,15 @@ class ArchiveCheck:
         where the stream is safe in the sink, unless there is damage."""
         lengths, serial = [len(lane.frames) for lane in self._lanes], bool(after or self.archive.media)
         schedule = Schedule(lengths, self._lane_work.slots, serial)
+        schedule.limit = 0
         with Workers(self._count, self._work) as workers, Serial() as flusher:
 
             def next_step(worker: int) -> Optional[Tuple[Step]]:
+                if schedule.all_taken and schedule.limit < sum(lengths) and not workers.busy:
+                    schedule.limit = self._readable(schedule.limit)
                 step = schedule.next(worker)
-                if step and step.make:
-                    self._prepare(self._lanes[step.lane], step.at)
+                if step and step.make and not step.at:
+                    self._begin(self._lanes[step.lane])
                 return (step,) if step else None
 
             for _, (step,), (size, damages, told) in workers.run(next_step):
@@ -5620,14 +5639,19 @@ class ArchiveCheck:
         done = self._resume.get(lane.file.path, 0) if lane.file else 0
         return [f for _, f in lane.frames if not done or lane.segments[0].file_range(f.start, f.stop)[1] > done]
 
-    def _prepare(self, lane: Lane, at: int) -> None:
-        """Before a frame is made: its file begins, and its part is there."""
-        if lane.file and not at:
+    def _readable(self, done: int) -> int:
+        """How many frames are on the media that are there, once there are more than are `done`."""
+        frames, media = [frame for lane in self._lanes for _, frame in lane.frames], self.archive.media
+        if media and done < len(frames):
+            media.find(self.archive.part_of(frames[done]).path)
+        missing = (
+            n for n in range(done, len(frames)) if media and not media.look_for(self.archive.part_of(frames[n]).path)
+        )
+        return next(missing, len(frames))
+
+    def _begin(self, lane: Lane) -> None:
+        if lane.file:
             self._sink.begin(lane.file)
-        if self.archive.media:
-            path = self.archive.part_of(lane.frames[at][1]).path
-            if not path.exists():
-                self.archive.media.find(path)
 
     def _follow(self, step: Step, lost: bool, flusher: Serial, after: Optional[Callable[[int], None]]) -> None:
         """A frame was taken: what lies before it is in the sink."""
