@@ -4315,13 +4315,13 @@ class Workers:
         how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
         return _short_of_memory(f"a worker was ended by {how}", "where memory is short, the kernel does so")
 
-    def run(self, next_task: Callable[[int], Optional[Tuple[Any, ...]]], depth: int = 2) -> Iterator[Tuple[Any, ...]]:
-        """Keep every worker at up to `depth` tasks that `next_task(worker)` has for it; yield (worker, task, result) as
-        they are done, until there are no more."""
+    def run(self, next_task: Callable[[int, bool], Optional[Tuple[Any, ...]]]) -> Iterator[Tuple[Any, ...]]:
+        """Keep every worker at up to two tasks that `next_task(worker, idle)` has for it; yield (worker, task, result)
+        as they are done, until there are no more."""
         while True:
             for worker, waiting in enumerate(self._tasks):
-                while len(waiting) < depth:
-                    task = next_task(worker)
+                while len(waiting) < 2:
+                    task = next_task(worker, not waiting)
                     if task is None:
                         break
                     self.send(worker, *task)
@@ -4332,7 +4332,7 @@ class Workers:
     def map(self, items: Sequence[Any]) -> List[Any]:
         """The results of `work(count, item)` for all items, in their order."""
         left, results = iter(items), {}
-        for _, (item,), result in self.run(lambda _: next(((item,) for item in left), None), depth=1):
+        for _, (item,), result in self.run(lambda _, idle: next(((item,) for item in left), None) if idle else None):
             results[item] = result
         return [results[item] for item in items]
 
@@ -4387,8 +4387,8 @@ class Schedule:
         """Whether only the limit keeps workers waiting."""
         return sum(self._taken) == self.limit
 
-    def next(self, worker: int) -> Optional[Step]:
-        """The next step of a worker; None while there is none."""
+    def next(self, worker: int, idle: bool) -> Optional[Step]:
+        """The next step of a worker; None while there is none. Only one that is `idle` makes frames for others."""
         lane = self._owned.get(worker, -1)
         if lane < 0 and self._may_open():
             lane = self._owned[worker] = self._next
@@ -4402,7 +4402,7 @@ class Schedule:
                 if self._taken[lane] == self._lengths[lane]:
                     del self._owned[worker]
                 return Step(lane, at, False, True, *found) if found else self._make(lane, at, True)
-        lanes = [x for x in self._open if self._may_make(x, self._made[x])] if self._free else []
+        lanes = [x for x in self._open if self._may_make(x, self._made[x])] if idle and self._free else []
         if not lanes:
             return None
         lane = min(lanes, key=lambda x: self._made[x] - self._taken[x])  # that whose owner will wait first
@@ -5317,9 +5317,9 @@ class PackRun:
         schedule.limit = len(frames) + self._ahead
         finished = False
 
-        def next_task(worker: int) -> Optional[Tuple[Any, ...]]:
+        def next_task(worker: int, idle: bool) -> Optional[Tuple[Any, ...]]:
             task = writer.next(worker)
-            step = None if task else schedule.next(worker)
+            step = None if task else schedule.next(worker, idle)
             return ("frame", step) if step else task
 
         for worker, (kind, *task), result in workers.run(next_task):
@@ -5593,7 +5593,7 @@ class ArchiveCheck:
         self._lost: Set[int] = set()  # lanes
         self._count = workers_for(jobs, self.size)
         largest = max((frame.length for frame in archive.frames), default=FRAME_SIZE)
-        self._lane_work = LaneWork(self._count and max((self._count + 2) * FRAME_SIZE // largest, 1), largest)
+        self._lane_work = LaneWork(self._count and max((self._count + 4) * FRAME_SIZE // largest, 1), largest)
         self._told = ToldSink(sink)
         self._found: List[Damage] = []  # by the step at hand
         self._decompress = load_zstd().decompressor()
@@ -5611,10 +5611,10 @@ class ArchiveCheck:
         schedule.limit = 0
         with Workers(self._count, self._work) as workers, Serial() as flusher:
 
-            def next_step(worker: int) -> Optional[Tuple[Step]]:
+            def next_step(worker: int, idle: bool) -> Optional[Tuple[Step]]:
                 if schedule.all_taken and schedule.limit < sum(lengths) and not workers.busy:
                     schedule.limit = self._readable(schedule.limit)
-                step = schedule.next(worker)
+                step = schedule.next(worker, idle)
                 if step and step.make and not step.at:
                     self._begin(self._lanes[step.lane])
                 return (step,) if step else None
