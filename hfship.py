@@ -4998,6 +4998,10 @@ class Workers:
         with contextlib.suppress(ConnectionError):  # it died, as `receive` will tell
             self._links[worker].send(task)
 
+    @property
+    def busy(self) -> bool:
+        return any(self._tasks)
+
     def receive(self) -> Tuple[int, Tuple[Any, ...], Any]:
         """(worker, task, result) of the next task that is done. Raises what it raised."""
         if not self._links:
@@ -5027,24 +5031,24 @@ class Workers:
         how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
         return _short_of_memory(f"a worker was ended by {how}", "where memory is short, the kernel does so")
 
-    def run(self, next_task: Callable[[int], Optional[Tuple[Any, ...]]], depth: int = 2) -> Iterator[Tuple[Any, ...]]:
-        """Keep every worker at up to `depth` tasks that `next_task(worker)` has for it; yield (worker, task, result) as
-        they are done, until there are no more."""
+    def run(self, next_task: Callable[[int, bool], Optional[Tuple[Any, ...]]]) -> Iterator[Tuple[Any, ...]]:
+        """Keep every worker at up to two tasks that `next_task(worker, idle)` has for it; yield (worker, task, result)
+        as they are done, until there are no more."""
         while True:
             for worker, waiting in enumerate(self._tasks):
-                while len(waiting) < depth:
-                    task = next_task(worker)
+                while len(waiting) < 2:
+                    task = next_task(worker, not waiting)
                     if task is None:
                         break
                     self.send(worker, *task)
-            if not any(self._tasks):
+            if not self.busy:
                 return
             yield self.receive()
 
     def map(self, items: Sequence[Any]) -> List[Any]:
         """The results of `work(count, item)` for all items, in their order."""
         left, results = iter(items), {}
-        for _, (item,), result in self.run(lambda _: next(((item,) for item in left), None), depth=1):
+        for _, (item,), result in self.run(lambda _, idle: next(((item,) for item in left), None) if idle else None):
             results[item] = result
         return [results[item] for item in items]
 
@@ -5094,8 +5098,13 @@ class Schedule:
         self._next = 0
         self.limit = sum(lengths)
 
-    def next(self, worker: int) -> Optional[Step]:
-        """The next step of a worker; None while there is none."""
+    @property
+    def all_taken(self) -> bool:
+        """Whether only the limit keeps workers waiting."""
+        return sum(self._taken) == self.limit
+
+    def next(self, worker: int, idle: bool) -> Optional[Step]:
+        """The next step of a worker; None while there is none. Only one that is `idle` makes frames for others."""
         lane = self._owned.get(worker, -1)
         if lane < 0 and self._may_open():
             lane = self._owned[worker] = self._next
@@ -5109,7 +5118,7 @@ class Schedule:
                 if self._taken[lane] == self._lengths[lane]:
                     del self._owned[worker]
                 return Step(lane, at, False, True, *found) if found else self._make(lane, at, True)
-        lanes = [x for x in self._open if self._may_make(x, self._made[x])] if self._free else []
+        lanes = [x for x in self._open if self._may_make(x, self._made[x])] if idle and self._free else []
         if not lanes:
             return None
         lane = min(lanes, key=lambda x: self._made[x] - self._taken[x])  # that whose owner will wait first
@@ -5273,10 +5282,14 @@ class MediaChange:
         self._folders = sorted({path.parent for path in files.paths})
         self._asked: Set[str] = set()
 
+    def look_for(self, path: Path) -> Optional[Path]:
+        """Where a part is now."""
+        return next((folder / path.name for folder in self._folders if (folder / path.name).is_file()), None)
+
     def find(self, path: Path) -> Path:
         """The path at which a part is found."""
         while True:
-            found = next((folder / path.name for folder in self._folders if (folder / path.name).is_file()), None)
+            found = self.look_for(path)
             if found:
                 self._asked.discard(path.name)
                 return found
@@ -6134,9 +6147,9 @@ class PackRun:
         ends = [segment.stop for segment in self._plan.segments if segment.entry]
         stage.files, stage.finished = len(ends), bisect_right(ends, frames[-1].stop if frames else 0)
 
-        def next_task(worker: int) -> Optional[Tuple[Any, ...]]:
+        def next_task(worker: int, idle: bool) -> Optional[Tuple[Any, ...]]:
             task = writer.next(worker)
-            step = None if task else schedule.next(worker)
+            step = None if task else schedule.next(worker, idle)
             return ("frame", step) if step else task
 
         for worker, (kind, *task), result in workers.run(next_task):
@@ -6234,6 +6247,9 @@ def pack_model(plan: PackPlan, folder: Path, reporter: Reporter, media: Sequence
     old = [x for x in merged(x for f in folders for x in archives_in(f)) if _is_named(x, plan.archive)]
     present = _already_packed(plan, old[0]) if old and not plan.options.force else None
     if present:
+        if (folder / (plan.archive + INCOMPLETE)).exists():  # a run was killed when all was done but this
+            with claim(folder / (plan.archive + INCOMPLETE)):
+                pass
         return Packed(plan.manifest, present, time.monotonic() - started, fresh=False)
     if old and not plan.options.force:
         _require_unfinished(plan, old[0])
@@ -6432,7 +6448,7 @@ class ArchiveCheck:
         self._lost: Set[int] = set()  # lanes
         self._count = workers_for(jobs, self.size)
         largest = max((frame.length for frame in archive.frames), default=FRAME_SIZE)
-        self._lane_work = LaneWork(self._count and max((self._count + 2) * FRAME_SIZE // largest, 1), largest)
+        self._lane_work = LaneWork(self._count and max((self._count + 4) * FRAME_SIZE // largest, 1), largest)
         self._told = ToldSink(sink)
         self._found: List[Damage] = []  # by the step at hand
         self._decompress = load_zstd().decompressor()
@@ -6448,12 +6464,15 @@ class ArchiveCheck:
         stage.files = sum(len(lane.files) for lane in self._lanes)
         lengths, serial = [len(lane.frames) for lane in self._lanes], bool(after or self.archive.media)
         schedule = Schedule(lengths, self._lane_work.slots, serial)
+        schedule.limit = 0
         with Workers(self._count, self._work) as workers, Serial() as flusher:
 
-            def next_step(worker: int) -> Optional[Tuple[Step]]:
-                step = schedule.next(worker)
-                if step and step.make:
-                    self._prepare(self._lanes[step.lane], step.at)
+            def next_step(worker: int, idle: bool) -> Optional[Tuple[Step]]:
+                if schedule.all_taken and schedule.limit < sum(lengths) and not workers.busy:
+                    schedule.limit = self._readable(schedule.limit)
+                step = schedule.next(worker, idle)
+                if step and step.make and not step.at:
+                    self._begin(self._lanes[step.lane])
                 return (step,) if step else None
 
             for _, (step,), (size, damages, told) in workers.run(next_step):
@@ -6478,14 +6497,19 @@ class ArchiveCheck:
         done = self._resume.get(lane.file.path, 0) if lane.file else 0
         return [f for _, f in lane.frames if not done or lane.segments[0].file_range(f.start, f.stop)[1] > done]
 
-    def _prepare(self, lane: Lane, at: int) -> None:
-        """Before a frame is made: its file begins, and its part is there."""
-        if lane.file and not at:
+    def _readable(self, done: int) -> int:
+        """How many frames are on the media that are there, once there are more than are `done`."""
+        frames, media = [frame for lane in self._lanes for _, frame in lane.frames], self.archive.media
+        if media and done < len(frames):
+            media.find(self.archive.part_of(frames[done]).path)
+        missing = (
+            n for n in range(done, len(frames)) if media and not media.look_for(self.archive.part_of(frames[n]).path)
+        )
+        return next(missing, len(frames))
+
+    def _begin(self, lane: Lane) -> None:
+        if lane.file:
             self._sink.begin(lane.file)
-        if self.archive.media:
-            path = self.archive.part_of(lane.frames[at][1]).path
-            if not path.exists():
-                self.archive.media.find(path)
 
     def _follow(self, step: Step, lost: bool, flusher: Serial, after: Optional[Callable[[int], None]]) -> None:
         """A frame was taken: what lies before it is in the sink."""

@@ -94,7 +94,7 @@ def test_every_frame_is_made_once_and_every_lane_taken_in_its_order(lengths, cou
             schedule.limit = placed + ahead
         for worker in chance.sample(range(count), count):
             while len(pending[worker]) < 2:
-                step = schedule.next(worker)
+                step = schedule.next(worker, not pending[worker])
                 if step is None:
                     break
                 if not step.make:
