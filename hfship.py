@@ -4904,6 +4904,9 @@ class StreamCheck:
             self._sink.abandon(segment.entry, lost=False)
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Workers:
     """Processes that each run `work(count, *task)` for the tasks they are sent, one after the other.
 
@@ -4926,8 +4929,8 @@ class Workers:
             _libc().mallopt(_M_MMAP_THRESHOLD, FORK_SIZE)
             _libc().mallopt(_M_TRIM_THRESHOLD, 8 * FORK_SIZE)
         caught: List[int] = []  # Python forgets an exception that comes while it forks
-        ending = (signal.SIGINT, signal.SIGTERM)
-        handlers = {number: signal.signal(number, lambda got, _: caught.append(got)) for number in ending}
+        ending = [number for number in _ENDING if callable(signal.getsignal(number))]
+        handlers: Dict[int, Any] = {n: signal.signal(n, lambda got, _: caught.append(got)) for n in ending}
         gc.freeze()  # else the first collection of a worker would copy all that it shares with us
         try:
             for _ in range(self.count):
@@ -4941,7 +4944,7 @@ class Workers:
                 signal.signal(number, handler)
         if caught:
             self.__exit__()
-            raise KeyboardInterrupt
+            handlers[caught[0]](caught[0], None)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -4962,7 +4965,7 @@ class Workers:
             pid = os.fork()
         if not pid:
             try:
-                for name in (signal.SIGINT, signal.SIGTERM):  # these are for the parent, which then ends us
+                for name in _ENDING:  # these are for the parent, which then ends us
                     signal.signal(name, signal.SIG_IGN)
                 if libc:
                     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
