@@ -165,6 +165,15 @@ def as_typed(text: str) -> str:
     return re.sub(r"\bhfship (?=[a-z]+( |$))", lambda _: program_name() + " ", text)
 
 
+def command_line(*words: object) -> str:
+    """A command that can be pasted into a shell, whatever its words hold.
+
+    >>> command_line("hfship", "verify", Path("/mnt/my disk/m.tar.zst"))
+    "hfship verify '/mnt/my disk/m.tar.zst'"
+    """
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
 class UsageError(HfshipError):
     """The command line or a settings file is wrong."""
 
@@ -265,12 +274,23 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> counted(0, "file"), counted(1, "file"), counted(12, "missing part")
+    ('0 files', '1 file', '12 missing parts')
+    """
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def human_seconds(seconds: float) -> str:
     """A duration for people.
 
-    >>> [human_seconds(s) for s in (0.21, 59.7, 61, 3700)]
-    ['0.2 s', '59.7 s', '1 min 01 s', '1 h 01 min']
+    >>> [human_seconds(s) for s in (0.02, 0.21, 59.7, 61, 3700)]
+    ['less than 0.1 s', '0.2 s', '59.7 s', '1 min 01 s', '1 h 01 min']
     """
+    if seconds < 0.1:
+        return "less than 0.1 s"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
@@ -1273,6 +1293,11 @@ RETRIES = 6  # attempts without any progress before giving up
 URL_RENEWAL_S = 120.0  # a signed URL is renewed when it has less than this left
 
 _COMMIT = re.compile(r"[0-9a-f]{40}$")
+# A page of the Hub: .../ORG/NAME, .../datasets/ORG/NAME, .../ORG/NAME/tree/REVISION/FOLDER, .../blob/REVISION/FILE
+_PAGE = re.compile(
+    r"/(?:models/)?(?P<type>datasets/|spaces/)?(?P<repo>[^/@]+(?:/(?!(?:tree|blob|resolve|raw)/)[^/@]+)?)"
+    r"(?:/(?P<kind>tree|blob|resolve|raw)/(?P<revision>refs/[^/]+/[^/]+|[^/]+)(?:/(?P<path>.+?))?)?/?$"
+)
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", re.ASCII)
 REPO_TYPES = ("model", "dataset", "space")
 
@@ -1304,20 +1329,40 @@ class Snapshot:
         return sum(file.size for file in self.files)
 
 
-def parse_repo(text: str) -> Tuple[str, Optional[str]]:
-    """(repository, revision) of "ORG/NAME[@REV]" or of a Hub URL.
+def parse_repo(text: str, endpoint: str = DEFAULT_ENDPOINT) -> Tuple[str, Optional[str]]:
+    """(repository, revision) of "ORG/NAME[@REV]" or of an address copied from a browser.
 
     >>> parse_repo("Qwen/Qwen3-8B@refs/pr/1")
     ('Qwen/Qwen3-8B', 'refs/pr/1')
-    >>> parse_repo("https://huggingface.co/Qwen/Qwen3-8B")
-    ('Qwen/Qwen3-8B', None)
+    >>> parse_repo("https://huggingface.co/Qwen/Qwen3-8B/tree/main")
+    ('Qwen/Qwen3-8B', 'main')
     """
-    repo, _, revision = re.sub(r"^(https?://[^/]+/|hf://)(models/)?", "", text).partition("@")
+    if text.startswith(("http://", "https://")):
+        return _parse_page(text, endpoint)
+    repo, _, revision = re.sub(r"^hf://(models/)?", "", text).partition("@")
     repo = repo.rstrip("/")
     if not _REPO_ID.match(repo) or ".." in repo:
         step = "give it as ORG/NAME or ORG/NAME@REVISION, for example Qwen/Qwen3-8B"
         raise UsageError(f"{text!r} is not a repository", "", step)
     return repo, revision or None
+
+
+def _parse_page(url: str, endpoint: str) -> Tuple[str, Optional[str]]:
+    """(repository, revision) of a page of the Hub. Raises UsageError, with the command to type, for a page that says
+    more than that: another Hub, a dataset, one file."""
+    page = _PAGE.match(unquote(urlsplit(url).path))
+    if not page or not _REPO_ID.match(page["repo"]):
+        raise UsageError(f"{redact(url)} is not the page of a repository", "", "give the repository as ORG/NAME")
+    known = {origin(endpoint)[1], "huggingface.co", "hf.co"}
+    host = urlsplit(url).netloc.rpartition("@")[2]
+    more = [] if origin(url)[1] in known else ["--endpoint", f"{origin(url)[0]}://{host}"]
+    more += ["--repo-type", page["type"][:-2]] if page["type"] else []
+    more += ["--include", page["path"] + ("/" if page["kind"] == "tree" else "")] if page["path"] else []
+    if more:
+        words = page["repo"] + (f"@{page['revision']}" if page["revision"] else "")
+        what = f"{redact(url)} is more than the name of a repository"
+        raise UsageError(what, "", command_line("hfship", "fetch", words, *more))
+    return page["repo"], page["revision"]
 
 
 def api_url(endpoint: str, repo_type: str, repo: str, *parts: str) -> str:
@@ -1533,7 +1578,10 @@ def import_requests() -> Any:
     """requests, imported only where the network is used. Raises HostError on a Python that is too old for it."""
     if sys.version_info < (3, 10):
         have = ".".join(map(str, sys.version_info[:2]))
-        raise HostError("fetch needs Python 3.10 or newer", f"this is Python {have}", "run it with a newer python3")
+        names = [f"python3.{minor}" for minor in range(20, 9, -1)]
+        newer = next((name for name in names if shutil.which(name)), "a newer python3")
+        step = command_line(newer, *sys.argv) if newer in names else f"run it with {newer}; none is on PATH"
+        raise HostError("fetch needs Python 3.10 or newer", f"this is Python {have}", step)
     _carry_certificates()
     try:
         with warnings.catch_warnings():
@@ -1559,6 +1607,28 @@ def _carry_certificates() -> None:
         sys.modules["certifi"] = certifi
 
 
+def tls_adapter(requests: Any) -> Any:
+    """requests' HTTPAdapter, but all its connections share one TLS context. Left alone, each parses the CA bundle anew:
+    15 ms of CPU and 2 MB."""
+    import ssl  # not every Python on an offline machine has it
+
+    make_context = lru_cache(maxsize=None)(ssl.create_default_context)
+
+    class Adapter(requests.adapters.HTTPAdapter):  # type: ignore[misc]
+        def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+            where, options = super().build_connection_pool_key_attributes(request, verify, cert)
+            file, folder = options.pop("ca_certs", None), options.pop("ca_cert_dir", None)
+            if where["scheme"] == "https":
+                bundle = file or (None if folder else requests.adapters.DEFAULT_CA_BUNDLE_PATH)
+                options["ssl_context"] = make_context(cafile=bundle, capath=folder)
+            return where, options
+
+        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+            """Would give each connection the bundle again; the context has it."""
+
+    return Adapter
+
+
 def open_session(token: Optional[Token], endpoint: str, connections: int, env: Mapping[str, str]) -> Any:
     """A requests session with `connections` kept-alive connections that shows the token to the Hub's origin only.
 
@@ -1567,7 +1637,7 @@ def open_session(token: Optional[Token], endpoint: str, connections: int, env: M
     """
     requests = import_requests()
     session = requests.Session()
-    adapter = requests.adapters.HTTPAdapter(pool_connections=8, pool_maxsize=connections + 2, max_retries=0)
+    adapter = tls_adapter(requests)(pool_connections=8, pool_maxsize=connections + 2, max_retries=0)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     session.headers.update({"User-Agent": f"hfship/{__version__}", "Accept-Encoding": "identity"})
@@ -2109,6 +2179,7 @@ class FileJob:
     remote: RemoteFile
     source: Source
     folder: Path
+    log: VerifiedLog
 
     @property
     def target(self) -> Path:
@@ -2424,10 +2495,10 @@ def write_hub_metadata(folder: Path, remote: RemoteFile, commit: str) -> None:
     atomic_write(path, f"{commit}\n{remote.etag}\n{time.time()}\n", durable=False)
 
 
-def accept_file(partial: PartialFile, log: VerifiedLog) -> None:
+def accept_file(partial: PartialFile) -> None:
     """A file whose hash matches gets its name, and is remembered."""
     job = partial.job
-    log.add(job.remote, partial.commit(), partial.hasher)
+    job.log.add(job.remote, partial.commit(), partial.hasher)
     write_hub_metadata(job.folder, job.remote, job.source.commit)
 
 
@@ -2459,7 +2530,6 @@ class Download:
         self._client, self._stage, self._stop, self._transfer = client, stage, stop, transfer
         self._jobs = list(jobs)
         filesystem = filesystem_of(jobs[0].folder)
-        self._logs = {folder: VerifiedLog(folder) for folder in {job.folder for job in jobs}}
         self._partials = [PartialFile(job, filesystem) for job in jobs]
         self._endpoints = (*transfer.mirrors, client.endpoint)
         self._sources = Sources(len(self._endpoints))
@@ -2704,11 +2774,11 @@ class Download:
 
     def _finish(self, file: int) -> None:
         """All bytes are there and hashed: accept the file, or fetch it once more."""
-        partial, job = self._partials[file], self._jobs[file]
+        partial = self._partials[file]
         if not partial.hasher.matches():
             self._reject(file)
             return
-        accept_file(partial, self._logs[job.folder])
+        accept_file(partial)
         with self._changed:
             self._open.discard(file)
             self._finished += 1
@@ -2811,7 +2881,9 @@ def fetch_with_aria2(client: HubClient, jobs: Sequence[FileJob], stage: Stage, t
                 break
     if pending:
         why = redact((done.err or done.out).strip()[-500:])
-        raise NetworkError(f"aria2c did not finish {len(pending)} files", why, "run the same command again: it goes on")
+        raise NetworkError(
+            f"aria2c did not finish {counted(len(pending), 'file')}", why, "run the same command again: it goes on"
+        )
     for job in jobs:
         partial = PartialFile(job, filesystem)
         partial.hash_up_to(min(job.remote.size, job.incomplete.stat().st_size))
@@ -2819,7 +2891,7 @@ def fetch_with_aria2(client: HubClient, jobs: Sequence[FileJob], stage: Stage, t
             job.incomplete.unlink()
             step = "run the same command again, without --engine aria2"
             raise IntegrityError(f"{job.remote.path} arrives damaged through aria2c", "", step)
-        accept_file(partial, VerifiedLog(job.folder))
+        accept_file(partial)
 
 
 @contextlib.contextmanager
@@ -2867,11 +2939,12 @@ class FetchPlan:
     snapshot: Snapshot
     wanted: Tuple[RemoteFile, ...]
     present: Mapping[str, str]
+    log: VerifiedLog
 
     @property
     def jobs(self) -> List[FileJob]:
         missing = [file for file in self.wanted if file.path not in self.present]
-        return [FileJob(file, self.snapshot.source, self.folder) for file in missing]
+        return [FileJob(file, self.snapshot.source, self.folder, self.log) for file in missing]
 
 
 def select_files(files: Sequence[RemoteFile], include: Sequence[str], exclude: Sequence[str]) -> List[RemoteFile]:
@@ -2929,11 +3002,10 @@ def hash_file(path: Path, hasher: FileHasher, count: Callable[[int], None]) -> o
 
 
 def present_files(
-    folder: Path, wanted: Sequence[RemoteFile], reporter: Reporter, rehash: bool = False
+    folder: Path, wanted: Sequence[RemoteFile], log: VerifiedLog, reporter: Reporter, rehash: bool = False
 ) -> Dict[str, str]:
     """path -> SHA-256 of the wanted files that lie in the folder already. Files that this hfship did not prove, or
     all with `rehash`, are hashed now and adopted when they are right (`hf download` never checks a hash)."""
-    log = VerifiedLog(folder)
     present, unproven = {}, []
     for remote in wanted:
         path = folder / remote.path
@@ -2980,7 +3052,7 @@ def repair_file(client: HubClient, job: FileJob, marks: Sequence[str], reporter:
         os.fsync(stream.fileno())
         if hasher.matches():
             reporter.info(f"{remote.path}: repaired, {human_bytes(fetched)} of {human_bytes(remote.size)} fetched")
-            VerifiedLog(job.folder).add(remote, os.fstat(stream.fileno()), hasher)
+            job.log.add(remote, os.fstat(stream.fileno()), hasher)
     return hasher.matches()
 
 
@@ -3024,7 +3096,7 @@ def reuse_local(job: FileJob, donors: Sequence[Path], reporter: Reporter) -> boo
                 stat = hash_file(job.incomplete, hasher, stage.add)
             if hasher.matches():
                 os.replace(job.incomplete, job.target)
-                VerifiedLog(job.folder).add(job.remote, stat, hasher)
+                job.log.add(job.remote, stat, hasher)
                 write_hub_metadata(job.folder, job.remote, job.source.commit)
                 reporter.info(f"{job.remote.path}: taken from {donor}")
                 return True
@@ -3064,16 +3136,16 @@ def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter:
         everything, wanted = wanted, without_duplicates(wanted)
         left = sum(file.size for file in everything) - sum(file.size for file in wanted)
         if left:
-            count = len(everything) - len(wanted)
-            what = (
-                f"{request.repo}: {count} files ({human_bytes(left)}) in formats that vLLM does not read are left out"
+            what = f"{counted(len(everything) - len(wanted), 'file')} ({human_bytes(left)})"
+            reporter.info(
+                f"{request.repo}: leaving out {what} in formats that vLLM does not read; --all-files brings them"
             )
-            reporter.info(f"{what}; --all-files brings them")
     if not wanted:
-        why = f"{len(snapshot.files)} files in the repository, none selected"
+        why = f"{counted(len(snapshot.files), 'file')} in the repository, none selected"
         raise NotFoundError(f"nothing to fetch from {request.repo}", why, "check --include and --exclude")
-    present = present_files(folder, wanted, reporter, request.rehash)
-    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present)
+    log = VerifiedLog(folder)
+    present = present_files(folder, wanted, log, reporter, request.rehash)
+    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present, log)
 
 
 def bytes_to_write(plan: FetchPlan) -> int:
@@ -3089,8 +3161,7 @@ def bytes_to_write(plan: FetchPlan) -> int:
 def finish_fetch(plan: FetchPlan) -> Manifest:
     """All files are proven: write the manifest. An unchanged manifest keeps its bytes, so that packing it again gives
     the same archive."""
-    log = VerifiedLog(plan.folder)
-    entries = [FileEntry(f.path, f.size, log.sha256_of(f) or "") for f in plan.wanted]
+    entries = [FileEntry(f.path, f.size, plan.log.sha256_of(f) or "") for f in plan.wanted]
     changed = [entry.path for entry in entries if not entry.sha256]
     if changed:
         raise IntegrityError(f"{changed[0]} changed while it was fetched", "", "run the same command again")
@@ -4527,14 +4598,15 @@ def _require_all_parts(files: ArchiveFiles) -> None:
     missing = sorted(listed) or [files.part(n).name for n in gaps]
     if missing:
         raise IntegrityError(
-            f"{files.name} is not complete: {len(missing)} parts are missing",
+            f"{files.name} is not complete: {counted(len(missing), 'missing part')}",
             f"missing in {files.folder}: {shorten(missing, 20)}",
             "copy them again, then run the same command",
         )
 
 
 def _foreign(files: ArchiveFiles) -> IntegrityError:
-    cat = f"cat {files.folder / files.name}.* | tar --zstd -x" if files.numbers else f"tar --zstd -xf {files.path}"
+    path = command_line(files.folder / files.name)
+    cat = f"cat {path}.* | tar --zstd -x" if files.numbers else f"tar --zstd -xf {path}"
     return IntegrityError(
         f"{files.path} was not made by hfship, or both its beginning and its end are damaged",
         "it has neither the tables of hfship at its end nor a manifest in its first frame",
@@ -5038,7 +5110,7 @@ def pack_model(plan: PackPlan, folder: Path, reporter: Reporter, media: Sequence
     with claim(folder / (plan.archive + INCOMPLETE), bool(plan.options.split)) as lock:
         resumed = resumable(plan, lock)
         if resumed.parts:
-            reporter.info(f"{plan.archive}: {len(resumed.parts)} parts are complete, going on behind them")
+            reporter.info(f"{plan.archive}: going on behind {counted(len(resumed.parts), 'complete part')}")
         _require_room_for(plan, folders, resumed.parts)
         if plan.options.split:
             os.ftruncate(lock, 0)
@@ -5635,7 +5707,8 @@ def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter
 
 def folder_error(folder: Path, manifest: Manifest, damages: Sequence[Damage]) -> DamageError:
     """The damage of a model folder."""
-    repair = f"hfship unpack {manifest.name} -o {folder.parent}, or fetch it again: only damaged files are replaced"
+    again = command_line("hfship", "unpack", manifest.name, "-o", folder.parent)
+    repair = f"{again}\nor fetch it again: only damaged files are replaced"
     return DamageError(f"{folder} is not what its manifest says", damages, repair)
 
 
@@ -5726,7 +5799,7 @@ def _require_layout(archive: Archive) -> Manifest:
     damages = list(archive.damages)
     if not damages:
         damages = verify_archive(archive, 1, Reporter("none"))
-    raise archive_error(archive, damages, f"hfship unpack {archive.files.path}")
+    raise archive_error(archive, damages, command_line("hfship", "unpack", archive.files.path))
 
 
 def _borrow(tree: Tree, manifest: Manifest, base: Path) -> None:
@@ -5745,7 +5818,7 @@ def _require_base(archive: Archive, manifest: Manifest, kept: AbstractSet[str]) 
     missing = [entry.path for entry in manifest.files if entry.path in archive.absent - kept]
     if missing:
         raise NotFoundError(
-            f"{archive.files.name} is a delta: {len(missing)} files must come from an older version on site",
+            f"{archive.files.name} is a delta: {counted(len(missing), 'file')} must come from an older version on site",
             f"not found, or not intact: {shorten(missing)}",
             "name the folder of that version with --base DIR, or bring the whole archive",
         )
@@ -5791,7 +5864,7 @@ def _proven_files(tree: Tree, manifest: Manifest, jobs: int, reporter: Reporter)
     present = [entry for entry in manifest.files if (tree.root / entry.path).is_file()]
     if not present:
         return set()
-    reporter.info(f"{tree.root}: {len(present)} of {len(manifest.files)} files are there, proving them")
+    reporter.info(f"{tree.root}: proving the {len(present)} of {counted(len(manifest.files), 'file')} that are there")
     with reporter.stage("prove", sum(entry.size for entry in present)) as stage, Workers(jobs) as workers:
         sums = workers.in_order(lambda entry: tree.sha256(entry, stage.add), present, jobs)
         return {entry.path for entry, found in zip(present, sums) if found == entry.sha256}
@@ -5830,7 +5903,9 @@ def _restore(
     finally:
         journal.close(not damages and others >= {entry.path for entry in left})
     if damages:
-        raise archive_error(archive, damages, f"hfship unpack -o {tree.root.parent} {archive.files.path}")
+        raise archive_error(
+            archive, damages, command_line("hfship", "unpack", "-o", tree.root.parent, archive.files.path)
+        )
 
 
 def free_file(path: Path, keep: int) -> None:
@@ -6392,11 +6467,13 @@ def require_complete(folder: Path) -> None:
         if size != entry.size:
             why = f"it has {size} bytes instead of {entry.size}" if size >= 0 else "the manifest lists it"
             what = f"{path} is {'damaged' if size >= 0 else 'missing'}"
-            raise IntegrityError(what, why, f"hfship verify {folder}")
+            raise IntegrityError(what, why, command_line("hfship", "verify", folder))
     for path in folder.iterdir():
         if path.is_symlink() and folder.resolve() not in path.resolve().parents:
             why = f"{path.name} is a link to {os.readlink(path)}, which the container cannot see"
-            raise HostError(f"{folder} cannot be served", why, f"cp -rL {folder} NEW-FOLDER, then serve that")
+            raise HostError(
+                f"{folder} cannot be served", why, f"{command_line('cp', '-rL', folder)} NEW-FOLDER, then serve that"
+            )
 
 
 def weight_files(folder: Path) -> Sequence[Path]:
@@ -6877,7 +6954,7 @@ def refusal(name: str, facts: ModelFacts, pool: Sequence[Gpu], fits: Sequence[Fi
     what += f" with --max-model-len {options.max_model_len}" if options.max_model_len else ""
     shown = [f for f in fits if asked in (0, f.tp)]
     if not shown:
-        shown = [Fit(asked, split_problem(facts, asked) or f"there are only {len(pool)} free GPUs")]
+        shown = [Fit(asked, split_problem(facts, asked) or f"there are only {counted(len(pool), 'free GPU')}")]
     works = [f"--tensor-parallel-size {f.tp} --max-model-len {f.length}" for f in fits if f.length]
     # Beyond this machine: the smallest number of such GPUs that would do, or else other GPUs.
     wanted = options.max_model_len or min(facts.max_length, LEAST_LENGTH) or 1
@@ -8233,7 +8310,7 @@ def fetch_arguments(parser: argparse.ArgumentParser) -> None:
 def cmd_fetch(context: Context) -> Exit:
     """Plan every repository, check the room, then bring all their files through one pool of connections."""
     args, reporter = context.args, context.reporter
-    requests = fetch_requests(args)
+    requests = fetch_requests(args, context.settings.endpoint)
     token = read_token_file(Path(args.token_file)) if args.token_file else find_token(os.environ)
     stop = threading.Event()
     transfer = Transfer(args.jobs, args.limit_rate, tuple(load_settings({}, url).endpoint for url in args.mirror))
@@ -8258,12 +8335,12 @@ def cmd_fetch(context: Context) -> Exit:
     return summarize_failures(failures, len(requests), reporter)
 
 
-def fetch_requests(args: argparse.Namespace) -> List[FetchRequest]:
+def fetch_requests(args: argparse.Namespace, endpoint: str) -> List[FetchRequest]:
     """The repositories asked for, with the names of their folders. Raises UsageError when names collide."""
     requests = []
     rehash = args.verify or args.repair
     for text in args.repos:
-        repo, revision = parse_repo(text)
+        repo, revision = parse_repo(text, endpoint)
         name = args.name or repo.rpartition("/")[2]
         make_manifest(name, ())  # refuses what cannot be a folder name
         patterns = tuple(args.include), tuple(args.exclude)
@@ -8316,7 +8393,6 @@ def remove_if_empty(folder: Path) -> None:
 def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, reporter: Reporter) -> FetchPlan:
     """What can be had without fetching it whole: equal files of this machine, and repairs of damaged ones."""
     present = dict(plan.present)
-    log = VerifiedLog(plan.folder)
     worth_it = [job for job in plan.jobs if job.remote.sha256 and job.remote.size > SMALL_FILE]
     copies = copies_in(root) if worth_it and not repair else {}
     for job in worth_it:
@@ -8324,7 +8400,7 @@ def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, r
         if job.incomplete.exists():
             continue
         damaged = job.target.is_file() and job.target.stat().st_size == job.remote.size
-        marks = log.marks_of(job.remote) if damaged else []
+        marks = job.log.marks_of(job.remote) if damaged else []
         mended = bool(marks) and repair_file(client, job, marks, reporter)
         if not mended and not repair:
             mended = reuse_local(job, [hub_cache_blob(job, os.environ), *copies.get(sha256, ())], reporter)
@@ -8333,18 +8409,28 @@ def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, r
     return replace(plan, present=present)
 
 
+def fetch_command(plan: FetchPlan, *flags: str) -> str:
+    """The command that brings this plan's repository into its folder."""
+    source = plan.snapshot.source
+    words = [source.repo if source.revision == "main" else f"{source.repo}@{source.revision}", "-o", plan.folder.parent]
+    words += ["--name", plan.name] if plan.name != source.repo.rpartition("/")[2] else []
+    words += ["--repo-type", source.repo_type] if source.repo_type != "model" else []
+    words += ["--endpoint", source.endpoint] if source.endpoint != DEFAULT_ENDPOINT else []
+    return command_line("hfship", "fetch", *flags, *words)
+
+
 def missing_or_wrong(plan: FetchPlan) -> List[HfshipError]:
     """What --verify found."""
     wrong = [job.remote.path for job in plan.jobs if job.target.exists()]
     missing = [job.remote.path for job in plan.jobs if not job.target.exists()]
-    step = f"hfship fetch --repair {plan.snapshot.source.repo}"
+    step = fetch_command(plan, "--repair")
     errors: List[HfshipError] = []
     if wrong:
-        errors.append(IntegrityError(f"{plan.folder}: {len(wrong)} files are wrong", ", ".join(wrong[:20]), step))
+        what = f"{plan.folder}: {counted(len(wrong), 'wrong file')}"
+        errors.append(IntegrityError(what, ", ".join(wrong[:20]), step))
     if missing:
-        errors.append(
-            IncompleteError(f"{plan.folder}: {len(missing)} files are missing", ", ".join(missing[:20]), step)
-        )
+        what = f"{plan.folder}: {counted(len(missing), 'missing file')}"
+        errors.append(IncompleteError(what, ", ".join(missing[:20]), step))
     return errors
 
 
@@ -8355,7 +8441,7 @@ def summarize_failures(failures: Sequence[HfshipError], count: int, reporter: Re
     if not failures:
         return Exit.OK
     if count > 1:
-        reporter.info(f"{len(failures)} problems with {count} repositories; the rest is complete")
+        reporter.info(f"{counted(len(failures), 'problem')} with {count} repositories; the rest is complete")
     codes = {failure.code for failure in failures}
     return codes.pop() if len(codes) == 1 and count == 1 else Exit.INCOMPLETE
 
@@ -8383,12 +8469,12 @@ def report_fetch(plans: Sequence[FetchPlan], came: int, seconds: float, context:
     """Write the manifests and say what is there now; `came` is what all of them together had to fetch (bytes)."""
     rows = []
     for plan in plans:
-        manifest = finish_fetch(plan)
-        fields = {"name": plan.name, "repo": plan.snapshot.source.repo, "commit": plan.snapshot.source.commit}
+        manifest, source = finish_fetch(plan), plan.snapshot.source
+        fields = {"name": plan.name, "repo": source.repo, "commit": source.commit}
         counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_files": len(plan.jobs)}
         rows.append({**fields, "folder": str(plan.folder), **counts})
         proof = "every file verified" if plan.jobs or context.args.verify else "verified earlier, nothing to fetch"
-        text = f"{len(manifest.files)} files, {human_bytes(manifest.size)}, commit {plan.snapshot.source.commit[:12]}"
+        text = f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, commit {source.commit[:12]}"
         if not context.args.json:
             context.reporter.result(f"{plan.folder}: {text}; {proof}")
     if context.args.json:
@@ -8416,7 +8502,7 @@ def show_fetch_plans(plans: Sequence[FetchPlan], context: Context) -> None:
         missing = sum(job.remote.size for job in plan.jobs)
         free = human_bytes(free_bytes(plan.folder))
         context.reporter.result(
-            f"{len(plan.jobs)} of {len(plan.wanted)} files to fetch, {human_bytes(missing)}; {free} free"
+            f"{len(plan.jobs)} of {counted(len(plan.wanted), 'file')} to fetch, {human_bytes(missing)}; {free} free"
         )
 
 
@@ -8558,7 +8644,7 @@ def find_model(name: str, settings: Settings) -> Path:
 
 def _plan_row(plan: PackPlan, out: Path) -> Dict[str, Any]:
     name, size, archive = plan.manifest.name, plan.manifest.size, out / plan.archive
-    text = f"would pack {name}: {len(plan.manifest.files)} files, {human_bytes(size)}, into {archive}"
+    text = f"would pack {name}: {counted(len(plan.manifest.files), 'file')}, {human_bytes(size)}, into {archive}"
     return {
         "name": name,
         "status": "planned",
@@ -8574,7 +8660,7 @@ def _packed_row(packed: Packed) -> Dict[str, Any]:
     ratio = packed.size / max(packed.manifest.size, 1)
     amounts = f"{human_bytes(packed.size)}, {100 * ratio:.1f} % of {human_bytes(packed.manifest.size)}"
     first = packed.parts[0].path
-    where = str(first) if len(packed.parts) == 1 else f"{first} and {len(packed.parts) - 1} more parts"
+    where = str(first) if len(packed.parts) == 1 else f"{first} and {counted(len(packed.parts) - 1, 'more part')}"
     done = f" in {human_seconds(packed.seconds)}" if packed.fresh else ", was packed already (hfship verify proves it)"
     return {
         "name": packed.manifest.name,
@@ -8650,13 +8736,14 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
     archive, signed = open_trusted(files, args.key)
     damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
     if damages or not archive.manifest:
-        raise archive_error(archive, damages, f"hfship verify {files.path}")
-    parts = f" in {len(archive.parts)} parts" if files.numbers else ""
-    model = f"{len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}"
+        raise archive_error(archive, damages, command_line("hfship", "verify", files.path))
+    parts = f" in {counted(len(archive.parts), 'part')}" if files.numbers else ""
+    model = f"{counted(len(archive.manifest.files), 'file')}, {human_bytes(archive.manifest.size)}"
     left_out = f"; a delta, {len(archive.absent)} of them come from an older version" if archive.absent else ""
     depth = "; only checksums were proven" if args.quick else ""
     by = f"; signed by {signed.fingerprint}" if signed else ""
-    return f"{repaired}{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}{left_out}{depth}{by}"
+    size = f"{human_bytes(archive.size)}{parts}, {counted(len(archive.frames), 'frame')}"
+    return f"{repaired}{size}, {model}{left_out}{depth}{by}"
 
 
 def _verify_folder(folder: Path, context: Context) -> str:
@@ -8675,7 +8762,7 @@ def _verify_folder(folder: Path, context: Context) -> str:
     if damages:
         raise folder_error(folder, manifest, damages)
     by = f"; signed by {signed.fingerprint}" if signed else ""
-    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}{by}"
+    return f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}{by}"
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -8737,7 +8824,7 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
         "written": done.written,
         "bytes": size,
         "seconds": round(done.seconds, 2),
-        "text": f"unpacked {done.folder}: {count} files, {human_bytes(size)} {how}",
+        "text": f"unpacked {done.folder}: {counted(count, 'file')}, {human_bytes(size)} {how}",
     }
 
 
@@ -8859,7 +8946,7 @@ def find_served_model(context: Context, name: str) -> Path:
         raise NotFoundError(f"no such model: {name}", why, f"put {name}.tar.zst into {settings.transfer_dir}")
     path = archives[0].path
     if context.args.plan:
-        raise NotFoundError(f"{name} is not unpacked yet", f"there is {path}", f"hfship unpack {path}")
+        raise NotFoundError(f"{name} is not unpacked yet", f"there is {path}", command_line("hfship", "unpack", path))
     archive, _ = open_trusted(archives[0], None)
     return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
 
