@@ -464,6 +464,7 @@ class Reporter:
         self.progress = ("bar" if self.err.isatty() else "plain") if progress == "auto" else progress
         self.lock = threading.RLock()
         self.bar: Any = None
+        self._counting = False  # a countdown stands on the terminal's last line
         self._secrets: Set[str] = set()
 
     def hide(self, secret: str) -> None:
@@ -518,6 +519,22 @@ class Reporter:
             clean = {k: redact(v, self._secrets) if isinstance(v, str) else v for k, v in fields.items()}
             self._write(json.dumps({"event": kind, **clean}, ensure_ascii=False))
 
+    def countdown(self, seconds: float) -> None:
+        """Show how long is still to be waited; called once a second, and with 0 at the end."""
+        if self.progress == "json":
+            self.event("waiting", seconds=round(seconds))
+        elif self.progress == "plain" and seconds > 0 and round(seconds) % PLAIN_INTERVAL_S == 0:
+            self.info(f"still waiting, {seconds:.0f} s left")
+        elif self.progress == "bar" and self.verbosity >= 0:
+            text = f"waiting {seconds:.0f} s" if seconds > 0 else ""
+            with self.lock:
+                if self.bar is not None:
+                    self.bar.set_postfix_str(text)
+                else:
+                    self._counting = bool(text)
+                    self.err.write(f"\r\033[K{text}")
+                    self.err.flush()
+
     def stage(self, name: str, total: int, unit: str = "B") -> Stage:
         """A step with progress; use as a context manager."""
         return Stage(self, name, total, unit)
@@ -550,6 +567,8 @@ class Reporter:
         with self.lock:
             if self.bar is not None:
                 self.bar.clear()
+            elif self._counting:
+                self.err.write("\r\033[K")
             self.err.write(line + "\n")
             self.err.flush()
             if self.bar is not None:
@@ -1286,6 +1305,7 @@ def _regular_size(folder: Path, full: Path, path: str) -> int:
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 15.0  # no byte for this long is a stall
 MAX_REDIRECTS = 20
+MAX_CHANGES = 2  # of an object under one address, then its ETags are not believed: some differ from server to server
 MAX_API_BYTES = 64 << 20  # one page of a tree has about 300 bytes per file and at most 1000 files
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -1548,6 +1568,10 @@ class RetryableError(Exception):
         self.wait_s = wait_s
 
 
+class ObjectChanged(RetryableError):
+    """The server has another object at this address than a moment ago: what came of the old one is worthless."""
+
+
 class Gate:
     """Holds back every request of this process while the Hub wants us to wait (429)."""
 
@@ -1555,14 +1579,26 @@ class Gate:
         self._reporter, self._stop = reporter, stop
         self._lock = threading.Lock()
         self._open_at = 0.0
+        self._counting = False
 
     def hold(self, seconds: float, reason: str) -> None:
-        """Close the gate for `seconds` from now on."""
+        """Close the gate for `seconds` from now on, and let the operator see how long that still is."""
         with self._lock:
             until = time.monotonic() + seconds
             if until > self._open_at + 1 and seconds > 1:
                 self._reporter.info(f"{reason}: waiting {seconds:.0f} s")
             self._open_at = max(self._open_at, until)
+            if not self._counting:
+                self._counting = True
+                threading.Thread(target=self._count_down, daemon=True).start()
+
+    def _count_down(self) -> None:
+        while self._counting:
+            with self._lock:
+                left = max(0.0, self._open_at - time.monotonic())
+                self._counting = left > 0 and not self._stop.is_set()
+            self._reporter.countdown(left if self._counting else 0)
+            self._stop.wait(min(1.0, left))
 
     def wait(self) -> None:
         """Return when the gate is open. Raises KeyboardInterrupt when the run is being stopped."""
@@ -1981,7 +2017,7 @@ class Scheduler:
     def advance(self, flight: Flight, count: int) -> int:
         """`count` bytes at flight.position are written; returns how many of them were not there before."""
         have = self.have[flight.file]
-        before = have.total
+        before, count = have.total, min(count, flight.left)  # nothing counts that was given away meanwhile
         have.add(flight.position, flight.position + count)
         flight.position += count
         return have.total - before
@@ -1998,10 +2034,15 @@ class Scheduler:
         self._gaps[flight.file] = []
         flight.stop = self._sizes[flight.file]
 
-    def restart(self, file: int) -> None:
-        """The bytes of this finished file were wrong: fetch all of it again."""
-        self.have[file] = Intervals()
+    def restart(self, file: int) -> int:
+        """The bytes of this file are wrong: fetch all of it again. Returns how many they were; flights on their way
+        bring nothing any more."""
+        lost, self.have[file], self._gaps[file] = self.have[file].total, Intervals(), []
+        for flight in self._flights:
+            if flight.file == file:
+                flight.stop = flight.position
         self._reopen(file, (0, self._sizes[file]))
+        return lost
 
     def ranged(self, file: int) -> bool:
         return self._ranged[file]
@@ -2206,6 +2247,8 @@ class FileAddress:
         self._lock = threading.Lock()
         self._url: Optional[str] = None
         self._renew_at = float("inf")
+        self._validator = ("", "")  # (address without its signature, ETag of the object there)
+        self._changes = 0
 
     def open(self, start: int, stop: int) -> Any:
         """The response to a request for [start, stop), body unread. Raises RetryableError or HfshipError."""
@@ -2233,9 +2276,29 @@ class FileAddress:
         return self._url if time.time() < self._renew_at else None
 
     def _get(self, url: str, start: int, stop: int) -> Any:
-        response = self._client.get(url, {"Range": f"bytes={start}-{stop - 1}"})
+        place, etag = self._validator
+        known = etag if place == url.partition("?")[0] and self._changes < MAX_CHANGES else ""
+        # RFC 9110 §13.1.5: send all of another object rather than a part of it
+        condition = {"If-Range": known} if known else {}
+        response = self._client.get(url, {"Range": f"bytes={start}-{stop - 1}", **condition})
         self._client.retry_status(response, url)
+        if response.status_code in (200, 206):
+            self._check_same_object(response, url, known)
         return response
+
+    def _check_same_object(self, response: Any, url: str, known: str) -> None:
+        """Ranges of two objects must not be mixed. The hash of the file would tell, but only at its end."""
+        etag = response.headers.get("ETag", "")
+        if not etag or etag.startswith("W/"):
+            return
+        self._validator = (url.partition("?")[0], etag)
+        if known and etag != known:
+            self._changes += 1
+            response.close()
+            self.forget()
+            raise ObjectChanged(f"{origin(url)[1]} has another file there than before")
+        if known and response.status_code == 200:
+            self._changes = MAX_CHANGES  # it does not understand If-Range: ask without
 
     def _resolve(self, start: int, stop: int) -> Any:
         url = resolve_url(self._source, self._job.remote.path)
@@ -2256,6 +2319,8 @@ class FileAddress:
         expires = url_expiry(url, now)
         self._renew_at = float("inf") if expires is None else expires - min(URL_RENEWAL_S, (expires - now) / 10)
         self._url = url
+        life = f", for {human_seconds(expires - now)}" if expires else ""
+        self._client.reporter.detail(f"{self._job.remote.path}: comes from {urlsplit(url).netloc}{life}")
 
     def _refused(self, response: Any, url: str) -> NoReturn:
         """A final answer of the Hub ends the run; a refusal of a signed address asks for a new one."""
@@ -2567,6 +2632,8 @@ class Download:
             with self._changed:
                 self._changed.notify_all()
             self._publish(sync=False)
+        if isinstance(self._failure, AuthError):
+            self._failure.next_step += "\nthen run the same command again: what arrived is kept"
         if self._failure is not None:
             raise self._failure
         if not self._complete():
@@ -2611,6 +2678,8 @@ class Download:
                 with self._changed:
                     self._sources.fault(place)
                 failures = 1 if flight.position > flight.start else failures + 1
+                if isinstance(exc, ObjectChanged):
+                    self._fetch_anew(flight.file)
                 self._after_failure(flight, failures, exc)
             except HfshipError:
                 if place == self._sources.hub:
@@ -2704,7 +2773,9 @@ class Download:
                 return False
             self._evictions.append(now)
             self._speeds.pop(number, None)
-            return True
+        speeds = f"{human_bytes(mine)}/s beside {human_bytes(best)}/s"
+        self._client.reporter.detail(f"connection {number} is slow, {speeds}: dialling again")
+        return True
 
     def _take_whole(self, flight: Flight) -> None:
         with self._changed:
@@ -2779,28 +2850,42 @@ class Download:
             self._reject(file)
             return
         accept_file(partial)
+        self._client.reporter.detail(f"{partial.job.remote.path}: verified, SHA-256 {partial.hasher.sha256}")
         with self._changed:
             self._open.discard(file)
             self._finished += 1
 
+    def _fetch_anew(self, file: int) -> None:
+        """What came of this file is of another object than what comes now."""
+        with self._changed:
+            self._changed.wait_for(lambda: file not in self._hashing or self._stop.is_set())
+            self._hashing.add(file)
+        self._throw_away(file)
+        with self._changed:
+            self._hashing.discard(file)
+            self._changed.notify_all()
+
+    def _throw_away(self, file: int) -> None:
+        """Forget what came of a file, which nobody else hashes now, and hand all of it out again."""
+        with self._changed:
+            self._stage.add(-self._scheduler.restart(file))
+        self._partials[file].start_over()
+
     def _reject(self, file: int) -> None:
         """The bytes are not what the Hub listed: fetch them again, from elsewhere if there is an elsewhere."""
-        partial, job = self._partials[file], self._jobs[file]
-        partial.start_over()
+        job = self._jobs[file]
         self._rejected[file] = self._rejected.get(file, 0) + 1
         with self._changed:
             banned = self._sources.bytes_were_wrong(file)
         for place in banned:
             self._client.reporter.warn(f"{self._endpoints[place]} sends wrong bytes and is not asked again")
+        self._address(file, self._sources.choose(file)).forget()
+        self._throw_away(file)
         if self._rejected[file] > 1 + len(self._transfer.mirrors):
             why = f"its hash is not {job.remote.etag}, again; the bytes were thrown away"
             step = "try another network or mirror (--mirror URL); something between the Hub and here changes bytes"
             raise IntegrityError(f"{job.remote.path} arrives damaged", why, step)
         self._client.reporter.warn(f"{job.remote.path} arrived damaged; fetching it again")
-        self._address(file, self._sources.choose(file)).forget()
-        self._stage.add(-job.remote.size)
-        with self._changed:
-            self._scheduler.restart(file)
 
     # -- journals and the number of connections
 
@@ -2814,9 +2899,13 @@ class Download:
             if due:
                 synced_at, synced_bytes = now, done
             if now - ticked_at > TICK_S and not self._transfer.connections:
+                goodput, before = (done - ticked_bytes) / (now - ticked_at), self._limit
                 with self._changed:
-                    self._limit = self._count.tick((done - ticked_bytes) / (now - ticked_at))
+                    self._limit = self._count.tick(goodput)
                     self._hire()
+                if self._limit != before:
+                    what = f"{human_bytes(goodput)}/s over {counted(before, 'connection')}"
+                    self._client.reporter.detail(f"{what}, now trying {self._limit}")
                 ticked_at, ticked_bytes = now, done
 
     def _publish(self, sync: bool) -> None:
@@ -3145,6 +3234,8 @@ def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter:
         raise NotFoundError(f"nothing to fetch from {request.repo}", why, "check --include and --exclude")
     log = VerifiedLog(folder)
     present = present_files(folder, wanted, log, reporter, request.rehash)
+    what = f"{counted(len(wanted), 'file')} wanted, {len(present)} of them here and proven"
+    reporter.detail(f"{snapshot.source.resolved_repo}: {snapshot.source.revision} is {snapshot.source.commit}; {what}")
     return FetchPlan(request.name, folder, snapshot, tuple(wanted), present, log)
 
 
