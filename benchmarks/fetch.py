@@ -5,7 +5,8 @@ A Hub on loopback sends large files to an nginx with TLS, as huggingface.co does
 off), `aria2c -x16 -s16` and curl (the floor: one plain connection per file) bring the same files. What counts are the
 ratios. Of these only hfship proves the bytes, so two rows more say what a proof costs the others: curl or hf, and then
 openssl's SHA-256 over what they brought (all files at once). "curl, then sha256" in CPU seconds is the floor of every
-downloader that verifies.
+downloader that verifies. "hf, Xet" rebuilds the files from a local Xet store on disk: no network is in its way, and the
+store is no part of the figures; a Xet server that speaks HTTP cannot be had.
 
     raw        nothing is in the way: MB/s and CPU seconds per GB
     lanes      each connection gets 8.7 or 68 MB/s, as on CDN edges (huggingface/xet-core#821)
@@ -82,7 +83,8 @@ class Run(NamedTuple):
 def program(name: str) -> str:
     """A tool of this benchmark: carried along, else of this machine."""
     folders = os.pathsep.join([str(TOOLS), os.environ["PATH"], "/usr/sbin"])
-    installed = components.path(name) if name in components.COMPONENTS else None
+    client = components.path("hf")
+    installed = {"hf": client, "hf-python": client and client.with_name("python3")}.get(name)
     found = str(TOOLS / name) if (TOOLS / name).exists() else installed or shutil.which(name, path=folders)
     if not found:
         raise SystemExit(f"{name} is missing; install it, or put it into {TOOLS}")
@@ -195,9 +197,22 @@ class Bench:
 
     # -- the tools
 
-    def environment(self) -> Dict[str, str]:
+    def store_in_xet(self) -> None:
+        """Let hf_xet put the published files into a store of its own, and the Hub offer them from there."""
+        stored = "hf_xet.upload_files(sys.argv[2:], sys.argv[1], None, None, None, 'model')"
+        code = f"import hf_xet, sys; [print(file.hash) for file in {stored}]"
+        store = f"local://{self.root / 'xet'}"
+        paths = [str(self.files / REPO / name) for name in self.sizes]
+        done = subprocess.run(
+            [program("hf-python"), "-c", code, store, *paths], capture_output=True, text=True, check=True
+        )
+        vars(self.hub.faults).update(xet=dict(zip(self.sizes, done.stdout.split())), xet_store=store)
+
+    def environment(self, xet: bool = False) -> Dict[str, str]:
         env = {"PATH": os.environ["PATH"], "HOME": str(self.root / "home"), "HF_ENDPOINT": self.hub.url}
-        env.update({"SSL_CERT_FILE": str(self.cert), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"})
+        env.update(
+            {"SSL_CERT_FILE": str(self.cert), "HF_HUB_DISABLE_XET": str(int(not xet)), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        )
         return env
 
     def command(self, tool: str, out: Path, base: str) -> List[str]:
@@ -209,7 +224,7 @@ class Bench:
             return ["sh", "-c", f"{first} && {found} | xargs -0 -n1 -P{CORES} {digest}"]
         if tool.startswith("hfship"):
             return [sys.executable, str(PYZ), "fetch", REPO, "-o", str(out), "--name", "x", "-q", *tool.split()[1:]]
-        if tool == "hf":
+        if tool in ("hf", "hf, Xet"):
             return [program("hf"), "download", REPO, "--local-dir", str(out)]
         if tool == "aria2c":
             orders = self.root / "list"
@@ -223,7 +238,7 @@ class Bench:
         """A tool at work on the folder `out`."""
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         command = [*self.around, *self.command(tool, self.root / "out", base)]
-        return subprocess.Popen(command, env=self.environment(), **quiet)  # type: ignore[call-overload,no-any-return]
+        return subprocess.Popen(command, env=self.environment("Xet" in tool), **quiet)  # type: ignore[call-overload,no-any-return]
 
     def arrived(self) -> Dict[str, Path]:
         """The published files that lie in `out` under their final names, wherever a tool puts them."""
@@ -276,7 +291,10 @@ class Bench:
     def raw(self) -> None:
         self.hub.faults.cdn = f"{self.base}/raw"
         self.publish({f"model-{i}.safetensors": self.size // 4 for i in range(4)})
-        self.compare("raw", ["hfship", "hf", "aria2c", "curl", "curl, then sha256", "hf, then sha256"], "raw")
+        self.store_in_xet()
+        proofs = ["curl, then sha256", "hf, then sha256"]
+        self.compare("raw", ["hfship", "hf", "hf, Xet", "aria2c", "curl", *proofs], "raw")
+        shutil.rmtree(self.root / "xet")
 
     def lanes(self) -> None:
         self.hub.faults.cdn = f"{self.base}/lanes"

@@ -30,6 +30,8 @@ class Faults:
     private: bool = False  # everything needs the token
     direct: bool = False  # no CDN: the Hub sends the bytes itself, as mirrors do
     cdn: str = ""  # send large files there: the base URL of another server over the same folder
+    xet: Dict[str, str] = field(default_factory=dict)  # path -> Xet hash of a file that is in the store ...
+    xet_store: str = ""  # ... at this address, which hf_xet understands
     expires_s: float = 3600.0  # life of a signed URL
     refuse_signed_once: bool = False  # 403 to the first request of each file on the CDN
     ignore_range: bool = False  # 200 and the whole file, whatever was asked
@@ -99,6 +101,9 @@ class FaultHandler(hfship.HubHandler):
             self.send_page(429, "slow down", faults.too_many_headers)
         elif unavailable:
             self.send_page(503, "<html>try later</html>")
+        elif "/xet-read-token/" in url.path:
+            said = {"X-Xet-Cas-Url": faults.xet_store, "X-Xet-Access-Token": "x"}
+            self.send_json(200, {}, {**said, "X-Xet-Token-Expiration": str(int(time.time()) + 3600)})
         elif url.path.startswith("/cdn/"):
             self.route_cdn(url)
         elif faults.html and url.path.startswith("/api/"):
@@ -157,6 +162,9 @@ class FaultHandler(hfship.HubHandler):
         where = f"{host}/cdn/{repo.repo}/{hfship.quote(file.remote.path)}?{query}"
         if faults.cdn and file.remote.sha256:
             where = f"{faults.cdn}/{repo.repo}/{hfship.quote(file.remote.path)}?{query}"
+        if file.remote.path in faults.xet:
+            token = f"{self.base_url()}/api/models/{repo.repo}/xet-read-token/{repo.commit}"
+            headers.update({"X-Xet-Hash": faults.xet[file.remote.path], "Link": f'<{token}>; rel="xet-auth"'})
         headers.update({"Location": where, "X-Linked-Size": str(file.remote.size)})
         self.send_page(302 if file.remote.sha256 else 307, "Found. Redirecting", headers)
 
