@@ -1507,12 +1507,8 @@ def hub_error(
         step = f"accept the terms at {page}, then set HF_TOKEN to a token that may read gated repositories"
         return AuthError(f"{repo} is gated", f"{who}; {why}", step)
     if status == 401 and "credentials" in message.lower():
-        where = token.source if token else "the request"
-        return AuthError(
-            f"the Hub refuses the token from {where}",
-            why,
-            "put a valid token there, or remove it for public repositories",
-        )
+        what = f"the Hub refuses the token from {token.source if token else 'the request'}"
+        return AuthError(what, why, "put a valid token there, or remove it for public repositories")
     if "disabled" in message.lower() and status == 403:
         return AuthError(f"{repo} is disabled by the Hub", why, f"see {page}")
     if code == "RevisionNotFound" or status == 404 and "rev" in message.lower():
@@ -2423,7 +2419,7 @@ class PartialFile:
     def hash_up_to(self, stop: int) -> None:
         """Let the hash follow to byte `stop`, from the page cache."""
         while self.hasher.position < stop:
-            size = min(self.hasher.step, stop - self.hasher.position)
+            size = min(CHUNK, stop - self.hasher.position)
             piece = pread_exactly(self._descriptor(), size, self.hasher.position)
             if not piece:
                 raise IntegrityError(
@@ -2470,18 +2466,16 @@ class FileHasher:
         self._git = None if remote.sha256 else git_blob_sha1(remote.size)
 
     def update(self, piece: Union[bytes, memoryview]) -> None:
-        """The next bytes; never more than to the end of a block."""
-        self._sha256.update(piece)
-        if self._git:
-            self._git.update(piece)
-        self.position += len(piece)
-        if self.position % BLOCK_SIZE == 0:
-            self.marks.append(self.sha256[:16])
-
-    @property
-    def step(self) -> int:
-        """How many bytes `update` takes next."""
-        return min(CHUNK, BLOCK_SIZE - self.position % BLOCK_SIZE, self._remote.size - self.position)
+        """The next bytes of the file."""
+        rest = memoryview(piece)
+        while rest:
+            part = rest[: BLOCK_SIZE - self.position % BLOCK_SIZE]
+            self._sha256.update(part)
+            if self._git:
+                self._git.update(part)
+            self.position, rest = self.position + len(part), rest[len(part) :]
+            if self.position % BLOCK_SIZE == 0:
+                self.marks.append(self.sha256[:16])
 
     def copy(self) -> FileHasher:
         """The same state, to go on from twice."""
@@ -2753,12 +2747,9 @@ class Download:
                 response.close()
 
     def _address(self, file: int, place: int) -> FileAddress:
+        new = FileAddress(self._client, self._jobs[file], self._endpoints[place])
         with self._changed:
-            known = self._addresses.get((file, place))
-            if known is None:
-                known = FileAddress(self._client, self._jobs[file], self._endpoints[place])
-                self._addresses[file, place] = known
-            return known
+            return self._addresses.setdefault((file, place), new)
 
     def _too_slow(self, number: int) -> bool:
         """Is this worker's connection so much slower than the fastest one that dialling again is worth it?"""
@@ -2917,15 +2908,10 @@ class Download:
 
 ARIA2_ROUNDS = 5  # a signed address lives about an hour; each round signs anew and goes on
 ARIA2 = (
-    *("aria2c", "--continue=true", "--auto-file-renaming=false", "--allow-overwrite=true", "--file-allocation=none"),
-    *("--min-split-size=1M", "--max-tries=5", "--retry-wait=2", "--connect-timeout=10", "--timeout=15"),
-    *(
-        "--summary-interval=0",
-        "--console-log-level=error",
-        "--download-result=hide",
-        f"--user-agent=hfship/{__version__}",
-    ),
-)
+    "aria2c --continue=true --auto-file-renaming=false --allow-overwrite=true --file-allocation=none"
+    " --min-split-size=1M --max-tries=5 --retry-wait=2 --connect-timeout=10 --timeout=15 --summary-interval=0"
+    f" --console-log-level=error --download-result=hide --user-agent=hfship/{__version__}"
+).split()
 
 
 def aria2_input(jobs: Sequence[FileJob], urls: Sequence[str], endpoint: str, token: Optional[Token]) -> str:
@@ -3054,14 +3040,8 @@ def select_files(files: Sequence[RemoteFile], include: Sequence[str], exclude: S
 
 # What vLLM and Transformers never read when safetensors are there (weight_utils.filter_duplicate_safetensors_files).
 DUPLICATE_WEIGHTS = (
-    *(
-        "pytorch_model*.bin",
-        "*/pytorch_model*.bin",
-        "pytorch_model.bin.index.json",
-        "tf_model*.h5",
-        "flax_model*.msgpack",
-    ),
-    *("rust_model.ot", "*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "coreml/*", "*.tflite", "original/*"),
+    *("pytorch_model*.bin", "*/pytorch_model*.bin", "pytorch_model.bin.index.json", "tf_model*.h5", "rust_model.ot"),
+    *("flax_model*.msgpack", "*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "coreml/*", "*.tflite", "original/*"),
     "consolidated*",
 )
 
@@ -3081,10 +3061,7 @@ def without_duplicates(files: Sequence[RemoteFile]) -> List[RemoteFile]:
 def hash_file(path: Path, hasher: FileHasher, count: Callable[[int], None]) -> os.stat_result:
     """Feed a whole file to the hasher; the stat of what was read."""
     with path.open("rb", buffering=0) as stream:
-        while hasher.step:
-            piece = stream.read(hasher.step)
-            if not piece:
-                break
+        for piece in iter(lambda: stream.read(CHUNK), b""):
             hasher.update(piece)
             count(len(piece))
         return os.fstat(stream.fileno())
@@ -3126,7 +3103,7 @@ def repair_file(client: HubClient, job: FileJob, marks: Sequence[str], reporter:
         while hasher.position < remote.size:
             start, before = hasher.position, hasher.copy()
             stop = min(start + BLOCK_SIZE, remote.size)
-            _hash_block(hasher, pread_exactly(stream.fileno(), stop - start, start))
+            hasher.update(pread_exactly(stream.fileno(), stop - start, start))
             last = stop == remote.size
             right = hasher.matches() if last else hasher.marks[-1:] == [marks[start // BLOCK_SIZE]]
             if not right:
@@ -3136,21 +3113,13 @@ def repair_file(client: HubClient, job: FileJob, marks: Sequence[str], reporter:
                 content = fetch_bytes(address, start, stop, remote.size)
                 pwrite_all(stream.fileno(), content, start)
                 hasher = before
-                _hash_block(hasher, content)
+                hasher.update(content)
             stage.add(stop - start)
         os.fsync(stream.fileno())
         if hasher.matches():
             reporter.info(f"{remote.path}: repaired, {human_bytes(fetched)} of {human_bytes(remote.size)} fetched")
             job.log.add(remote, os.fstat(stream.fileno()), hasher)
     return hasher.matches()
-
-
-def _hash_block(hasher: FileHasher, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        size = hasher.step
-        hasher.update(view[:size])
-        view = view[size:]
 
 
 def fetch_bytes(address: FileAddress, start: int, stop: int, size: int) -> bytes:
@@ -3258,8 +3227,11 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
         raise IntegrityError(f"{changed[0]} changed while it was fetched", "", "run the same command again")
     stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     manifest = make_manifest(plan.name, entries, replace(plan.snapshot.source, fetched_at=stamp))
+    partial = plan.folder / WORK_DIR / "partial"
     with contextlib.suppress(OSError):
-        (plan.folder / WORK_DIR / "partial").rmdir()  # kept while it holds journals of other files
+        for left in partial.glob(".*.tmp"):  # by a kill between the two steps of an atomic write
+            left.unlink()
+        partial.rmdir()  # kept while it holds journals of other files
     with contextlib.suppress(IntegrityError):
         old = read_manifest(plan.folder)
         if old and old.source and replace(old, source=replace(old.source, fetched_at=stamp)) == manifest:
@@ -8487,16 +8459,15 @@ def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, r
     worth_it = [job for job in plan.jobs if job.remote.sha256 and job.remote.size > SMALL_FILE]
     copies = copies_in(root) if worth_it and not repair else {}
     for job in worth_it:
-        sha256 = job.remote.etag
         if job.incomplete.exists():
             continue
         damaged = job.target.is_file() and job.target.stat().st_size == job.remote.size
         marks = job.log.marks_of(job.remote) if damaged else []
         mended = bool(marks) and repair_file(client, job, marks, reporter)
         if not mended and not repair:
-            mended = reuse_local(job, [hub_cache_blob(job, os.environ), *copies.get(sha256, ())], reporter)
+            mended = reuse_local(job, [hub_cache_blob(job, os.environ), *copies.get(job.remote.etag, ())], reporter)
         if mended:
-            present[job.remote.path] = sha256
+            present[job.remote.path] = job.remote.etag
     return replace(plan, present=present)
 
 

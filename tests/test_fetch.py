@@ -273,6 +273,15 @@ def test_interrupt_ends_within_a_second_and_keeps_the_state(
     assert kept and json.loads(kept[0].read_text())["written"]
 
 
+def test_what_a_kill_leaves_of_an_atomic_write_goes_away(
+    hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny" / ".hfship" / "partial").mkdir(parents=True)
+    (tmp_path / "tiny" / ".hfship" / "partial" / f".{'0' * 40}.json.749.tmp").write_text("{")
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+    assert not leftovers(tmp_path / "tiny") and not (tmp_path / "tiny" / ".hfship" / "partial").exists()
+
+
 def test_power_cut_trusts_only_what_was_synced(hfship: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
     """Another boot id means that the page cache is gone: `written` ranges are fetched again."""
     hub.faults.rate_bps = None
