@@ -521,12 +521,13 @@ class Reporter:
 
     def countdown(self, seconds: float) -> None:
         """Show how long is still to be waited; called once a second, and with 0 at the end."""
+        left = round(seconds)
         if self.progress == "json":
-            self.event("waiting", seconds=round(seconds))
-        elif self.progress == "plain" and seconds > 0 and round(seconds) % PLAIN_INTERVAL_S == 0:
-            self.info(f"still waiting, {seconds:.0f} s left")
+            self.event("waiting", seconds=left)
+        elif self.progress == "plain" and left and left % PLAIN_INTERVAL_S == 0:
+            self.info(f"still waiting, {left} s left")
         elif self.progress == "bar" and self.verbosity >= 0:
-            text = f"waiting {seconds:.0f} s" if seconds > 0 else ""
+            text = f"waiting {left} s" if left else ""
             with self.lock:
                 if self.bar is not None:
                     self.bar.set_postfix_str(text)
@@ -2956,9 +2957,8 @@ def fetch_with_aria2(client: HubClient, jobs: Sequence[FileJob], stage: Stage, t
                 break
     if pending:
         why = redact((done.err or done.out).strip()[-500:])
-        raise NetworkError(
-            f"aria2c did not finish {counted(len(pending), 'file')}", why, "run the same command again: it goes on"
-        )
+        what = f"aria2c did not finish {counted(len(pending), 'file')}"
+        raise NetworkError(what, why, "run the same command again: it goes on")
     for job in jobs:
         partial = PartialFile(job, filesystem)
         partial.hash_up_to(min(job.remote.size, job.incomplete.stat().st_size))
@@ -7025,7 +7025,9 @@ def refusal(name: str, facts: ModelFacts, pool: Sequence[Gpu], fits: Sequence[Fi
     more = next((f for f in larger if f.length >= wanted), None)
     others = (f"{tp} x {smallest_gpu(facts, tp, wanted, options)}" for tp in (1, 2, 4, 8))
     other = next((text for text in others if not text.endswith("-")), "no number of the GPUs that hfship knows")
-    works.append(f"{more.tp} such GPUs (--tensor-parallel-size {more.tp}, {more.length} tokens)" if more else other)
+    works.append(
+        f"{counted(more.tp, 'such GPU')} (--tensor-parallel-size {more.tp}, {more.length} tokens)" if more else other
+    )
     return HostError(what, "\n".join(map(str, shown)), "what works: " + "\n  or ".join(works))
 
 
@@ -9071,7 +9073,7 @@ def facts_summary(name: str, facts: ModelFacts) -> str:
     """One line about the model."""
     quant = f", {facts.quantization.method}" if facts.quantization else ""
     experts = f", {facts.experts} experts" if facts.experts else ""
-    shape = f"{facts.architecture}, {facts.layers} layers{experts}, {facts.dtype}{quant}"
+    shape = f"{facts.architecture}, {counted(facts.layers, 'layer')}{experts}, {facts.dtype}{quant}"
     return f"{name}: {shape}, {human_bytes(facts.weight_bytes)} of weights, context up to {facts.max_length} tokens"
 
 

@@ -810,14 +810,14 @@ def test_there_is_always_a_source_and_wrong_bytes_end(events: Any) -> None:
     "progress, expected",
     [
         ("plain", "still waiting, 20 s left\nstill waiting, 10 s left\n"),
-        ("bar", "\r\x1b[Kwaiting 20 s\r\x1b[Kwaiting 19 s\r\x1b[Kwaiting 10 s\r\x1b[K"),
+        ("bar", "\r\x1b[Kwaiting 20 s\r\x1b[Kwaiting 19 s\r\x1b[Kwaiting 10 s\r\x1b[K\r\x1b[K"),
         ("none", ""),
     ],
 )
 def test_countdown(progress: str, expected: str) -> None:
     err = io.StringIO()
     reporter = hfship.Reporter(progress=progress, err=err)
-    for seconds in (20, 19, 10, 0):
+    for seconds in (20.1, 19, 9.9, 0.2, 0):
         reporter.countdown(seconds)
     assert err.getvalue() == expected
 
