@@ -2757,11 +2757,8 @@ class Download:
         with self._changed:
             mine, best = self._speeds.get(number, 0.0), max(self._speeds.values(), default=0.0)
             now = time.monotonic()
-            if (
-                mine >= SLOW_SHARE * best
-                or len(self._evictions) == EVICTIONS_PER_MINUTE
-                and self._evictions[0] > now - 60
-            ):
+            spent = len(self._evictions) == EVICTIONS_PER_MINUTE and self._evictions[0] > now - 60
+            if spent or mine >= SLOW_SHARE * best:
                 return False
             self._evictions.append(now)
             self._speeds.pop(number, None)
