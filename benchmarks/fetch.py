@@ -137,7 +137,7 @@ class Bench:
         self.hub, self.base = FaultHub(self.files), ""
         self.around: List[str] = []  # what runs the tools: in another namespace, or as they are
         self.port = 20000 + os.getpid() % 20000
-        self.cert = root / "cert.pem"
+        self.cert = root / "ca.pem"  # what the clients believe: our own certificate, and those of this machine
         root.chmod(0o755)
         self.make_certificate()
         self.rows: List[Dict[str, Any]] = []
@@ -159,7 +159,10 @@ class Bench:
         config = self.root / "openssl.cnf"
         config.write_text(OPENSSL_CONFIG)
         command += ["-config", str(config), "-addext", names, "-keyout", str(self.root / "key.pem")]
-        subprocess.run([*command, "-out", str(self.cert)], check=True, capture_output=True)
+        own = self.root / "cert.pem"
+        subprocess.run([*command, "-out", str(own)], check=True, capture_output=True)
+        public = Path("/etc/ssl/certs/ca-certificates.crt")  # reading it costs time, and all of them have to
+        self.cert.write_bytes(own.read_bytes() + (public.read_bytes() if public.exists() else b""))
 
     @contextmanager
     def servers(self, host: str = "127.0.0.1") -> Iterator[None]:
