@@ -9,7 +9,8 @@ downloader that verifies. "hf, Xet" rebuilds the files from a local Xet store on
 store is no part of the figures; a Xet server that speaks HTTP cannot be had.
 
     raw        nothing is in the way: MB/s and CPU seconds per GB
-    lanes      each connection gets 8.7 or 68 MB/s, as on CDN edges (huggingface/xet-core#821)
+    lanes      each connection gets 8.7 or 68 MB/s, as on CDN edges (huggingface/xet-core#821); with fewer than 16 cores
+               proportionally less of a smaller file, or the cores and not the lanes would be measured
     collapse   a server that crawls while more than 8 connections are open; hfship against its own fixed settings
     delay      50 ms round trip, 200 Mbit/s and 1 % loss (slow_link.py; needs root)
     small      2,000 files of 10 kB
@@ -54,6 +55,7 @@ from slow_link import ENDS, inside  # noqa: E402
 
 REPO = "org/bench"
 CORES = len(os.sched_getaffinity(0))
+LANE_SHARE = min(1.0, CORES / 16)
 NGINX = """
 daemon off; pid {root}/nginx.pid; error_log {root}/error.log; worker_processes {workers};
 events {{ worker_connections 1024; }}
@@ -61,7 +63,7 @@ http {{
   access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000;
   client_body_temp_path {root}; proxy_temp_path {root}; fastcgi_temp_path {root}; uwsgi_temp_path {root};
   scgi_temp_path {root};
-  split_clients "$connection" $lane {{ 70% 8700k; * 68m; }}
+  split_clients "$connection" $lane {{ 70% {slow}k; * {fast}k; }}
   server {{
     listen {host}:{port} ssl reuseport; ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem;
     location /raw/ {{ alias {files}/; }}
@@ -173,7 +175,8 @@ class Bench:
         self.base = f"https://{'localhost' if host == '127.0.0.1' else host}:{self.port}"
         config = self.root / f"nginx-{host}.conf"
         workers = max(1, CORES // 4)  # one core of 2, four of 16: the clients are measured, not the server
-        config.write_text(NGINX.format(root=self.root, host=host, port=self.port, files=self.files, workers=workers))
+        values = {"root": self.root, "host": host, "port": self.port, "files": self.files, "workers": workers}
+        config.write_text(NGINX.format(**values, slow=int(8700 * LANE_SHARE), fast=int(68000 * LANE_SHARE)))
         command = [program("nginx"), "-p", str(self.root), "-e", str(self.root / "error.log"), "-c", str(config)]
         nginx = subprocess.Popen([*command, *(["-g", "user root;"] if os.geteuid() == 0 else [])])
         try:
@@ -304,7 +307,7 @@ class Bench:
 
     def lanes(self) -> None:
         self.hub.faults.cdn = f"{self.base}/lanes"
-        self.publish({"model.safetensors": self.size})
+        self.publish({"model.safetensors": int(2 * self.size * LANE_SHARE)})
         self.compare("lanes", ["hfship", "aria2c"], "lanes", pick=statistics.median)  # which lanes come is luck
 
     def collapse(self) -> None:

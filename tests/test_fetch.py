@@ -778,7 +778,7 @@ def test_connection_count_stays_within_its_bounds(goodputs: List[float], most: i
     [
         (lambda n: n * 10.0, (32, 32)),  # every connection brings more
         (lambda n: min(n, 10) * 10.0, (9, 14)),  # a plateau at ten
-        (lambda _: 100.0, (4, 4)),  # one would do: nothing is gained, nothing is lost
+        (lambda _: 100.0, (8, 8)),  # one would do: nothing is gained, nothing is lost
         (lambda n: n * 10.0 if n <= 12 else 1.0, (1, 12)),  # a collapse beyond twelve
     ],
 )
