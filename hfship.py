@@ -194,6 +194,15 @@ def error_fields(error: HfshipError) -> Dict[str, str]:
     return {"what": error.what, "why": error.why, "next": as_typed(error.next_step)}
 
 
+def command_line(*words: object) -> str:
+    """A command that can be pasted into a shell, whatever its words hold.
+
+    >>> command_line("hfship", "verify", Path("/mnt/my disk/m.tar.zst"))
+    "hfship verify '/mnt/my disk/m.tar.zst'"
+    """
+    return " ".join(shlex.quote(str(word)) for word in words)
+
+
 class UsageError(HfshipError):
     """The command line or a settings file is wrong."""
 
@@ -325,12 +334,23 @@ def human_bytes(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """A number and its noun.
+
+    >>> counted(0, "file"), counted(1, "file"), counted(12, "missing part")
+    ('0 files', '1 file', '12 missing parts')
+    """
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def human_seconds(seconds: float) -> str:
     """A duration for people.
 
-    >>> [human_seconds(s) for s in (0.21, 59.7, 61, 3700)]
-    ['0.2 s', '59.7 s', '1 min 01 s', '1 h 01 min']
+    >>> [human_seconds(s) for s in (0.02, 0.21, 59.7, 61, 3700)]
+    ['less than 0.1 s', '0.2 s', '59.7 s', '1 min 01 s', '1 h 01 min']
     """
+    if seconds < 0.1:
+        return "less than 0.1 s"
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
@@ -599,6 +619,7 @@ class Reporter:
         self.next_step = ""  # what comes after a success
         self._logs: List[LogFile] = []
         self._early: Deque[Dict[str, Any]] = deque(maxlen=1000)  # events from before the job's log was opened
+        self._counting = False  # a countdown stands on the terminal's last line
         self._secrets: Set[str] = set()
 
     def adjust(self, progress: str, verbosity: int) -> None:
@@ -712,6 +733,23 @@ class Reporter:
         if self.progress == "json":
             self._write(json.dumps({"event": kind, **self.redacted(fields)}, ensure_ascii=False))
 
+    def countdown(self, seconds: float) -> None:
+        """Show how long is still to be waited; called once a second, and with 0 at the end."""
+        left = round(seconds)
+        if self.progress == "json":
+            self.event("waiting", seconds=left)
+        elif self.progress == "plain" and left and left % PLAIN_INTERVAL_S == 0:
+            self.info(f"still waiting, {left} s left")
+        elif self.progress == "bar" and self.verbosity >= 0:
+            text = f"waiting {left} s" if left else ""
+            with self.lock:
+                if self.bar is not None:
+                    self.bar.set_postfix_str(text)
+                else:
+                    self._counting = bool(text)
+                    self.err.write(f"\r\033[K{text}")
+                    self.err.flush()
+
     def stage(self, name: str, total: int, unit: str = "B") -> Stage:
         """A step with progress; use as a context manager."""
         return Stage(self, name, total, unit)
@@ -745,6 +783,8 @@ class Reporter:
             try:
                 if self.bar is not None:
                     self.bar.clear()
+                elif self._counting:
+                    self.err.write("\r\033[K")
                 self.err.write(line + "\n")
                 self.err.flush()
                 if self.bar is not None:
@@ -1795,6 +1835,7 @@ def _regular_size(folder: Path, full: Path, path: str) -> int:
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 15.0  # no byte for this long is a stall
 MAX_REDIRECTS = 20
+MAX_CHANGES = 2  # of an object under one address, then its ETags are not believed: some differ from server to server
 MAX_API_BYTES = 64 << 20  # one page of a tree has about 300 bytes per file and at most 1000 files
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -1802,6 +1843,11 @@ RETRIES = 6  # attempts without any progress before giving up
 URL_RENEWAL_S = 120.0  # a signed URL is renewed when it has less than this left
 
 _COMMIT = re.compile(r"[0-9a-f]{40}$")
+# A page of the Hub: .../ORG/NAME, .../datasets/ORG/NAME, .../ORG/NAME/tree/REVISION/FOLDER, .../blob/REVISION/FILE
+_PAGE = re.compile(
+    r"/(?:models/)?(?P<type>datasets/|spaces/)?(?P<repo>[^/@]+(?:/(?!(?:tree|blob|resolve|raw)/)[^/@]+)?)"
+    r"(?:/(?P<kind>tree|blob|resolve|raw)/(?P<revision>refs/[^/]+/[^/]+|[^/]+)(?:/(?P<path>.+?))?)?/?$"
+)
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", re.ASCII)
 REPO_TYPES = ("model", "dataset", "space")
 
@@ -1833,20 +1879,40 @@ class Snapshot:
         return sum(file.size for file in self.files)
 
 
-def parse_repo(text: str) -> Tuple[str, Optional[str]]:
-    """(repository, revision) of "ORG/NAME[@REV]" or of a Hub URL.
+def parse_repo(text: str, endpoint: str = DEFAULT_ENDPOINT) -> Tuple[str, Optional[str]]:
+    """(repository, revision) of "ORG/NAME[@REV]" or of an address copied from a browser.
 
     >>> parse_repo("Qwen/Qwen3-8B@refs/pr/1")
     ('Qwen/Qwen3-8B', 'refs/pr/1')
-    >>> parse_repo("https://huggingface.co/Qwen/Qwen3-8B")
-    ('Qwen/Qwen3-8B', None)
+    >>> parse_repo("https://huggingface.co/Qwen/Qwen3-8B/tree/main")
+    ('Qwen/Qwen3-8B', 'main')
     """
-    repo, _, revision = re.sub(r"^(https?://[^/]+/|hf://)(models/)?", "", text).partition("@")
+    if text.startswith(("http://", "https://")):
+        return _parse_page(text, endpoint)
+    repo, _, revision = re.sub(r"^hf://(models/)?", "", text).partition("@")
     repo = repo.rstrip("/")
     if not _REPO_ID.match(repo) or ".." in repo:
         step = "give it as ORG/NAME or ORG/NAME@REVISION, for example Qwen/Qwen3-8B"
         raise UsageError(f"{text!r} is not a repository", "", step)
     return repo, revision or None
+
+
+def _parse_page(url: str, endpoint: str) -> Tuple[str, Optional[str]]:
+    """(repository, revision) of a page of the Hub. Raises UsageError, with the command to type, for a page that says
+    more than that: another Hub, a dataset, one file."""
+    page = _PAGE.match(unquote(urlsplit(url).path))
+    if not page or not _REPO_ID.match(page["repo"]):
+        raise UsageError(f"{redact(url)} is not the page of a repository", "", "give the repository as ORG/NAME")
+    known = {origin(endpoint)[1], "huggingface.co", "hf.co"}
+    host = urlsplit(url).netloc.rpartition("@")[2]
+    more = [] if origin(url)[1] in known else ["--endpoint", f"{origin(url)[0]}://{host}"]
+    more += ["--repo-type", page["type"][:-2]] if page["type"] else []
+    more += ["--include", page["path"] + ("/" if page["kind"] == "tree" else "")] if page["path"] else []
+    if more:
+        words = page["repo"] + (f"@{page['revision']}" if page["revision"] else "")
+        what = f"{redact(url)} is more than the name of a repository"
+        raise UsageError(what, "", command_line("hfship", "fetch", words, *more))
+    return page["repo"], page["revision"]
 
 
 def api_url(endpoint: str, repo_type: str, repo: str, *parts: str) -> str:
@@ -1971,12 +2037,8 @@ def hub_error(
         step = f"accept the terms at {page}, then set HF_TOKEN to a token that may read gated repositories"
         return AuthError(f"{repo} is gated", f"{who}; {why}", step)
     if status == 401 and "credentials" in message.lower():
-        where = token.source if token else "the request"
-        return AuthError(
-            f"the Hub refuses the token from {where}",
-            why,
-            "put a valid token there, or remove it for public repositories",
-        )
+        what = f"the Hub refuses the token from {token.source if token else 'the request'}"
+        return AuthError(what, why, "put a valid token there, or remove it for public repositories")
     if "disabled" in message.lower() and status == 403:
         return AuthError(f"{repo} is disabled by the Hub", why, f"see {page}")
     if code == "RevisionNotFound" or status == 404 and "rev" in message.lower():
@@ -2032,6 +2094,10 @@ class RetryableError(Exception):
         self.wait_s = wait_s
 
 
+class ObjectChanged(RetryableError):
+    """The server has another object at this address than a moment ago: what came of the old one is worthless."""
+
+
 class Gate:
     """Holds back every request of this process while the Hub wants us to wait (429)."""
 
@@ -2039,14 +2105,26 @@ class Gate:
         self._reporter, self._stop = reporter, stop
         self._lock = threading.Lock()
         self._open_at = 0.0
+        self._counting = False
 
     def hold(self, seconds: float, reason: str) -> None:
-        """Close the gate for `seconds` from now on."""
+        """Close the gate for `seconds` from now on, and let the operator see how long that still is."""
         with self._lock:
             until = time.monotonic() + seconds
             if until > self._open_at + 1 and seconds > 1:
                 self._reporter.info(f"{reason}: waiting {seconds:.0f} s")
             self._open_at = max(self._open_at, until)
+            if not self._counting:
+                self._counting = True
+                threading.Thread(target=self._count_down, daemon=True).start()
+
+    def _count_down(self) -> None:
+        while self._counting:
+            with self._lock:
+                left = max(0.0, self._open_at - time.monotonic())
+                self._counting = left > 0 and not self._stop.is_set()
+            self._reporter.countdown(left if self._counting else 0)
+            self._stop.wait(min(1.0, left))
 
     def wait(self) -> None:
         """Return when the gate is open. Raises KeyboardInterrupt when the run is being stopped."""
@@ -2062,7 +2140,10 @@ def import_requests() -> Any:
     """requests, imported only where the network is used. Raises HostError on a Python that is too old for it."""
     if sys.version_info < (3, 10):
         have = ".".join(map(str, sys.version_info[:2]))
-        raise HostError("fetch needs Python 3.10 or newer", f"this is Python {have}", "run it with a newer python3")
+        names = [f"python3.{minor}" for minor in range(20, 9, -1)]
+        newer = next((name for name in names if shutil.which(name)), "a newer python3")
+        step = command_line(newer, *sys.argv) if newer in names else f"run it with {newer}; none is on PATH"
+        raise HostError("fetch needs Python 3.10 or newer", f"this is Python {have}", step)
     _carry_certificates()
     try:
         with warnings.catch_warnings():
@@ -2088,6 +2169,28 @@ def _carry_certificates() -> None:
         sys.modules["certifi"] = certifi
 
 
+def tls_adapter(requests: Any) -> Any:
+    """requests' HTTPAdapter, but all its connections share one TLS context. Left alone, each parses the CA bundle anew:
+    15 ms of CPU and 2 MB."""
+    import ssl  # not every Python on an offline machine has it
+
+    make_context = lru_cache(maxsize=None)(ssl.create_default_context)
+
+    class Adapter(requests.adapters.HTTPAdapter):  # type: ignore[misc]
+        def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+            where, options = super().build_connection_pool_key_attributes(request, verify, cert)
+            file, folder = options.pop("ca_certs", None), options.pop("ca_cert_dir", None)
+            if where["scheme"] == "https":
+                bundle = file or (None if folder else requests.adapters.DEFAULT_CA_BUNDLE_PATH)
+                options["ssl_context"] = make_context(cafile=bundle, capath=folder)
+            return where, options
+
+        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+            """Would give each connection the bundle again; the context has it."""
+
+    return Adapter
+
+
 def open_session(token: Optional[Token], endpoint: str, connections: int, env: Mapping[str, str]) -> Any:
     """A requests session with `connections` kept-alive connections that shows the token to the Hub's origin only.
 
@@ -2096,7 +2199,7 @@ def open_session(token: Optional[Token], endpoint: str, connections: int, env: M
     """
     requests = import_requests()
     session = requests.Session()
-    adapter = requests.adapters.HTTPAdapter(pool_connections=8, pool_maxsize=connections + 2, max_retries=0)
+    adapter = tls_adapter(requests)(pool_connections=8, pool_maxsize=connections + 2, max_retries=0)
     session.mount("https://", adapter)
     session.mount("http://", adapter)
     session.headers.update({"User-Agent": f"hfship/{__version__}", "Accept-Encoding": "identity"})
@@ -2343,15 +2446,15 @@ HASH_THREADS = 2
 WORKER_FAILURES = 8  # in a row and without a byte of progress anywhere, per worker
 
 MAX_CONNECTIONS = 32
-START_CONNECTIONS = 4
-TICK_S = 1.0  # between two looks at the goodput
+START_CONNECTIONS = 8  # as many as huggingface_hub opens; fewer may all be slow ones, with none to compare them to
+TICK_S = 0.5  # between two looks at the goodput
 WORTH_IT = 1.05  # more connections must bring at least this much more
 COLLAPSE = 0.3  # of the best goodput seen ...
-COLLAPSE_TICKS = 4  # ... for this long: the server punishes many streams (huggingface_hub#4893)
-HOLD_TICKS = 10
+COLLAPSE_TICKS = 8  # ... for this long: the server punishes many streams (huggingface_hub#4893)
+HOLD_TICKS = 20
 SLOW_SHARE = 0.3  # of the fastest connection's speed: CDN edges are bimodal, 8.7 and 68 MB/s (xet-core#821)
 SLOW_AFTER_S = 1.0
-EVICTIONS_PER_MINUTE = 60
+EVICTIONS_PER_MINUTE = 200  # 70 % slow edges: each of 32 connections is dialled 3.3 times
 
 PARTIAL_FORMAT = "hfship-partial/1"
 
@@ -2440,7 +2543,7 @@ class Scheduler:
     def advance(self, flight: Flight, count: int) -> int:
         """`count` bytes at flight.position are written; returns how many of them were not there before."""
         have = self.have[flight.file]
-        before = have.total
+        before, count = have.total, min(count, flight.left)  # nothing counts that was given away meanwhile
         have.add(flight.position, flight.position + count)
         flight.position += count
         return have.total - before
@@ -2457,10 +2560,15 @@ class Scheduler:
         self._gaps[flight.file] = []
         flight.stop = self._sizes[flight.file]
 
-    def restart(self, file: int) -> None:
-        """The bytes of this finished file were wrong: fetch all of it again."""
-        self.have[file] = Intervals()
+    def restart(self, file: int) -> int:
+        """The bytes of this file are wrong: fetch all of it again. Returns how many they were; flights on their way
+        bring nothing any more."""
+        lost, self.have[file], self._gaps[file] = self.have[file].total, Intervals(), []
+        for flight in self._flights:
+            if flight.file == file:
+                flight.stop = flight.position
         self._reopen(file, (0, self._sizes[file]))
+        return lost
 
     def ranged(self, file: int) -> bool:
         return self._ranged[file]
@@ -2638,6 +2746,7 @@ class FileJob:
     remote: RemoteFile
     source: Source
     folder: Path
+    log: VerifiedLog
 
     @property
     def target(self) -> Path:
@@ -2664,6 +2773,8 @@ class FileAddress:
         self._lock = threading.Lock()
         self._url: Optional[str] = None
         self._renew_at = float("inf")
+        self._validator = ("", "")  # (address without its signature, ETag of the object there)
+        self._changes = 0
 
     def open(self, start: int, stop: int) -> Any:
         """The response to a request for [start, stop), body unread. Raises RetryableError or HfshipError."""
@@ -2691,9 +2802,29 @@ class FileAddress:
         return self._url if time.time() < self._renew_at else None
 
     def _get(self, url: str, start: int, stop: int) -> Any:
-        response = self._client.get(url, {"Range": f"bytes={start}-{stop - 1}"})
+        place, etag = self._validator
+        known = etag if place == url.partition("?")[0] and self._changes < MAX_CHANGES else ""
+        # RFC 9110 §13.1.5: send all of another object rather than a part of it
+        condition = {"If-Range": known} if known else {}
+        response = self._client.get(url, {"Range": f"bytes={start}-{stop - 1}", **condition})
         self._client.retry_status(response, url)
+        if response.status_code in (200, 206):
+            self._check_same_object(response, url, known)
         return response
+
+    def _check_same_object(self, response: Any, url: str, known: str) -> None:
+        """Ranges of two objects must not be mixed. The hash of the file would tell, but only at its end."""
+        etag = response.headers.get("ETag", "")
+        if not etag or etag.startswith("W/"):
+            return
+        self._validator = (url.partition("?")[0], etag)
+        if known and etag != known:
+            self._changes += 1
+            response.close()
+            self.forget()
+            raise ObjectChanged(f"{origin(url)[1]} has another file there than before")
+        if known and response.status_code == 200:
+            self._changes = MAX_CHANGES  # it does not understand If-Range: ask without
 
     def _resolve(self, start: int, stop: int) -> Any:
         url = resolve_url(self._source, self._job.remote.path)
@@ -2714,6 +2845,8 @@ class FileAddress:
         expires = url_expiry(url, now)
         self._renew_at = float("inf") if expires is None else expires - min(URL_RENEWAL_S, (expires - now) / 10)
         self._url = url
+        life = f", for {human_seconds(expires - now)}" if expires else ""
+        self._client.reporter.detail(f"{self._job.remote.path}: comes from {urlsplit(url).netloc}{life}")
 
     def _refused(self, response: Any, url: str) -> NoReturn:
         """A final answer of the Hub ends the run; a refusal of a signed address asks for a new one."""
@@ -2816,7 +2949,7 @@ class PartialFile:
     def hash_up_to(self, stop: int) -> None:
         """Let the hash follow to byte `stop`, from the page cache."""
         while self.hasher.position < stop:
-            size = min(self.hasher.step, stop - self.hasher.position)
+            size = min(CHUNK, stop - self.hasher.position)
             piece = pread_exactly(self._descriptor(), size, self.hasher.position)
             if not piece:
                 raise IntegrityError(
@@ -2863,18 +2996,16 @@ class FileHasher:
         self._git = None if remote.sha256 else git_blob_sha1(remote.size)
 
     def update(self, piece: Union[bytes, memoryview]) -> None:
-        """The next bytes; never more than to the end of a block."""
-        self._sha256.update(piece)
-        if self._git:
-            self._git.update(piece)
-        self.position += len(piece)
-        if self.position % BLOCK_SIZE == 0:
-            self.marks.append(self.sha256[:16])
-
-    @property
-    def step(self) -> int:
-        """How many bytes `update` takes next."""
-        return min(CHUNK, BLOCK_SIZE - self.position % BLOCK_SIZE, self._remote.size - self.position)
+        """The next bytes of the file."""
+        rest = memoryview(piece)
+        while rest:
+            part = rest[: BLOCK_SIZE - self.position % BLOCK_SIZE]
+            self._sha256.update(part)
+            if self._git:
+                self._git.update(part)
+            self.position, rest = self.position + len(part), rest[len(part) :]
+            if self.position % BLOCK_SIZE == 0:
+                self.marks.append(self.sha256[:16])
 
     def copy(self) -> FileHasher:
         """The same state, to go on from twice."""
@@ -2953,10 +3084,10 @@ def write_hub_metadata(folder: Path, remote: RemoteFile, commit: str) -> None:
     atomic_write(path, f"{commit}\n{remote.etag}\n{time.time()}\n", durable=False)
 
 
-def accept_file(partial: PartialFile, log: VerifiedLog) -> None:
+def accept_file(partial: PartialFile) -> None:
     """A file whose hash matches gets its name, and is remembered."""
     job = partial.job
-    log.add(job.remote, partial.commit(), partial.hasher)
+    job.log.add(job.remote, partial.commit(), partial.hasher)
     write_hub_metadata(job.folder, job.remote, job.source.commit)
 
 
@@ -2988,7 +3119,6 @@ class Download:
         self._client, self._stage, self._stop, self._transfer = client, stage, stop, transfer
         self._jobs = list(jobs)
         filesystem = filesystem_of(jobs[0].folder)
-        self._logs = {folder: VerifiedLog(folder) for folder in {job.folder for job in jobs}}
         self._partials = [PartialFile(job, filesystem) for job in jobs]
         self._endpoints = (*transfer.mirrors, client.endpoint)
         self._sources = Sources(len(self._endpoints))
@@ -3027,6 +3157,8 @@ class Download:
             with self._changed:
                 self._changed.notify_all()
             self._publish(sync=False)
+        if isinstance(self._failure, AuthError):
+            self._failure.next_step += "\nthen run the same command again: what arrived is kept"
         if self._failure is not None:
             raise self._failure
         if not self._complete():
@@ -3071,6 +3203,8 @@ class Download:
                 with self._changed:
                     self._sources.fault(place)
                 failures = 1 if flight.position > flight.start else failures + 1
+                if isinstance(exc, ObjectChanged):
+                    self._fetch_anew(flight.file)
                 self._after_failure(flight, failures, exc)
             except HfshipError:
                 if place == self._sources.hub:
@@ -3144,27 +3278,23 @@ class Download:
                 response.close()
 
     def _address(self, file: int, place: int) -> FileAddress:
+        new = FileAddress(self._client, self._jobs[file], self._endpoints[place])
         with self._changed:
-            known = self._addresses.get((file, place))
-            if known is None:
-                known = FileAddress(self._client, self._jobs[file], self._endpoints[place])
-                self._addresses[file, place] = known
-            return known
+            return self._addresses.setdefault((file, place), new)
 
     def _too_slow(self, number: int) -> bool:
         """Is this worker's connection so much slower than the fastest one that dialling again is worth it?"""
         with self._changed:
             mine, best = self._speeds.get(number, 0.0), max(self._speeds.values(), default=0.0)
             now = time.monotonic()
-            if (
-                mine >= SLOW_SHARE * best
-                or len(self._evictions) == EVICTIONS_PER_MINUTE
-                and self._evictions[0] > now - 60
-            ):
+            spent = len(self._evictions) == EVICTIONS_PER_MINUTE and self._evictions[0] > now - 60
+            if spent or mine >= SLOW_SHARE * best:
                 return False
             self._evictions.append(now)
             self._speeds.pop(number, None)
-            return True
+        speeds = f"{human_bytes(mine)}/s beside {human_bytes(best)}/s"
+        self._client.reporter.detail(f"connection {number} is slow, {speeds}: dialling again")
+        return True
 
     def _take_whole(self, flight: Flight) -> None:
         with self._changed:
@@ -3173,13 +3303,14 @@ class Download:
             self._scheduler.without_ranges(flight)
 
     def _stream(self, flight: Flight, raw: Any, number: int, buffer: memoryview) -> None:
-        """Read the body into the file until the flight's (moving) end, or until the connection proves slow.
+        """Read the body into the file until the flight's (moving) end, or until the connection proves slow or one too
+        many: a server that punishes crowds does so for as long as they stay.
 
         The inner http.client response reads straight into our buffer, several times faster than urllib3's stream();
         it reports a connection closed early as a plain end, so the count decides.
         """
         partial, began, step = self._partials[flight.file], time.monotonic(), 16 << 10
-        while flight.left > 0 and not self._stop.is_set():
+        while flight.left > 0 and number < self._limit and not self._stop.is_set():
             try:
                 count = raw._fp.readinto(buffer[: min(step, flight.left)])
             except (OSError, HTTPException, ValueError, AttributeError) as exc:
@@ -3234,34 +3365,48 @@ class Download:
 
     def _finish(self, file: int) -> None:
         """All bytes are there and hashed: accept the file, or fetch it once more."""
-        partial, job = self._partials[file], self._jobs[file]
+        partial = self._partials[file]
         if not partial.hasher.matches():
             self._reject(file)
             return
-        accept_file(partial, self._logs[job.folder])
+        accept_file(partial)
+        self._client.reporter.detail(f"{partial.job.remote.path}: verified, SHA-256 {partial.hasher.sha256}")
         with self._changed:
             self._open.discard(file)
             self._finished += 1
         self._stage.finish(1)
 
+    def _fetch_anew(self, file: int) -> None:
+        """What came of this file is of another object than what comes now."""
+        with self._changed:
+            self._changed.wait_for(lambda: file not in self._hashing or self._stop.is_set())
+            self._hashing.add(file)
+        self._throw_away(file)
+        with self._changed:
+            self._hashing.discard(file)
+            self._changed.notify_all()
+
+    def _throw_away(self, file: int) -> None:
+        """Forget what came of a file, which nobody else hashes now, and hand all of it out again."""
+        with self._changed:
+            self._stage.add(-self._scheduler.restart(file))
+        self._partials[file].start_over()
+
     def _reject(self, file: int) -> None:
         """The bytes are not what the Hub listed: fetch them again, from elsewhere if there is an elsewhere."""
-        partial, job = self._partials[file], self._jobs[file]
-        partial.start_over()
+        job = self._jobs[file]
         self._rejected[file] = self._rejected.get(file, 0) + 1
         with self._changed:
             banned = self._sources.bytes_were_wrong(file)
         for place in banned:
             self._client.reporter.warn(f"{self._endpoints[place]} sends wrong bytes and is not asked again")
+        self._address(file, self._sources.choose(file)).forget()
+        self._throw_away(file)
         if self._rejected[file] > 1 + len(self._transfer.mirrors):
             why = f"its hash is not {job.remote.etag}, again; the bytes were thrown away"
             step = "try another network or mirror (--mirror URL); something between the Hub and here changes bytes"
             raise IntegrityError(f"{job.remote.path} arrives damaged", why, step)
         self._client.reporter.warn(f"{job.remote.path} arrived damaged; fetching it again")
-        self._address(file, self._sources.choose(file)).forget()
-        self._stage.add(-job.remote.size)
-        with self._changed:
-            self._scheduler.restart(file)
 
     # -- journals and the number of connections
 
@@ -3275,9 +3420,13 @@ class Download:
             if due:
                 synced_at, synced_bytes = now, done
             if now - ticked_at > TICK_S and not self._transfer.connections:
+                goodput, before = (done - ticked_bytes) / (now - ticked_at), self._limit
                 with self._changed:
-                    self._limit = self._count.tick((done - ticked_bytes) / (now - ticked_at))
+                    self._limit = self._count.tick(goodput)
                     self._hire()
+                if self._limit != before:
+                    what = f"{human_bytes(goodput)}/s over {counted(before, 'connection')}"
+                    self._client.reporter.detail(f"{what}, now trying {self._limit}")
                 ticked_at, ticked_bytes = now, done
 
     def _publish(self, sync: bool) -> None:
@@ -3289,15 +3438,10 @@ class Download:
 
 ARIA2_ROUNDS = 5  # a signed address lives about an hour; each round signs anew and goes on
 ARIA2 = (
-    *("aria2c", "--continue=true", "--auto-file-renaming=false", "--allow-overwrite=true", "--file-allocation=none"),
-    *("--min-split-size=1M", "--max-tries=5", "--retry-wait=2", "--connect-timeout=10", "--timeout=15"),
-    *(
-        "--summary-interval=0",
-        "--console-log-level=error",
-        "--download-result=hide",
-        f"--user-agent=hfship/{__version__}",
-    ),
-)
+    "aria2c --continue=true --auto-file-renaming=false --allow-overwrite=true --file-allocation=none"
+    " --min-split-size=1M --max-tries=5 --retry-wait=2 --connect-timeout=10 --timeout=15 --summary-interval=0"
+    f" --console-log-level=error --download-result=hide --user-agent=hfship/{__version__}"
+).split()
 
 
 def aria2_input(jobs: Sequence[FileJob], urls: Sequence[str], endpoint: str, token: Optional[Token]) -> str:
@@ -3342,7 +3486,8 @@ def fetch_with_aria2(client: HubClient, jobs: Sequence[FileJob], stage: Stage, t
                 break
     if pending:
         why = redact((done.err or done.out).strip()[-500:])
-        raise NetworkError(f"aria2c did not finish {len(pending)} files", why, "run the same command again: it goes on")
+        what = f"aria2c did not finish {counted(len(pending), 'file')}"
+        raise NetworkError(what, why, "run the same command again: it goes on")
     for job in jobs:
         partial = PartialFile(job, filesystem)
         partial.hash_up_to(min(job.remote.size, job.incomplete.stat().st_size))
@@ -3350,7 +3495,7 @@ def fetch_with_aria2(client: HubClient, jobs: Sequence[FileJob], stage: Stage, t
             job.incomplete.unlink()
             step = "run the same command again, without --engine aria2"
             raise IntegrityError(f"{job.remote.path} arrives damaged through aria2c", "", step)
-        accept_file(partial, VerifiedLog(job.folder))
+        accept_file(partial)
 
 
 @contextlib.contextmanager
@@ -3398,11 +3543,12 @@ class FetchPlan:
     snapshot: Snapshot
     wanted: Tuple[RemoteFile, ...]
     present: Mapping[str, str]
+    log: VerifiedLog
 
     @property
     def jobs(self) -> List[FileJob]:
         missing = [file for file in self.wanted if file.path not in self.present]
-        return [FileJob(file, self.snapshot.source, self.folder) for file in missing]
+        return [FileJob(file, self.snapshot.source, self.folder, self.log) for file in missing]
 
 
 def select_files(files: Sequence[RemoteFile], include: Sequence[str], exclude: Sequence[str]) -> List[RemoteFile]:
@@ -3423,14 +3569,8 @@ def select_files(files: Sequence[RemoteFile], include: Sequence[str], exclude: S
 
 # What vLLM and Transformers never read when safetensors are there (weight_utils.filter_duplicate_safetensors_files).
 DUPLICATE_WEIGHTS = (
-    *(
-        "pytorch_model*.bin",
-        "*/pytorch_model*.bin",
-        "pytorch_model.bin.index.json",
-        "tf_model*.h5",
-        "flax_model*.msgpack",
-    ),
-    *("rust_model.ot", "*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "coreml/*", "*.tflite", "original/*"),
+    *("pytorch_model*.bin", "*/pytorch_model*.bin", "pytorch_model.bin.index.json", "tf_model*.h5", "rust_model.ot"),
+    *("flax_model*.msgpack", "*.onnx", "*.onnx_data", "onnx/*", "openvino/*", "coreml/*", "*.tflite", "original/*"),
     "consolidated*",
 )
 
@@ -3450,21 +3590,17 @@ def without_duplicates(files: Sequence[RemoteFile]) -> List[RemoteFile]:
 def hash_file(path: Path, hasher: FileHasher, count: Callable[[int], None]) -> os.stat_result:
     """Feed a whole file to the hasher; the stat of what was read."""
     with path.open("rb", buffering=0) as stream:
-        while hasher.step:
-            piece = stream.read(hasher.step)
-            if not piece:
-                break
+        for piece in iter(lambda: stream.read(CHUNK), b""):
             hasher.update(piece)
             count(len(piece))
         return os.fstat(stream.fileno())
 
 
 def present_files(
-    folder: Path, wanted: Sequence[RemoteFile], reporter: Reporter, rehash: bool = False
+    folder: Path, wanted: Sequence[RemoteFile], log: VerifiedLog, reporter: Reporter, rehash: bool = False
 ) -> Dict[str, str]:
     """path -> SHA-256 of the wanted files that lie in the folder already. Files that this hfship did not prove, or
     all with `rehash`, are hashed now and adopted when they are right (`hf download` never checks a hash)."""
-    log = VerifiedLog(folder)
     present, unproven = {}, []
     for remote in wanted:
         path = folder / remote.path
@@ -3496,7 +3632,7 @@ def repair_file(client: HubClient, job: FileJob, marks: Sequence[str], reporter:
         while hasher.position < remote.size:
             start, before = hasher.position, hasher.copy()
             stop = min(start + BLOCK_SIZE, remote.size)
-            _hash_block(hasher, pread_exactly(stream.fileno(), stop - start, start))
+            hasher.update(pread_exactly(stream.fileno(), stop - start, start))
             last = stop == remote.size
             right = hasher.matches() if last else hasher.marks[-1:] == [marks[start // BLOCK_SIZE]]
             if not right:
@@ -3506,21 +3642,13 @@ def repair_file(client: HubClient, job: FileJob, marks: Sequence[str], reporter:
                 content = fetch_bytes(address, start, stop, remote.size)
                 pwrite_all(stream.fileno(), content, start)
                 hasher = before
-                _hash_block(hasher, content)
+                hasher.update(content)
             stage.add(stop - start)
         os.fsync(stream.fileno())
         if hasher.matches():
             reporter.info(f"{remote.path}: repaired, {human_bytes(fetched)} of {human_bytes(remote.size)} fetched")
-            VerifiedLog(job.folder).add(remote, os.fstat(stream.fileno()), hasher)
+            job.log.add(remote, os.fstat(stream.fileno()), hasher)
     return hasher.matches()
-
-
-def _hash_block(hasher: FileHasher, content: bytes) -> None:
-    view = memoryview(content)
-    while view:
-        size = hasher.step
-        hasher.update(view[:size])
-        view = view[size:]
 
 
 def fetch_bytes(address: FileAddress, start: int, stop: int, size: int) -> bytes:
@@ -3555,7 +3683,7 @@ def reuse_local(job: FileJob, donors: Sequence[Path], reporter: Reporter) -> boo
                 stat = hash_file(job.incomplete, hasher, stage.add)
             if hasher.matches():
                 os.replace(job.incomplete, job.target)
-                VerifiedLog(job.folder).add(job.remote, stat, hasher)
+                job.log.add(job.remote, stat, hasher)
                 write_hub_metadata(job.folder, job.remote, job.source.commit)
                 reporter.info(f"{job.remote.path}: taken from {donor}")
                 return True
@@ -3595,16 +3723,18 @@ def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter:
         everything, wanted = wanted, without_duplicates(wanted)
         left = sum(file.size for file in everything) - sum(file.size for file in wanted)
         if left:
-            count = len(everything) - len(wanted)
-            what = (
-                f"{request.repo}: {count} files ({human_bytes(left)}) in formats that vLLM does not read are left out"
+            what = f"{counted(len(everything) - len(wanted), 'file')} ({human_bytes(left)})"
+            reporter.info(
+                f"{request.repo}: leaving out {what} in formats that vLLM does not read; --all-files brings them"
             )
-            reporter.info(f"{what}; --all-files brings them")
     if not wanted:
-        why = f"{len(snapshot.files)} files in the repository, none selected"
+        why = f"{counted(len(snapshot.files), 'file')} in the repository, none selected"
         raise NotFoundError(f"nothing to fetch from {request.repo}", why, "check --include and --exclude")
-    present = present_files(folder, wanted, reporter, request.rehash)
-    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present)
+    log = VerifiedLog(folder)
+    present = present_files(folder, wanted, log, reporter, request.rehash)
+    what = f"{counted(len(wanted), 'file')} wanted, {len(present)} of them here and proven"
+    reporter.detail(f"{snapshot.source.resolved_repo}: {snapshot.source.revision} is {snapshot.source.commit}; {what}")
+    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present, log)
 
 
 def bytes_to_write(plan: FetchPlan) -> int:
@@ -3620,15 +3750,17 @@ def bytes_to_write(plan: FetchPlan) -> int:
 def finish_fetch(plan: FetchPlan) -> Manifest:
     """All files are proven: write the manifest. An unchanged manifest keeps its bytes, so that packing it again gives
     the same archive."""
-    log = VerifiedLog(plan.folder)
-    entries = [FileEntry(f.path, f.size, log.sha256_of(f) or "") for f in plan.wanted]
+    entries = [FileEntry(f.path, f.size, plan.log.sha256_of(f) or "") for f in plan.wanted]
     changed = [entry.path for entry in entries if not entry.sha256]
     if changed:
         raise IntegrityError(f"{changed[0]} changed while it was fetched", "", "run the same command again")
     stamp = utc()
     manifest = make_manifest(plan.name, entries, replace(plan.snapshot.source, fetched_at=stamp))
+    partial = plan.folder / WORK_DIR / "partial"
     with contextlib.suppress(OSError):
-        (plan.folder / WORK_DIR / "partial").rmdir()  # kept while it holds journals of other files
+        for left in partial.glob(".*.tmp"):  # by a kill between the two steps of an atomic write
+            left.unlink()
+        partial.rmdir()  # kept while it holds journals of other files
     with contextlib.suppress(IntegrityError):
         old = read_manifest(plan.folder)
         if old and old.source and replace(old, source=replace(old.source, fetched_at=stamp)) == manifest:
@@ -5664,7 +5796,7 @@ def _require_all_parts(files: ArchiveFiles) -> None:
     missing = sorted(listed) or [files.part(n).name for n in gaps]
     if missing:
         raise IntegrityError(
-            f"{files.name} is not complete: {len(missing)} parts are missing",
+            f"{files.name} is not complete: {counted(len(missing), 'missing part')}",
             f"missing in {files.folder}: {shorten(missing, 20)}",
             "copy them again, then run the same command",
         )
@@ -6259,7 +6391,7 @@ def pack_model(plan: PackPlan, folder: Path, reporter: Reporter, media: Sequence
     with claim(folder / (plan.archive + INCOMPLETE), bool(plan.options.split)) as lock:
         resumed = resumable(plan, lock)
         if resumed.parts:
-            reporter.info(f"{plan.archive}: {len(resumed.parts)} parts are complete, going on behind them")
+            reporter.info(f"{plan.archive}: going on behind {counted(len(resumed.parts), 'complete part')}")
         _require_room_for(plan, folders, resumed.parts)
         if plan.options.split:
             os.ftruncate(lock, 0)
@@ -6948,7 +7080,8 @@ def check_folder(folder: Path, manifest: Manifest, jobs: int, reporter: Reporter
 
 def folder_error(folder: Path, manifest: Manifest, damages: Sequence[Damage]) -> DamageError:
     """The damage of a model folder."""
-    repair = f"hfship unpack {manifest.name} -o {folder.parent}, or fetch it again: only damaged files are replaced"
+    again = command_line("hfship", "unpack", manifest.name, "-o", folder.parent)
+    repair = f"{again}\nor fetch it again: only damaged files are replaced"
     return DamageError(f"{folder} is not what its manifest says", damages, repair)
 
 
@@ -7041,7 +7174,7 @@ def _require_layout(archive: Archive) -> Manifest:
     damages = list(archive.damages)
     if not damages:
         damages = verify_archive(archive, 1, Reporter("none"))
-    raise archive_error(archive, damages, f"hfship unpack {archive.files.path}")
+    raise archive_error(archive, damages, command_line("hfship", "unpack", archive.files.path))
 
 
 def _require_distinct_names(work: Path, manifest: Manifest) -> None:
@@ -7076,7 +7209,7 @@ def _require_base(archive: Archive, manifest: Manifest, kept: AbstractSet[str]) 
     missing = [entry.path for entry in manifest.files if entry.path in archive.absent - kept]
     if missing:
         raise NotFoundError(
-            f"{archive.files.name} is a delta: {len(missing)} files must come from an older version on site",
+            f"{archive.files.name} is a delta: {counted(len(missing), 'file')} must come from an older version on site",
             f"not found, or not intact: {shorten(missing)}",
             "name the folder of that version with --base DIR, or bring the whole archive",
         )
@@ -7122,7 +7255,7 @@ def _proven_files(tree: Tree, manifest: Manifest, jobs: int, reporter: Reporter)
     present = [entry for entry in manifest.files if (tree.root / entry.path).is_file()]
     if not present:
         return set()
-    reporter.info(f"{tree.root}: {len(present)} of {len(manifest.files)} files are there, proving them")
+    reporter.info(f"{tree.root}: proving the {len(present)} of {counted(len(manifest.files), 'file')} that are there")
 
     def prove(count: Callable[[int], None], entry: FileEntry) -> bool:
         return tree.sha256(entry, count) == entry.sha256
@@ -7165,7 +7298,9 @@ def _restore(
     finally:
         journal.close(not damages and others >= {entry.path for entry in left})
     if damages:
-        raise archive_error(archive, damages, f"hfship unpack -o {tree.root.parent} {archive.files.path}")
+        raise archive_error(
+            archive, damages, command_line("hfship", "unpack", "-o", tree.root.parent, archive.files.path)
+        )
 
 
 # ---- archives of other programs ------------------------------------------------------
@@ -7915,12 +8050,15 @@ def require_complete(folder: Path, allow_changed: Sequence[str] = ()) -> None:
         if size != entry.size and not (changeable and entry.path in allow_changed):
             why = f"it has {size} bytes instead of {entry.size}" if size >= 0 else "the manifest lists it"
             what = f"{path} is {'changed' if changeable else 'damaged' if size >= 0 else 'missing'}"
-            edited = f"if you edited it: hfship serve {folder} --allow-changed {entry.path}\nif not: "
-            raise IntegrityError(what, why, edited * changeable + f"hfship verify {folder}")
+            allow = command_line("hfship", "serve", folder, "--allow-changed", entry.path)
+            edited = f"if you edited it: {allow}\nif not: "
+            raise IntegrityError(what, why, edited * changeable + command_line("hfship", "verify", folder))
     for path in folder.iterdir():
         if path.is_symlink() and folder.resolve() not in path.resolve().parents:
             why = f"{path.name} is a link to {os.readlink(path)}, which the container cannot see"
-            raise HostError(f"{folder} cannot be served", why, f"cp -rL {folder} NEW-FOLDER, then serve that")
+            raise HostError(
+                f"{folder} cannot be served", why, f"{command_line('cp', '-rL', folder)} NEW-FOLDER, then serve that"
+            )
 
 
 def weight_files(folder: Path) -> Sequence[Path]:
@@ -8407,7 +8545,7 @@ def refusal(name: str, facts: ModelFacts, pool: Sequence[Gpu], fits: Sequence[Fi
     what += f" with --max-model-len {options.max_model_len}" if options.max_model_len else ""
     shown = [f for f in fits if asked in (0, f.tp)]
     if not shown:
-        shown = [Fit(asked, split_problem(facts, asked) or f"there are only {len(pool)} free GPUs")]
+        shown = [Fit(asked, split_problem(facts, asked) or f"there are only {counted(len(pool), 'free GPU')}")]
     works = [f"--tensor-parallel-size {f.tp} --max-model-len {f.length}" for f in fits if f.length]
     # Beyond this machine: the smallest number of such GPUs that would do, or else other GPUs.
     wanted = options.max_model_len or min(facts.max_length, LEAST_LENGTH) or 1
@@ -8415,7 +8553,9 @@ def refusal(name: str, facts: ModelFacts, pool: Sequence[Gpu], fits: Sequence[Fi
     more = next((f for f in larger if f.length >= wanted), None)
     others = (f"{tp} x {smallest_gpu(facts, tp, wanted, options)}" for tp in (1, 2, 4, 8))
     other = next((text for text in others if not text.endswith("-")), "no number of the GPUs that hfship knows")
-    works.append(f"{more.tp} such GPUs (--tensor-parallel-size {more.tp}, {more.length} tokens)" if more else other)
+    works.append(
+        f"{counted(more.tp, 'such GPU')} (--tensor-parallel-size {more.tp}, {more.length} tokens)" if more else other
+    )
     return HostError(what, "\n".join(map(str, shown)), "what works: " + "\n  or ".join(works))
 
 
@@ -11315,7 +11455,7 @@ class HubDoctor:
     def _measure(client: HubClient, snapshot: Snapshot) -> Tuple[str, float]:
         """The host that sends the largest file of a repository, and its bytes per second."""
         file = max(snapshot.files, key=lambda file: file.size)
-        address = FileAddress(client, FileJob(file, snapshot.source, Path()), client.endpoint)
+        address = FileAddress(client, FileJob(file, snapshot.source, Path(), VerifiedLog(Path())), client.endpoint)
         began, count = time.monotonic(), 0
         with address.open(0, min(file.size, PROBE_BYTES)) as response:
             for piece in response.iter_content(64 << 10):
@@ -11446,7 +11586,7 @@ def fetch_arguments(parser: argparse.ArgumentParser) -> None:
 def cmd_fetch(context: Context) -> Exit:
     """Plan every repository, check the room, then bring all their files through one pool of connections."""
     args, reporter = context.args, context.reporter
-    requests = fetch_requests(args)
+    requests = fetch_requests(args, context.settings.endpoint)
     token = read_token_file(Path(args.token_file)) if args.token_file else find_token(os.environ)
     stop = threading.Event()
     transfer = Transfer(args.jobs, args.limit_rate, tuple(load_settings({}, url).endpoint for url in args.mirror))
@@ -11471,12 +11611,12 @@ def cmd_fetch(context: Context) -> Exit:
     return summarize_failures(failures, len(requests), reporter)
 
 
-def fetch_requests(args: argparse.Namespace) -> List[FetchRequest]:
+def fetch_requests(args: argparse.Namespace, endpoint: str) -> List[FetchRequest]:
     """The repositories asked for, with the names of their folders. Raises UsageError when names collide."""
     requests = []
     rehash = args.verify or args.repair
     for text in args.repos:
-        repo, revision = parse_repo(text)
+        repo, revision = parse_repo(text, endpoint)
         name = args.name or repo.rpartition("/")[2]
         make_manifest(name, ())  # refuses what cannot be a folder name
         patterns = tuple(args.include), tuple(args.exclude)
@@ -11522,35 +11662,43 @@ def plan_all(
 def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, reporter: Reporter) -> FetchPlan:
     """What can be had without fetching it whole: equal files of this machine, and repairs of damaged ones."""
     present = dict(plan.present)
-    log = VerifiedLog(plan.folder)
     worth_it = [job for job in plan.jobs if job.remote.sha256 and job.remote.size > SMALL_FILE]
     copies = copies_in(root) if worth_it and not repair else {}
     for job in worth_it:
-        sha256 = job.remote.etag
         if job.incomplete.exists():
             continue
         damaged = job.target.is_file() and job.target.stat().st_size == job.remote.size
-        marks = log.marks_of(job.remote) if damaged else []
+        marks = job.log.marks_of(job.remote) if damaged else []
         mended = bool(marks) and repair_file(client, job, marks, reporter)
         if not mended and not repair:
-            mended = reuse_local(job, [hub_cache_blob(job, os.environ), *copies.get(sha256, ())], reporter)
+            mended = reuse_local(job, [hub_cache_blob(job, os.environ), *copies.get(job.remote.etag, ())], reporter)
         if mended:
-            present[job.remote.path] = sha256
+            present[job.remote.path] = job.remote.etag
     return replace(plan, present=present)
+
+
+def fetch_command(plan: FetchPlan, *flags: str) -> str:
+    """The command that brings this plan's repository into its folder."""
+    source = plan.snapshot.source
+    words = [source.repo if source.revision == "main" else f"{source.repo}@{source.revision}", "-o", plan.folder.parent]
+    words += ["--name", plan.name] if plan.name != source.repo.rpartition("/")[2] else []
+    words += ["--repo-type", source.repo_type] if source.repo_type != "model" else []
+    words += ["--endpoint", source.endpoint] if source.endpoint != DEFAULT_ENDPOINT else []
+    return command_line("hfship", "fetch", *flags, *words)
 
 
 def missing_or_wrong(plan: FetchPlan) -> List[HfshipError]:
     """What --verify found."""
     wrong = [job.remote.path for job in plan.jobs if job.target.exists()]
     missing = [job.remote.path for job in plan.jobs if not job.target.exists()]
-    step = f"hfship fetch --repair {plan.snapshot.source.repo}"
+    step = fetch_command(plan, "--repair")
     errors: List[HfshipError] = []
     if wrong:
-        errors.append(IntegrityError(f"{plan.folder}: {len(wrong)} files are wrong", ", ".join(wrong[:20]), step))
+        what = f"{plan.folder}: {counted(len(wrong), 'wrong file')}"
+        errors.append(IntegrityError(what, ", ".join(wrong[:20]), step))
     if missing:
-        errors.append(
-            IncompleteError(f"{plan.folder}: {len(missing)} files are missing", ", ".join(missing[:20]), step)
-        )
+        what = f"{plan.folder}: {counted(len(missing), 'missing file')}"
+        errors.append(IncompleteError(what, ", ".join(missing[:20]), step))
     return errors
 
 
@@ -11561,8 +11709,7 @@ def summarize_failures(failures: Sequence[HfshipError], count: int, reporter: Re
     if not failures:
         return Exit.OK
     if count > 1:
-        problems = "1 problem" if len(failures) == 1 else f"{len(failures)} problems"
-        reporter.info(f"{problems} with {count} models; the rest is complete")
+        reporter.info(f"{counted(len(failures), 'problem')} with {count} models; the rest is complete")
     codes = {failure.code for failure in failures}
     return codes.pop() if len(codes) == 1 and count == 1 else Exit.INCOMPLETE
 
@@ -11590,13 +11737,13 @@ def report_fetch(plans: Sequence[FetchPlan], came: int, seconds: float, context:
     """Write the manifests and say what is there now; `came` is what all of them together had to fetch (bytes)."""
     rows = []
     for plan in plans:
-        manifest = finish_fetch(plan)
-        fields = {"name": plan.name, "repo": plan.snapshot.source.repo, "commit": plan.snapshot.source.commit}
+        manifest, source = finish_fetch(plan), plan.snapshot.source
+        fields = {"name": plan.name, "repo": source.repo, "commit": source.commit}
         counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_files": len(plan.jobs)}
         rows.append({**fields, "folder": str(plan.folder), **counts})
         proof = "every file verified" if plan.jobs or context.args.verify else "verified earlier, nothing to fetch"
-        text = f"{len(manifest.files)} files, {human_bytes(manifest.size)}, commit {plan.snapshot.source.commit[:12]}"
-        context.reporter.next_step = f"hfship pack {plan.folder}"
+        text = f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, commit {source.commit[:12]}"
+        context.reporter.next_step = command_line("hfship", "pack", plan.folder)
         if not context.args.json:
             context.reporter.result(f"{plan.folder}: {text}; {proof}")
     if context.args.json:
@@ -11624,7 +11771,7 @@ def show_fetch_plans(plans: Sequence[FetchPlan], context: Context) -> None:
         missing = sum(job.remote.size for job in plan.jobs)
         free = human_bytes(free_bytes(plan.folder))
         context.reporter.result(
-            f"{len(plan.jobs)} of {len(plan.wanted)} files to fetch, {human_bytes(missing)}; {free} free"
+            f"{len(plan.jobs)} of {counted(len(plan.wanted), 'file')} to fetch, {human_bytes(missing)}; {free} free"
         )
 
 
@@ -11779,7 +11926,7 @@ def find_model(name: str, settings: Settings, also: Sequence[Path] = ()) -> Path
 
 def _plan_row(plan: PackPlan, out: Path) -> Dict[str, Any]:
     name, size, archive = plan.manifest.name, plan.manifest.size, out / plan.archive
-    text = f"would pack {name}: {len(plan.manifest.files)} files, {human_bytes(size)}, into {archive}"
+    text = f"would pack {name}: {counted(len(plan.manifest.files), 'file')}, {human_bytes(size)}, into {archive}"
     return {
         "name": name,
         "status": "planned",
@@ -11795,7 +11942,7 @@ def _packed_row(packed: Packed) -> Dict[str, Any]:
     ratio = packed.size / max(packed.manifest.size, 1)
     amounts = f"{human_bytes(packed.size)}, {100 * ratio:.1f} % of {human_bytes(packed.manifest.size)}"
     first = packed.parts[0].path
-    where = str(first) if len(packed.parts) == 1 else f"{first} and {len(packed.parts) - 1} more parts"
+    where = str(first) if len(packed.parts) == 1 else f"{first} and {counted(len(packed.parts) - 1, 'more part')}"
     done = f" in {human_seconds(packed.seconds)}" if packed.fresh else ", was packed already (hfship verify proves it)"
     return {
         "name": packed.manifest.name,
@@ -11879,16 +12026,18 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
     if foreign:
         return verify_foreign(foreign) + require_sums(files)
     if damages or not archive.manifest:
-        raise archive_error(archive, damages, f"hfship verify {files.path}")
-    parts = f" in {len(archive.parts)} parts" if files.numbers else ""
+        raise archive_error(archive, damages, command_line("hfship", "verify", files.path))
+    parts = f" in {counted(len(archive.parts), 'part')}" if files.numbers else ""
     name, text = archive.manifest.name, "; " + UNPROVEN if archive.manifest.unproven else ""
     if files.name not in (f"{name}.tar.zst", f"{name}.delta.tar.zst", STDIN):
         context.reporter.warn(f"{files.path} was renamed: {name}.tar.zst.sha256 and .sig no longer fit, rename it back")
-    model = f"model {name}, {len(archive.manifest.files)} files, {human_bytes(archive.manifest.size)}{text}"
+    count, size = counted(len(archive.manifest.files), "file"), human_bytes(archive.manifest.size)
+    model = f"model {name}, {count}, {size}{text}"
     left_out = f"; a delta, {len(archive.absent)} of them come from an older version" if archive.absent else ""
     depth = "; only checksums were proven" if args.quick else ""
     by = f"; signed by {signed.fingerprint}" if signed else ""
-    return f"{repaired}{human_bytes(archive.size)}{parts}, {len(archive.frames)} frames, {model}{left_out}{depth}{by}"
+    size = f"{human_bytes(archive.size)}{parts}, {counted(len(archive.frames), 'frame')}"
+    return f"{repaired}{size}, {model}{left_out}{depth}{by}"
 
 
 def require_sums(files: ArchiveFiles) -> str:
@@ -11918,7 +12067,11 @@ def _verify_folder(folder: Path, context: Context) -> str:
     if damages:
         raise folder_error(folder, manifest, damages)
     by = f"; signed by {signed.fingerprint}" if signed else ""
-    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}" + f"; {UNPROVEN}" * manifest.unproven + by
+    return (
+        f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}"
+        + f"; {UNPROVEN}" * manifest.unproven
+        + by
+    )
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11994,7 +12147,7 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
         "bytes": size,
         "seconds": round(done.seconds, 2),
         "unproven": done.manifest.unproven,
-        "text": f"unpacked {done.folder}: {count} files, {human_bytes(size)} {how}"
+        "text": f"unpacked {done.folder}: {counted(count, 'file')}, {human_bytes(size)} {how}"
         + f"; {UNPROVEN}" * done.manifest.unproven,
     }
 
@@ -12211,7 +12364,7 @@ def find_served_model(context: Context, name: str) -> Path:
         raise NotFoundError(f"no such model: {name}", why, f"put {name}.tar.zst into {settings.transfer_dir}")
     path = archives[0].path
     if context.args.plan:
-        raise NotFoundError(f"{name} is not unpacked yet", f"there is {path}", f"hfship unpack {path}")
+        raise NotFoundError(f"{name} is not unpacked yet", f"there is {path}", command_line("hfship", "unpack", path))
     archive, _ = open_trusted(archives[0], None)
     return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
 
@@ -12303,7 +12456,7 @@ def facts_summary(name: str, facts: ModelFacts) -> str:
     """One line about the model."""
     quant = f", {facts.quantization.method}" if facts.quantization else ""
     experts = f", {facts.experts} experts" if facts.experts else ""
-    shape = f"{facts.architecture}, {facts.layers} layers{experts}, {facts.dtype}{quant}"
+    shape = f"{facts.architecture}, {counted(facts.layers, 'layer')}{experts}, {facts.dtype}{quant}"
     return f"{name}: {shape}, {human_bytes(facts.weight_bytes)} of weights, context up to {facts.max_length} tokens"
 
 

@@ -25,10 +25,13 @@ class Faults:
     """Switches; everything off is a well-behaved Hub. Byte positions count within a file."""
 
     token: Optional[str] = None  # the only token that is valid
+    token_dies_at: Optional[int] = None  # after this many bytes the token is refused, until `token` is another one
     gated: bool = False  # bytes need the token, the tree does not
     private: bool = False  # everything needs the token
     direct: bool = False  # no CDN: the Hub sends the bytes itself, as mirrors do
     cdn: str = ""  # send large files there: the base URL of another server over the same folder
+    xet: Dict[str, str] = field(default_factory=dict)  # path -> Xet hash of a file that is in the store ...
+    xet_store: str = ""  # ... at this address, which hf_xet understands
     expires_s: float = 3600.0  # life of a signed URL
     refuse_signed_once: bool = False  # 403 to the first request of each file on the CDN
     ignore_range: bool = False  # 200 and the whole file, whatever was asked
@@ -52,6 +55,9 @@ class Faults:
     renamed_from: Optional[str] = None  # an old id that redirects (307) to org/tiny
     html: bool = False  # every API answer is a login page
     evil_path: Optional[str] = None  # an extra entry in the tree
+    other_first: int = 0  # this many answers of the CDN are of another object than the later ones
+    if_range: str = "works"  # on the CDN; "ignored": the range comes anyhow, "refused": always the whole file
+    etags_vary: bool = False  # the CDN's servers have an ETag each for the same object
     moved: bool = False  # the redirect announces another commit than the listing
     tree_page: int = 1000
     clock_ahead_s: float = 0.0  # the server's clock, as its Date header tells it
@@ -78,6 +84,7 @@ class FaultHandler(hfship.HubHandler):
 
     server: FaultServer
     slow = False
+    other = False
 
     def setup(self) -> None:
         super().setup()
@@ -98,6 +105,9 @@ class FaultHandler(hfship.HubHandler):
             self.send_page(429, "slow down", faults.too_many_headers)
         elif unavailable:
             self.send_page(503, "<html>try later</html>")
+        elif "/xet-read-token/" in url.path:
+            said = {"X-Xet-Cas-Url": faults.xet_store, "X-Xet-Access-Token": "x"}
+            self.send_json(200, {}, {**said, "X-Xet-Token-Expiration": str(int(time.time()) + 3600)})
         elif url.path.startswith("/cdn/"):
             self.route_cdn(url)
         elif faults.html and url.path.startswith("/api/"):
@@ -114,7 +124,8 @@ class FaultHandler(hfship.HubHandler):
     def token_refused(self, path: str) -> bool:
         """Answer 401 as the Hub does when the token is missing or wrong."""
         faults, given = self.server.faults, self.headers.get("Authorization", "")
-        if given and given != f"Bearer {faults.token}":
+        dead = faults.token_dies_at is not None and self.server.traffic.body_bytes > faults.token_dies_at
+        if given and (dead or given != f"Bearer {faults.token}"):
             self.send_error_code(401, "", "Invalid credentials in Authorization header")
             return True
         needs_token = faults.private or faults.gated and ("/resolve/" in path or "auth-check" in path)
@@ -155,6 +166,9 @@ class FaultHandler(hfship.HubHandler):
         where = f"{host}/cdn/{repo.repo}/{hfship.quote(file.remote.path)}?{query}"
         if faults.cdn and file.remote.sha256:
             where = f"{faults.cdn}/{repo.repo}/{hfship.quote(file.remote.path)}?{query}"
+        if file.remote.path in faults.xet:
+            token = f"{self.base_url()}/api/models/{repo.repo}/xet-read-token/{repo.commit}"
+            headers.update({"X-Xet-Hash": faults.xet[file.remote.path], "Link": f'<{token}>; rel="xet-auth"'})
         headers.update({"Location": where, "X-Linked-Size": str(file.remote.size)})
         self.send_page(302 if file.remote.sha256 else 307, "Found. Redirecting", headers)
 
@@ -178,7 +192,14 @@ class FaultHandler(hfship.HubHandler):
         if faults.needs_range and "Range" not in self.headers:
             self.send_page(400, "The requested file is too large")
             return
-        etag = '"' + "x" * 64 + '"' if file.remote.sha256 else f'"{file.remote.etag}"'
+        self.other = bool(file.remote.sha256) and self.still("other_first")
+        if faults.if_range == "refused" and "If-Range" in self.headers:
+            del self.headers["Range"]
+        if faults.if_range != "works":
+            del self.headers["If-Range"]
+        etag = '"' + ("y" if self.other else "x") * 64 + '"' if file.remote.sha256 else f'"{file.remote.etag}"'
+        if faults.etags_vary:
+            etag = f'"{len(traffic.requests)}"'
         self.send_bytes(file, etag, {} if on_cdn else {"X-Repo-Commit": repo.commit})
 
     def send_bytes(self, file: hfship.MirrorFile, etag: str, headers: Any) -> None:
@@ -225,6 +246,8 @@ class FaultHandler(hfship.HubHandler):
                 return
             if self.size > 100_000 and self.at(faults.flip_at, start, len(piece), "flip_times"):
                 piece[(faults.flip_at or 0) - start] ^= 1
+            if self.other:
+                piece[0] ^= 1
             self.pace(len(piece))
             self.wfile.write(piece)
             with self.server.traffic.lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -272,6 +273,15 @@ def test_interrupt_ends_within_a_second_and_keeps_the_state(
     assert kept and json.loads(kept[0].read_text())["written"]
 
 
+def test_what_a_kill_leaves_of_an_atomic_write_goes_away(
+    hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tiny" / ".hfship" / "partial").mkdir(parents=True)
+    (tmp_path / "tiny" / ".hfship" / "partial" / f".{'0' * 40}.json.749.tmp").write_text("{")
+    hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path)
+    assert not leftovers(tmp_path / "tiny") and not (tmp_path / "tiny" / ".hfship" / "partial").exists()
+
+
 def test_power_cut_trusts_only_what_was_synced(hfship: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
     """Another boot id means that the page cache is gone: `written` ranges are fetched again."""
     hub.faults.rate_bps = None
@@ -505,6 +515,57 @@ def test_partial_files_of_a_silent_owner_are_not_continued(
     assert same_files(large, folder)
 
 
+# name -> (faults, words of the details)
+OTHER_OBJECTS: Dict[str, Any] = {
+    "changed between ranges": ({"other_first": 2}, "has another file there"),
+    "changed, and If-Range is ignored": ({"other_first": 2, "if_range": "ignored"}, "has another file there"),
+    "If-Range is not understood": ({"if_range": "refused"}, ""),
+    "every server has its own ETag": ({"etags_vary": True}, ""),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_OBJECTS)
+def test_ranges_of_two_objects_are_not_mixed(
+    name: str, hfship: Program, hub: FaultHub, large: Path, tmp_path: Path
+) -> None:
+    faults, words = OTHER_OBJECTS[name]
+    vars(hub.faults).update(rate_bps=None, **faults)
+    done = hfship("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out", "-v", "-j", "4")
+    assert words in done.stderr
+    assert same_files(large, tmp_path / "out" / "large") and not leftovers(tmp_path / "out" / "large")
+
+
+def test_token_that_expires_midway(hfship: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    """The signed addresses run out and the token is refused: what came is kept for the next token."""
+    vars(hub.faults).update(gated=True, token="hf_first1234", token_dies_at=10 * MB, expires_s=0.5)
+    command = ("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out")
+    done = hfship(*command, env={"HF_TOKEN": "hf_first1234"}, code=4)
+    assert "refuses the token from environment variable HF_TOKEN" in done.stderr and "is kept" in done.stderr
+    journals = (tmp_path / "out" / "large" / ".hfship" / "partial").iterdir()
+    kept = sum(stop - start for path in journals for start, stop in json.loads(path.read_text())["written"])
+    assert kept > 8 * MB
+    hub.forget()
+    vars(hub.faults).update(token="hf_second123", token_dies_at=None, rate_bps=None)
+    hfship(*command, env={"HF_TOKEN": "hf_second123"})
+    assert same_files(large, tmp_path / "out" / "large") and hub.traffic.body_bytes < 64 * MB - kept / 2
+
+
+def test_waiting_is_shown(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    vars(hub.faults).update(too_many=1, too_many_headers={"Retry-After": "2"})
+    done = hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path / "out", "--progress", "json")
+    events = [json.loads(line) for line in done.stderr.splitlines()]
+    seconds = [event["seconds"] for event in events if event["event"] == "waiting"]
+    assert seconds == sorted(seconds, reverse=True) and (seconds[0], seconds[-1]) == (2, 0)
+    assert any("too many requests" in event.get("text", "") for event in events)
+
+
+def test_details_tell_what_happens(hfship: Program, hub: FaultHub, published: Path, tmp_path: Path) -> None:
+    done = hfship("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path, "-v")
+    for words in ("org/tiny: main is ", "comes from localhost:", "config.json: verified, SHA-256 "):
+        assert words in done.stderr, done.stderr
+    assert "Signature" not in done.stderr
+
+
 # -- aria2, TLS, proxies
 
 
@@ -717,7 +778,7 @@ def test_connection_count_stays_within_its_bounds(goodputs: List[float], most: i
     [
         (lambda n: n * 10.0, (32, 32)),  # every connection brings more
         (lambda n: min(n, 10) * 10.0, (9, 14)),  # a plateau at ten
-        (lambda _: 100.0, (4, 4)),  # one would do: nothing is gained, nothing is lost
+        (lambda _: 100.0, (8, 8)),  # one would do: nothing is gained, nothing is lost
         (lambda n: n * 10.0 if n <= 12 else 1.0, (1, 12)),  # a collapse beyond twelve
     ],
 )
@@ -744,6 +805,49 @@ def test_there_is_always_a_source_and_wrong_bytes_end(events: Any) -> None:
             sources.success(file, place)
             sources.bytes_were_wrong(file)
             assert sources.choose(file) != place or place == sources.hub
+
+
+@pytest.mark.parametrize(
+    "progress, expected",
+    [
+        ("plain", "still waiting, 20 s left\nstill waiting, 10 s left\n"),
+        ("bar", "\r\x1b[Kwaiting 20 s\r\x1b[Kwaiting 19 s\r\x1b[Kwaiting 10 s\r\x1b[K\r\x1b[K"),
+        ("none", ""),
+    ],
+)
+def test_countdown(progress: str, expected: str) -> None:
+    err = io.StringIO()
+    reporter = hfship.Reporter(progress=progress, err=err)
+    for seconds in (20.1, 19, 9.9, 0.2, 0):
+        reporter.countdown(seconds)
+    assert err.getvalue() == expected
+
+
+# address from a browser -> what it means, or the command that is proposed
+PAGES: Dict[str, Any] = {
+    "https://huggingface.co/gpt2": ("gpt2", None),
+    "https://huggingface.co/org/m/": ("org/m", None),
+    "https://huggingface.co/org/m/tree/main?x=1#files": ("org/m", "main"),
+    "https://huggingface.co/org/m/tree/refs%2Fpr%2F1": ("org/m", "refs/pr/1"),
+    "https://hf.co/org/m/blob/v1/sub/my%20file": "hfship fetch org/m@v1 --include 'sub/my file'",
+    "https://huggingface.co/org/m/tree/main/sub": "hfship fetch org/m@main --include sub/",
+    "https://huggingface.co/datasets/org/d": "hfship fetch org/d --repo-type dataset",
+    "https://me:secret@mirror:8090/org/m": "hfship fetch org/m --endpoint https://mirror:8090",
+    "https://hub.site/org/m/tree/main": ("org/m", "main"),
+    "https://huggingface.co/org/m/discussions/1": "give the repository as ORG/NAME",
+    "https://huggingface.co/": "give the repository as ORG/NAME",
+    "https://huggingface.co/org/../m": "give the repository as ORG/NAME",
+}
+
+
+@pytest.mark.parametrize("url", PAGES)
+def test_addresses_from_a_browser(url: str) -> None:
+    if isinstance(PAGES[url], tuple):
+        assert hfship.parse_repo(url, "https://hub.site") == PAGES[url]
+        return
+    with pytest.raises(hfship.UsageError) as refused:
+        hfship.parse_repo(url, "https://hub.site")
+    assert refused.value.next_step == PAGES[url] and "secret" not in refused.value.what
 
 
 def test_gate_wakes_up_when_the_run_ends() -> None:

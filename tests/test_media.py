@@ -96,7 +96,7 @@ def test_killed_pack_goes_on_behind_its_last_part(seed, tmp_path, hfship):
     said = hfship(*argv).stderr
     assert contents(tmp_path / "out") == whole
     if complete > 0 and found:  # else it was killed when all had their names
-        assert f"{complete} parts are complete" in said
+        assert f"{complete} complete part" in said
         assert inodes <= {p.stat().st_ino for p in (tmp_path / "out").glob("*.0*")}
 
 

@@ -93,6 +93,14 @@ def test_an_old_python_gets_one_clear_line(pyz: Path, version: str) -> None:
     )
 
 
+@pytest.mark.parametrize("version", [v for v in SUPPORTED if version_key(v) < [3, 10]])
+def test_fetch_names_the_newer_python_that_is_there(pyz: Path, version: str, tmp_path: Path) -> None:
+    (tmp_path / "python3.12").touch(mode=0o755)
+    for path, step in ((tmp_path, f"python3.12 {pyz} fetch org/model"), ("/nowhere", "none is on PATH")):
+        done = run(PYTHONS[version], pyz, "fetch", "org/model", env={"PATH": str(path)})
+        assert done.returncode == 9 and step in done.stderr and f"this is Python {version}" in done.stderr
+
+
 def test_the_launcher_says_so_on_a_python_we_do_not_have() -> None:
     """Where no old Python is at hand: nothing in the launcher is newer than 2.7's grammar knows."""
     newer = r"\bf['\"]|:=|->|\bnonlocal\b|\basync\b|\bawait\b|print\(|\bfrom None\b|\*\*\{|^\s*def .*\*,"
