@@ -1427,34 +1427,41 @@ class FolderLock:
         self._path.unlink()
 
     def _read_lease(self) -> Dict[str, Any]:
+        """The owner that the lease tells; {} when it is not there, or torn."""
         try:
             value = json.loads(self._lease.read_bytes())
-            return value if isinstance(value, dict) else {}
-        except (OSError, ValueError):
+            return value if isinstance(value, dict) and type(value.get("pid")) is int else {}
+        except (OSError, ValueError, RecursionError):
             return {}
 
     def _take_lease(self) -> None:
-        """Write our lease, over one that is over. Raises IncompleteError."""
+        """Write our lease, over one that is over. Raises InUseError, OSError."""
         with contextlib.suppress(FileExistsError):
             fd = os.open(self._lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            with os.fdopen(fd, "w") as stream:
-                stream.write(self._owner)
+            try:
+                with os.fdopen(fd, "w") as stream:
+                    stream.write(self._owner)
+            except OSError:
+                self._lease.unlink()
+                raise
             return
         owner = self._read_lease()
-        if owner.get("host") == socket.gethostname():
-            if still_runs(int(owner.get("pid", 0)), owner.get("start", ""), owner.get("boot_id", "")):
+        # Whoever ran on this kernel, in whatever container, is dead: we hold the flock. Or the host was started anew.
+        boot = owner.get("boot_id", "")
+        if boot and boot == boot_id() or owner.get("host") == socket.gethostname():
+            if still_runs(owner["pid"], owner.get("start", ""), boot):  # a filesystem without flock
                 raise self._in_use(owner)
         else:
             os.utime(self._path)  # the file server's clock, not ours, wrote the time of the lease
             if self._path.stat().st_mtime - self._lease.stat().st_mtime < LEASE_EXPIRY_S:
                 raise self._in_use(owner)
-            self.doubtful = True
+            self.doubtful = bool(owner)  # an owner that lives does not leave a torn lease for longer than a beat
         atomic_write(self._lease, self._owner, durable=False)
 
     def _in_use(self, owner: Mapping[str, Any]) -> InUseError:
         who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} holds {self._path}"
         step = f"wait for it, or stop it; a host that is gone is forgotten after {LEASE_EXPIRY_S:.0f} s"
-        pid = int(owner.get("pid", 0)) if owner.get("host") == socket.gethostname() else 0
+        pid = owner["pid"] if owner.get("host") == socket.gethostname() else 0
         return InUseError(f"{self.folder} is in use by another hfship", who, step, pid)
 
     def _beat(self) -> None:
@@ -1599,8 +1606,11 @@ def follow_program(
 MANIFEST_FORMAT = "hfship-manifest/1"
 MANIFEST_PATH = f"{WORK_DIR}/manifest.json"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
-_SHA256 = re.compile(r"[0-9a-f]{64}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+_REPO_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z", re.ASCII)
+REPO_TYPES = ("model", "dataset", "space")
 # Never part of a model: our own state, huggingface_hub's, version control, unfinished files.
 _NOT_CONTENT = re.compile(r"(^|/)(\.hfship|\.git|\.cache/huggingface)(/|$)|\.incomplete$|(^|/)\.DS_Store$")
 
@@ -1675,7 +1685,7 @@ def parse_manifest(text: Union[str, bytes], where: str) -> Manifest:
     """
     try:
         return _manifest_from_value(json.loads(text))
-    except (ValueError, KeyError, TypeError, UsageError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError, UsageError) as exc:
         why = f"{type(exc).__name__}: {exc}"
         raise IntegrityError(f"{where} is not a valid manifest", why, "fetch or copy the model again") from exc
 
@@ -1692,7 +1702,20 @@ def _manifest_from_value(value: Any) -> Manifest:
             raise ValueError(f"sha256 of {entry.path!r} is {entry.sha256!r}")
     check_distinct_paths(entry.path for entry in files)
     source = Source(**value["source"]) if value.get("source") else None
+    if source:
+        check_source(source)
     return replace(make_manifest(str(value["name"]), files, source), unproven=value.get("unproven") is True)
+
+
+def check_source(source: Source) -> None:
+    """Raise ValueError unless a source can be shown, sent in a header, and be a word of vLLM's command line."""
+    for key, value in vars(source).items():
+        other: type = {"license": type(None), "gated": bool}.get(key, str)
+        if not isinstance(value, (str, other)) or not str(value).isprintable():
+            raise ValueError(f"{key} of the source is {value!r}")
+    named = _REPO_ID.match(source.repo) and _REPO_ID.match(source.resolved_repo) and source.repo_type in REPO_TYPES
+    if not named or not _COMMIT.match(source.commit):
+        raise ValueError(f"the source is {source.repo_type} {source.repo}, {source.resolved_repo} at {source.commit}")
 
 
 def check_relative_path(path: str) -> None:
@@ -1750,7 +1773,11 @@ def content_files(folder: Path) -> List[Tuple[str, int]]:
     Raises IntegrityError for a dangling link, a link to a folder or a special file, and for names that are not safe.
     """
     found = []
-    for root, folders, names in os.walk(folder):
+
+    def refuse(exc: OSError) -> NoReturn:  # os.walk would leave the folder out and say nothing
+        raise disk_error(exc, "read", Path(exc.filename)) from exc
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
         relative = os.path.relpath(root, folder)
         prefix = "" if relative == "." else relative + "/"
         folders[:] = sorted(d for d in folders if not _NOT_CONTENT.search(prefix + d))
@@ -1799,11 +1826,8 @@ MAX_API_BYTES = 64 << 20  # one page of a tree has about 300 bytes per file and 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 RETRIES = 6  # attempts without any progress before giving up
+RETRY_AFTER_S = 120.0  # what a server may ask us to wait before each of them
 URL_RENEWAL_S = 120.0  # a signed URL is renewed when it has less than this left
-
-_COMMIT = re.compile(r"[0-9a-f]{40}$")
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", re.ASCII)
-REPO_TYPES = ("model", "dataset", "space")
 
 
 @dataclass(frozen=True)
@@ -1843,7 +1867,7 @@ def parse_repo(text: str) -> Tuple[str, Optional[str]]:
     """
     repo, _, revision = re.sub(r"^(https?://[^/]+/|hf://)(models/)?", "", text).partition("@")
     repo = repo.rstrip("/")
-    if not _REPO_ID.match(repo) or ".." in repo:
+    if not _REPO_ID.match(repo):
         step = "give it as ORG/NAME or ORG/NAME@REVISION, for example Qwen/Qwen3-8B"
         raise UsageError(f"{text!r} is not a repository", "", step)
     return repo, revision or None
@@ -1875,8 +1899,14 @@ def origin(url: str) -> Tuple[str, str, int]:
 
 
 def redirect_target(url: str, location: str) -> str:
-    """The absolute URL that a redirect leads to. Raises NetworkError when it would leave https."""
-    target = urljoin(url, location)
+    """The absolute URL that a redirect leads to. Raises NetworkError when it is none, or would leave https."""
+    try:
+        target = urljoin(url, location)
+        origin(target)
+    except ValueError as exc:
+        raise NetworkError(
+            "the Hub redirects to what is no address", str(exc), "check HF_ENDPOINT and the proxy"
+        ) from exc
     if url.startswith("https://") and not target.startswith("https://"):
         what = "the Hub redirects from https to an unencrypted address"
         raise NetworkError(what, f"{origin(url)[1]} -> {origin(target)[1]}", "check HF_ENDPOINT and the proxy")
@@ -1928,7 +1958,7 @@ def rate_limit_wait(headers: Mapping[str, str]) -> Optional[float]:
     if match and int(match.group(1)) == 0:
         return float(match.group(2)) + 1
     retry_after = headers.get("Retry-After", "").strip()
-    if retry_after.isdigit():
+    if re.fullmatch(r"[0-9]{1,9}", retry_after):
         return float(retry_after)
     with contextlib.suppress(TypeError, ValueError, IndexError):
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
@@ -2169,7 +2199,7 @@ class HubClient:
             raise tls_error(url, exc, os.environ) from exc
         except errors.ProxyError as exc:
             raise RetryableError(f"the proxy for {origin(url)[1]} does not answer: {_root_cause(exc)}") from exc
-        except (errors.RequestException, UnicodeError) as exc:  # requests decodes Location even when told to stay
+        except (errors.RequestException, ValueError) as exc:  # requests reads Location even when told to stay
             raise RetryableError(f"{origin(url)[1]}: {_root_cause(exc)}") from exc
         except OSError as exc:  # requests says so when a CA bundle is not there
             step = "correct REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE or SSL_CERT_FILE, whichever is set"
@@ -2210,7 +2240,7 @@ class HubClient:
                     raise NetworkError(f"{self.endpoint} cannot be reached", str(exc), step) from exc
                 say = self.reporter.info if failures > 1 else self.reporter.detail
                 say(f"{exc}; trying again ({failures} of {RETRIES - 1})")
-                self._stop.wait(backoff(failures) if exc.wait_s is None else 0)
+                self._stop.wait(backoff(failures) if exc.wait_s is None else min(exc.wait_s, RETRY_AFTER_S))
                 continue
             if answer.status not in REDIRECTS:
                 return answer
@@ -2224,7 +2254,7 @@ class HubClient:
             raise hub_error(answer.status, answer.headers, answer.body, asked, self.token)
         try:
             return json.loads(answer.body), answer.headers
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             why = f"{urlsplit(url).path} answered {answer.headers.get('Content-Type', 'nothing')}, not JSON"
             step = "check HF_ENDPOINT; a proxy or login page may stand in between"
             raise NetworkError(f"{self.endpoint} does not answer like a Hub", why, step) from exc
@@ -2250,7 +2280,7 @@ class HubClient:
                 files += [repo_file(item) for item in page if item["type"] == "file"]
                 url = _on_endpoint(next_page(headers.get("Link", "")), self.endpoint)
             check_distinct_paths(file.path for file in files)
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
             what = f"the listing of {source.repo} cannot be used"
             raise IntegrityError(what, str(exc), f"tell the owner of {source.repo}") from exc
         return files
@@ -2263,16 +2293,23 @@ def _source_from_info(asked: Source, info: Any) -> Source:
         raise NetworkError(
             f"{asked.endpoint} does not answer like a Hub", "no commit in its answer", "check HF_ENDPOINT"
         )
-    card = info.get("cardData") or {}
-    licenses = [t[len("license:") :] for t in info.get("tags") or [] if str(t).startswith("license:")]
-    license_name = card.get("license") or (licenses[0] if licenses else None)
-    return replace(
+    card, tags = info.get("cardData"), info.get("tags")
+    words = list(map(str, tags)) if isinstance(tags, list) else []
+    licenses = [card.get("license") if isinstance(card, dict) else None]
+    licenses += [word[len("license:") :] for word in words if word.startswith("license:")]
+    gated = info.get("gated")
+    source = replace(
         asked,
         resolved_repo=str(info.get("id") or asked.repo),
         commit=commit,
-        license=str(license_name) if license_name else None,
-        gated=info.get("gated") or False,
+        license=next((printable(str(name)) for name in licenses if name), None),
+        gated=printable(gated) if isinstance(gated, str) else bool(gated),
     )
+    try:
+        check_source(source)
+    except ValueError as exc:
+        raise NetworkError(f"{asked.endpoint} does not answer like a Hub", str(exc), "check HF_ENDPOINT") from exc
+    return source
 
 
 def _on_endpoint(url: Optional[str], endpoint: str) -> Optional[str]:
@@ -2280,12 +2317,15 @@ def _on_endpoint(url: Optional[str], endpoint: str) -> Optional[str]:
 
     >>> _on_endpoint("https://huggingface.co/api/models/a/b/tree/x?cursor=1", "http://mirror:8090")
     'http://mirror:8090/api/models/a/b/tree/x?cursor=1'
+    >>> _on_endpoint("https://huggingface.co/api/models/a/b/tree/x?cursor=1", "http://host/hub")
+    'http://host/hub/api/models/a/b/tree/x?cursor=1'
     """
     if url is None:
         return None
     parts = urlsplit(urljoin(endpoint + "/", url))
     base = urlsplit(endpoint)
-    return urlunsplit((base.scheme, base.netloc, parts.path, parts.query, ""))
+    prefix = "" if parts.path.startswith(base.path + "/") else base.path
+    return urlunsplit((base.scheme, base.netloc, prefix + parts.path, parts.query, ""))
 
 
 def _limited_body(response: Any) -> str:
@@ -2638,6 +2678,7 @@ class FileJob:
     remote: RemoteFile
     source: Source
     folder: Path
+    outdates: bool = False  # the manifest that lies there, which is of another commit
 
     @property
     def target(self) -> Path:
@@ -2651,6 +2692,14 @@ class FileJob:
     def journal(self) -> Path:
         name = hashlib.sha1(self.remote.path.encode("utf-8")).hexdigest()
         return self.folder / WORK_DIR / "partial" / f"{name}.json"
+
+    def publish(self) -> None:
+        """Give the content, which is proven, its name. Before that goes the manifest that it makes untrue: a folder of
+        two commits must not pass for a model if we are killed now. Raises OSError."""
+        if self.outdates:
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / MANIFEST_PATH).unlink()
+        os.replace(self.incomplete, self.target)
 
 
 class FileAddress:
@@ -2839,7 +2888,7 @@ class PartialFile:
                 os.fsync(fd)
                 stat = os.fstat(fd)
                 os.close(fd)
-                os.replace(self.job.incomplete, self.job.target)
+                self.job.publish()
                 fsync_dir(self.job.target.parent)
                 with contextlib.suppress(FileNotFoundError):
                     self.job.journal.unlink()
@@ -3398,11 +3447,12 @@ class FetchPlan:
     snapshot: Snapshot
     wanted: Tuple[RemoteFile, ...]
     present: Mapping[str, str]
+    outdates: bool = False  # a manifest of another commit lies there
 
     @property
     def jobs(self) -> List[FileJob]:
         missing = [file for file in self.wanted if file.path not in self.present]
-        return [FileJob(file, self.snapshot.source, self.folder) for file in missing]
+        return [FileJob(file, self.snapshot.source, self.folder, self.outdates) for file in missing]
 
 
 def select_files(files: Sequence[RemoteFile], include: Sequence[str], exclude: Sequence[str]) -> List[RemoteFile]:
@@ -3554,7 +3604,7 @@ def reuse_local(job: FileJob, donors: Sequence[Path], reporter: Reporter) -> boo
             with reporter.stage("reusing", job.remote.size) as stage:
                 stat = hash_file(job.incomplete, hasher, stage.add)
             if hasher.matches():
-                os.replace(job.incomplete, job.target)
+                job.publish()
                 VerifiedLog(job.folder).add(job.remote, stat, hasher)
                 write_hub_metadata(job.folder, job.remote, job.source.commit)
                 reporter.info(f"{job.remote.path}: taken from {donor}")
@@ -3585,6 +3635,7 @@ def hub_cache_blob(job: FileJob, env: Mapping[str, str]) -> Path:
 def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter: Reporter) -> FetchPlan:
     """Ask the Hub what the repository has and look at what is here. Writes nothing but the record of proven files."""
     snapshot = client.snapshot(request.repo, request.revision, request.repo_type)
+    held = None
     with contextlib.suppress(IntegrityError):
         held = read_manifest(folder)
         if held and held.source and held.source.resolved_repo != snapshot.source.resolved_repo:
@@ -3604,7 +3655,8 @@ def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter:
         why = f"{len(snapshot.files)} files in the repository, none selected"
         raise NotFoundError(f"nothing to fetch from {request.repo}", why, "check --include and --exclude")
     present = present_files(folder, wanted, reporter, request.rehash)
-    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present)
+    outdates = not (held and held.source and held.source.commit == snapshot.source.commit)
+    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present, outdates)
 
 
 def bytes_to_write(plan: FetchPlan) -> int:
@@ -7908,6 +7960,8 @@ def require_complete(folder: Path, allow_changed: Sequence[str] = ()) -> None:
     inside the container, which sees this folder alone.
     """
     manifest = read_manifest(folder)
+    if manifest is None:
+        require_finished(folder)
     for entry in manifest.files if manifest else ():
         path = folder / entry.path
         size = path.stat().st_size if path.exists() else -1

@@ -177,7 +177,11 @@ def test_a_lock_is_exclusive_and_released(tmp_path: Path) -> None:
         ({"host": "{here}", "pid": 1, "start": "{start}", "boot_id": "before"}, 0, "taken"),  # rebooted since
         ({"host": "another", "pid": 1, "start": "1", "boot_id": "x"}, 5, "in use"),
         ({"host": "another", "pid": 1, "start": "1", "boot_id": "x"}, 70, "taken, doubtful"),
-        ("garbage", 70, "taken, doubtful"),
+        ({"host": "another", "pid": 1, "start": "1", "boot_id": "{boot}"}, 0, "taken"),  # a container that is gone
+        ("garbage", 70, "taken"),  # whoever lives would have seen it
+        ("", 5, "in use"),
+        ("[" * 100_000, 70, "taken"),
+        ({"host": "{here}", "pid": "abc", "start": "", "boot_id": "{boot}"}, 5, "in use"),
     ],
 )
 def test_a_lease_ends_with_its_owner(owner: Any, age_s: float, outcome: str, tmp_path: Path) -> None:
@@ -195,6 +199,17 @@ def test_a_lease_ends_with_its_owner(owner: Any, age_s: float, outcome: str, tmp
     else:
         with hfship.FolderLock(tmp_path) as lock:
             assert lock.doubtful == ("doubtful" in outcome)
+
+
+def test_a_full_disk_leaves_no_torn_lease(small_disk: Any) -> None:
+    disk = small_disk(1)
+    (disk / ".hfship").mkdir()
+    (disk / ".hfship" / "lock").touch()
+    with pytest.raises(OSError, match="No space"):
+        (disk / "filler").write_bytes(bytes(2 << 20))
+    with pytest.raises(hfship.DiskError, match="full"), hfship.FolderLock(disk):
+        pass
+    assert os.listdir(disk / ".hfship") == ["lock"]
 
 
 def test_whoever_lost_the_lease_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +244,18 @@ def test_manifest_survives_its_text(files: List[Any]) -> None:
     assert hfship.parse_manifest(manifest.to_json(), "here").to_json() == manifest.to_json()
 
 
+SOURCE = {"endpoint": "https://hub", "repo": "a/b", "revision": "main", "resolved_repo": "a/b", "commit": "0" * 40}
+WRONG_SOURCES: List[Dict[str, Any]] = [
+    {"repo": "--trust-remote-code"},
+    {"repo": 7},
+    {"resolved_repo": "../../x?y"},
+    {"commit": "0" * 40 + "\r\nSet-Cookie: x"},
+    {"commit": "0" * 40 + "\n"},
+    {"repo_type": "planet"},
+    {"license": ["mit"]},
+    {"revision": "v\x1b[2J"},
+    {"gated": None},
+]
 GOOD = {
     "format": "hfship-manifest/1",
     "name": "m",
@@ -251,18 +278,40 @@ GOOD = {
         {"files": [{"path": p, "size": 1, "sha256": "0" * 64} for p in ("a", "a/b")]},
         {"files": None},
         {"source": {"surprise": 1}},
+        {"name": "evil\n"},
+        {"files": [{"path": "a", "size": 1, "sha256": "0" * 64 + "\n"}]},
+        *({"source": {**SOURCE, **change}} for change in WRONG_SOURCES),
     ],
 )
 def test_a_lying_manifest_is_refused(change: Dict[str, Any]) -> None:
-    hfship.parse_manifest(json.dumps(GOOD), "here")
+    hfship.parse_manifest(json.dumps({**GOOD, "source": SOURCE}), "here")
     with pytest.raises(hfship.IntegrityError):
         hfship.parse_manifest(json.dumps({**GOOD, **change}), "here")
+
+
+def test_a_deep_manifest_is_refused() -> None:
+    with pytest.raises(hfship.IntegrityError):
+        hfship.parse_manifest("[" * 100_000, "here")
 
 
 @given(st.binary(max_size=200))
 def test_garbage_is_no_manifest(text: bytes) -> None:
     with pytest.raises(hfship.IntegrityError):
         hfship.parse_manifest(text, "here")
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(hfship.DiskError, match="secret: permission denied"):
+        hfship.content_files(tmp_path)
 
 
 def test_content_leaves_out_what_is_not_the_model(tmp_path: Path) -> None:
