@@ -166,6 +166,9 @@ class HfshipError(Exception):
         return "\n".join(lines)
 
 
+VERBS = ("fetch", "pack", "verify", "unpack", "serve", "status", "stop", "logs", "watch", "models", "mirror", "version")
+
+
 def program_name() -> str:
     """How this program was called: `hfship`, or `python3 hfship.pyz` for one who has only the file."""
     called = sys.argv[0]
@@ -174,7 +177,7 @@ def program_name() -> str:
 
 def as_typed(text: str) -> str:
     """`text` with its hfship commands written as they must be typed here."""
-    return re.sub(r"\bhfship (?=([a-z]+|--help)( |$))", lambda _: program_name() + " ", text)
+    return re.sub(rf"\bhfship (?=({'|'.join(VERBS)}|--help)\b)", lambda _: program_name() + " ", text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -192,6 +195,11 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def error_fields(error: HfshipError) -> Dict[str, str]:
     """An error for JSON."""
     return {"what": error.what, "why": error.why, "next": as_typed(error.next_step)}
+
+
+def error_row(error: HfshipError) -> Dict[str, Any]:
+    """An error among the results of --json."""
+    return {"schema": "hfship-error/1", "error": error_fields(error), "exit_code": int(error.code)}
 
 
 class UsageError(HfshipError):
@@ -267,8 +275,9 @@ LOG_SIZE = 8 << 20  # bytes; a log that would grow larger becomes NAME.1, and a 
 LOG_KEEP = 4  # NAME.1 is the youngest
 
 _SECRET_PATTERNS = (
-    (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_***"),
-    (re.compile(r"\bsk-[A-Za-z0-9_-]{8,}"), "sk-***"),
+    # As long as tokens and keys are: names of folders may begin like them.
+    (re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"), "hf_***"),
+    (re.compile(r"\bsk-[A-Za-z0-9_-]{32,}"), "sk-***"),
     (re.compile(r"(?i)(bearer\s+)[^\s\"']+"), r"\1***"),
     (re.compile(r"(?i)\b(://[^/\s:@]*:)[^/\s@]+@"), r"\1***@"),
     # Signed URLs carry their credential in the query: keep host and path only.
@@ -296,6 +305,15 @@ def redact_all(value: Any, secrets: Iterable[str] = ()) -> Any:
     if isinstance(value, Mapping):
         return {redact(str(k), secrets): redact_all(v, secrets) for k, v in value.items()}
     return [redact_all(v, secrets) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def harmless(text: str) -> str:
+    """`text` without what would steer a terminal: control characters other than tab and line feed.
+
+    >>> harmless("a\\tb\\n\\x1b[2J")
+    'a\\tb\\n?[2J'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
 
 
 def printable(text: str) -> str:
@@ -584,6 +602,9 @@ class Reporter:
         closed = io.StringIO()  # what is said into a stream that the caller closed
         self.out = out or sys.stdout or closed
         self.err = err or sys.stderr or closed
+        for stream in (self.out, self.err):  # a name that the terminal cannot show must not end the work
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         self.adjust(progress, verbosity)
         self.lock = threading.RLock()
         self.schema = ""  # of the JSON results: docs/json.md
@@ -601,9 +622,9 @@ class Reporter:
         self._early: Deque[Dict[str, Any]] = deque(maxlen=1000)  # events from before the job's log was opened
         self._secrets: Set[str] = set()
 
-    def adjust(self, progress: str, verbosity: int) -> None:
+    def adjust(self, progress: str, verbosity: int, as_json: bool = False) -> None:
         """Talk as the command line asks."""
-        self.verbosity = verbosity
+        self.verbosity, self.as_json = verbosity, as_json
         self.progress = ("bar" if self.err.isatty() else "plain") if progress == "auto" else progress
 
     @property
@@ -653,7 +674,14 @@ class Reporter:
         """A result of the command, to stdout."""
         self.results.append(text.partition("\n")[0])
         self.log("result", text)
-        self.show(text + "\n")
+        self._tell(harmless(text))
+
+    def _tell(self, text: str) -> None:
+        """A reader that has gone ends no work: what it finds decides the exit code."""
+        try:
+            self.show(text + "\n")
+        except BrokenPipeError:
+            silence(1)
 
     def show(self, text: str) -> None:
         """A part of the result that is not worth a log, to stdout."""
@@ -677,7 +705,10 @@ class Reporter:
             return
         result = marked if isinstance(value, list) else marked[0]
         self.log("result", json.dumps(result, ensure_ascii=False))
-        self.show(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        utf8 = (getattr(self.out, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+        text = json.dumps(result, indent=2, ensure_ascii=not utf8)
+        self._tell(re.sub(r"[\x7f-\x9f]", lambda c: f"\\u{ord(c[0]):04x}", text))
+        self.as_json = False  # it has its result
 
     def detail(self, text: str) -> None:
         if self.verbosity > 0:
@@ -699,6 +730,12 @@ class Reporter:
             self.event("error", **fields)
         else:
             self.say(error.text())
+
+    def failed(self, error: HfshipError) -> None:
+        """Say the error that ends the command, with --json also as its result if there is none."""
+        self.error(error)
+        if self.as_json:
+            self.result_json(error_row(error))
 
     def enter_phase(self, name: str, phase: str) -> None:
         """What `name` does now, where no amount is known."""
@@ -738,7 +775,7 @@ class Reporter:
         if self.progress == "json":
             self.event("log", level=level, text=text)
         else:
-            self._write(redact(text, self._secrets))
+            self._write(harmless(redact(text, self._secrets)))
 
     def _write(self, line: str) -> None:
         with self.lock:
@@ -765,6 +802,7 @@ class Reporter:
 # ======================================================================================
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 # name -> (environment variable, default)
 FOLDERS: Mapping[str, Tuple[str, str]] = {
@@ -833,11 +871,24 @@ def load_settings(
         path = Path(os.path.expanduser(os.path.expandvars(env.get(variable) or said.get(name) or default)))
         folders[name] = file.path.parent.absolute() / path if file and not env.get(variable) else path
     url = (endpoint or env.get("HF_ENDPOINT") or said.get("endpoint") or DEFAULT_ENDPOINT).rstrip("/")
-    if not re.match(r"https?://[^/]+", url):
-        raise UsageError(
-            f"endpoint {url!r} is not an http(s) URL", "", "give --endpoint https://HOST or set HF_ENDPOINT"
+    return Settings(endpoint=checked_endpoint(url), **folders)
+
+
+def checked_endpoint(url: str) -> str:
+    """The address of a Hub. Raises UsageError for what is none, and for one with a password: manifests keep it."""
+    step = "give --endpoint https://HOST or set HF_ENDPOINT"
+    try:
+        parts = urlsplit(url)
+        usable = (
+            parts.scheme in ("http", "https") and parts.port != 0 and all((parts.hostname or "").rstrip(".").split("."))
         )
-    return Settings(endpoint=url, **folders)
+    except ValueError:
+        usable = False
+    if not usable or not url.isprintable():
+        raise UsageError(f"endpoint {url!r} is not an http(s) URL", "", step)
+    if parts.username is not None:
+        raise UsageError("the endpoint has a user name in it", "it would travel with the model", step)
+    return url
 
 
 def truthy(value: Optional[str]) -> bool:
@@ -854,7 +905,7 @@ def find_token(env: Mapping[str, str]) -> Optional[Token]:
     file HF_TOKEN_PATH ($HF_HOME/token). None when HF_HUB_DISABLE_IMPLICIT_TOKEN is set or nothing is found."""
     if truthy(env.get("HF_HUB_DISABLE_IMPLICIT_TOKEN")):
         return None
-    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+    for variable in TOKEN_VARIABLES:
         value = env.get(variable, "").strip()
         if value:
             return checked_token(value, f"environment variable {variable}")
@@ -1521,6 +1572,11 @@ class Completed:
     err: str
 
 
+def without_tokens(more: Optional[Mapping[str, str]]) -> Dict[str, str]:
+    """The environment of another program: ours, less the tokens, and `more`."""
+    return {**{k: v for k, v in os.environ.items() if k not in TOKEN_VARIABLES}, **(more or {})}
+
+
 def run_program(
     argv: Sequence[str],
     stdin: Union[str, bytes, None] = None,
@@ -1531,8 +1587,8 @@ def run_program(
     """Run another program to its end and keep its output. The only uses of subprocess but for docker's log
     stream are this and `follow_program`.
 
-    `env` is added to our own environment. Raises HostError when the program is missing or takes longer than
-    `timeout_s`; a non-zero exit status is the caller's to judge.
+    `env` is added to our own environment, which is passed on without tokens. Raises HostError when the program is
+    missing or takes longer than `timeout_s`; a non-zero exit status is the caller's to judge.
     """
     data = stdin.encode() if isinstance(stdin, str) else stdin
     try:
@@ -1541,7 +1597,7 @@ def run_program(
                 list(argv),
                 input=data if data is not None else b"",
                 capture_output=True,
-                env={**os.environ, **(env or {})},
+                env=without_tokens(env),
                 cwd=cwd,
                 timeout=timeout_s,
                 check=False,
@@ -1569,7 +1625,7 @@ def follow_program(
 ) -> Completed:
     """Run another program for as long as `stop` is not set. Each line that it prints, ended by LF or CR, is told as it
     comes; those that `tell` has no use for are kept in `out`, errors among them. `stdin` must fit into a pipe."""
-    environ, kept, rest = {**os.environ, "LC_ALL": "C"}, [], b""
+    environ, kept, rest = without_tokens({"LC_ALL": "C"}), [], b""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with _start_errors(argv[0]), subprocess.Popen(list(argv), env=environ, **pipes) as process:  # type: ignore[call-overload]
         with contextlib.suppress(BrokenPipeError), process.stdin:
@@ -5915,13 +5971,18 @@ def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPla
     return plan
 
 
-def manifest_to_pack(folder: Path, name: Optional[str], jobs: int, reporter: Reporter) -> Manifest:
-    """The manifest of a folder, made and written if it has none, after a look at sizes and names."""
+def manifest_to_pack(folder: Path, name: Optional[str], jobs: int, reporter: Reporter, keep: bool = True) -> Manifest:
+    """The manifest of a folder, made and (with `keep`) written if it has none, after a look at sizes and names."""
     found = content_files(folder)
     manifest = read_manifest(folder)
     if manifest is None:
         require_finished(folder)
-    manifest = manifest or _made_manifest(folder, found, name, jobs, reporter)
+        manifest = _made_manifest(folder, found, name, jobs, reporter)
+        try:
+            if keep:
+                write_manifest(folder, manifest)
+        except DiskError as exc:
+            reporter.warn(f"{exc.what}: the manifest travels in the archive only")
     sizes = dict(found)
     wrong = [
         f"{e.path} " + (f"has {sizes[e.path]} bytes instead of {e.size}" if e.path in sizes else "is missing")
@@ -5953,12 +6014,7 @@ def _made_manifest(
     total = sum(size for _, size in found)
     with reporter.stage("hash", total) as stage, Workers(workers_for(jobs, total), entry, stage.add) as workers:
         files = workers.map(found)
-    manifest = make_manifest(name or folder.resolve().name, files)
-    try:
-        write_manifest(folder, manifest)
-    except DiskError as exc:
-        reporter.warn(f"{exc.what}: the manifest travels in the archive only")
-    return manifest
+    return make_manifest(name or folder.resolve().name, files)
 
 
 def _mismatch(folder: Path, manifest: Manifest, wrong: Sequence[str]) -> IntegrityError:
@@ -8737,7 +8793,7 @@ def vllm_arguments(plan: Plan) -> List[str]:
     gpu, given = plan.device == "gpu", flags_in(plan.extra_args)
     settings: Mapping[str, object] = {  # True: a flag without a value
         "--tensor-parallel-size": gpu and plan.tensor_parallel_size,
-        "--gpu-memory-utilization": gpu and f"{plan.gpu_memory_utilization:.2f}",
+        "--gpu-memory-utilization": gpu and f"{plan.gpu_memory_utilization:g}",
         "--max-model-len": plan.max_model_len,
         "--max-num-seqs": plan.max_num_seqs,
         "--dtype": plan.dtype != "auto" and plan.dtype,
@@ -10002,7 +10058,6 @@ OTHER_LOGS = "/home/*/logs/hfship"  # where watch looks for the jobs of other us
 STOP_STEPS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))  # and how long each may take
 SECRET_OPTIONS = ("--env", "--api-key", "--token", "--password")  # their values are in no record
 JOB_SUBJECTS = ("repos", "models", "targets", "archives", "names")  # arguments that say what a run is about
-TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # What a job that is resumed by cron or systemd must find again of the environment that it was started in.
 _KEPT_VARIABLES = re.compile(
     r"HFSHIP_(\w+_DIR|KEY)|HF_(ENDPOINT|HOME|TOKEN_PATH|HUB_\w+)|XDG_CACHE_HOME|PATH|LANG|LC_ALL|TMPDIR|DOCKER_(HOST"
@@ -10476,7 +10531,8 @@ def resume_job(record: JobRecord, reporter: Reporter) -> None:
     if set(missing) - set(TOKEN_VARIABLES) or missing and find_token({**os.environ, **record.env}) is None:
         file = hub_path({**os.environ, **record.env}, "token", "HF_TOKEN_PATH")
         reporter.warn(f"{record.name} had {', '.join(missing)}, which is not set now; a token is also read from {file}")
-    done = run_program([sys.executable, str(own_file()), *record.words], env=record.env, cwd=Path(record.cwd))
+    env = {**record.env, **{name: os.environ[name] for name in TOKEN_VARIABLES if name in os.environ}}
+    done = run_program([sys.executable, str(own_file()), *record.words], env=env, cwd=Path(record.cwd))
     if done.code:
         raise IncompleteError(f"{what}: exit code {done.code}", done.err.strip(), step)
     reporter.result(f"resumed {done.out.strip() or record.name}")
@@ -11521,7 +11577,7 @@ def cmd_fetch(context: Context) -> Exit:
             came = fetch_files(client, plans, stop, transfer, args.engine)
         if not args.dry_run:
             complete = [plan for plan in plans if not args.verify or not plan.jobs]
-            report_fetch(complete, came, time.monotonic() - began, context)
+            report_fetch(complete, failures, came, time.monotonic() - began, context)
     return summarize_failures(failures, len(requests), reporter)
 
 
@@ -11640,7 +11696,9 @@ def fetch_files(
     return came
 
 
-def report_fetch(plans: Sequence[FetchPlan], came: int, seconds: float, context: Context) -> None:
+def report_fetch(
+    plans: Sequence[FetchPlan], failures: Sequence[HfshipError], came: int, seconds: float, context: Context
+) -> None:
     """Write the manifests and say what is there now; `came` is what all of them together had to fetch (bytes)."""
     rows = []
     for plan in plans:
@@ -11654,7 +11712,7 @@ def report_fetch(plans: Sequence[FetchPlan], came: int, seconds: float, context:
         if not context.args.json:
             context.reporter.result(f"{plan.folder}: {text}; {proof}")
     if context.args.json:
-        context.reporter.result_json(rows)
+        context.reporter.result_json([*rows, *map(error_row, failures)])
     if came:
         speed = f"{human_bytes(came / seconds)}/s"
         context.reporter.info(f"fetched {human_bytes(came)} in {human_seconds(seconds)} ({speed})")
@@ -11755,13 +11813,15 @@ def cmd_pack(context: Context) -> Exit:
     )
 
     def pack(folder: Path) -> Dict[str, Any]:
-        plan = plan_pack(folder, manifest_to_pack(folder, args.name, args.jobs, reporter), options)
+        manifest = manifest_to_pack(folder, args.name, args.jobs, reporter, keep=not args.dry_run)
+        plan = plan_pack(folder, manifest, options)
         if args.dry_run:
             return _plan_row(plan, out)
+        signature = sign_manifest(plan.manifest, args.sign) if args.sign else ""  # a wrong key is said before the work
         packed = pack_model(plan, out, reporter, media)
         reporter.next_step = f"hfship verify {packed.parts[0].path}"
         for place in [out, *media] if args.sign else []:
-            atomic_write(place / (plan.archive + SIGNATURE), sign_manifest(plan.manifest, args.sign))
+            atomic_write(place / (plan.archive + SIGNATURE), signature)
         return _packed_row(packed)
 
     failures: List[HfshipError] = []
@@ -11800,6 +11860,10 @@ def _tell_rows(context: Context, rows: Iterable[Dict[str, Any]]) -> List[Dict[st
             done.append(row)
             if text and not context.args.json:
                 context.reporter.result(text)
+    except HfshipError as exc:
+        if context.reporter.gathered is None:  # else it is said for the whole list
+            done.append(error_row(exc))
+        raise
     finally:
         if context.args.json:
             context.reporter.result_json(done)
@@ -11817,6 +11881,8 @@ def _models_to_pack(names: Sequence[str], every: bool, settings: Settings) -> Li
 
 def find_folder(name: str, folders: Sequence[Path]) -> Optional[Path]:
     """The folder of a model: a path, or a NAME in the first of `folders` that has it, or in the current folder."""
+    if not name:  # an unset variable of a script; it would mean the folder of all models
+        raise UsageError("the name of a model is empty", "", "give a NAME or a path")
     places = [Path(name)] if "/" in name or name in (".", "..") else [*(f / name for f in folders), Path(name)]
     return next((Path(os.path.abspath(place)) for place in places if place.is_dir()), None)
 
@@ -12170,7 +12236,9 @@ def checked_env(items: Iterable[str]) -> List[str]:
     """Variables, K=V each, that a container can be given. Raises UsageError."""
     items = list(items)
     for item in items:
-        name, _, value = item.partition("=")
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"--env {name} has no value", "", f"--env {name}=VALUE")
         require_env(name, value)
     return items
 
@@ -12882,7 +12950,7 @@ def run_list(command: Command, runs: Mapping[str, Context], reporter: Reporter) 
                 raise
             except HfshipError as exc:
                 reporter.error(exc)
-                gathered.append({"name": name, "error": error_fields(exc), "exit_code": int(exc.code)})
+                gathered.append({"name": name, **error_row(exc)})
                 codes[name] = exc.code
     finally:
         reporter.gathered = None
@@ -13373,14 +13441,18 @@ def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:
         code = int(work())
         return code, "failed" if code else "done"
     except HfshipError as exc:
-        reporter.error(exc)
+        reporter.failed(exc)
         return int(exc.code), "failed"
     except KeyboardInterrupt as exc:
-        reporter.error(Interrupted("interrupted", "", "run the same command again: it goes on where it stopped"))
+        reporter.failed(Interrupted("interrupted", "", "run the same command again: it goes on where it stopped"))
         return int(Exit.INTERRUPTED), "interrupted" if isinstance(exc, Terminated) else "stopped"
-    except BrokenPipeError:  # the reader of our stdout (head, less) went away
+    except BrokenPipeError:  # the reader (head, less) of what we only show went away
         silence(1)
         return int(Exit.OK), "done"
+    except OSError as exc:
+        error = disk_error(exc, "use", Path(os.fsdecode(exc.filename or ".")))
+        reporter.failed(error)
+        return int(error.code), "failed"
 
 
 def run_job(context: Context, words: Sequence[str], run: Callable[[], int]) -> int:
@@ -13430,7 +13502,7 @@ def tell_job(context: Context, pid: int, name: str, code: int) -> int:
 def run_line(words: Sequence[str], reporter: Reporter) -> int:
     """Parse a command line, resolve the settings, open the log that was asked for, and run the command."""
     args, given = parse_words(words)
-    reporter.adjust(args.progress, args.verbose - args.quiet)
+    reporter.adjust(args.progress, args.verbose - args.quiet, args.json)
     reporter.schema = f"hfship-{args.command}/1"
     command = next(row for row in COMMANDS if row.name == args.command)
     file = None if command.name in ("models", "version") else models_file(args)
