@@ -879,9 +879,8 @@ def checked_endpoint(url: str) -> str:
     step = "give --endpoint https://HOST or set HF_ENDPOINT"
     try:
         parts = urlsplit(url)
-        usable = (
-            parts.scheme in ("http", "https") and parts.port != 0 and all((parts.hostname or "").rstrip(".").split("."))
-        )
+        labels = (parts.hostname or "").rstrip(".").split(".")
+        usable = parts.scheme in ("http", "https") and parts.port != 0 and all(labels)
     except ValueError:
         usable = False
     if not usable or not url.isprintable():
@@ -13501,6 +13500,7 @@ def tell_job(context: Context, pid: int, name: str, code: int) -> int:
 
 def run_line(words: Sequence[str], reporter: Reporter) -> int:
     """Parse a command line, resolve the settings, open the log that was asked for, and run the command."""
+    reporter.as_json = "--json" in words  # also for what is wrong with the words
     args, given = parse_words(words)
     reporter.adjust(args.progress, args.verbose - args.quiet, args.json)
     reporter.schema = f"hfship-{args.command}/1"
