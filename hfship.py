@@ -7705,6 +7705,7 @@ _TYPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
         "max_position_embeddings": 131072, "sliding_window_pattern": 6,
     },
+    "llama4_text": {"no_rope_layer_interval": 4},
 }  # fmt: skip
 
 # The keys under which vLLM looks for the context length (vllm/config: _get_and_verify_max_len), smallest wins.
@@ -7717,6 +7718,7 @@ _KV_HEAD_KEYS = (
 )  # fmt: skip
 # Rope types whose max_position_embeddings is already the stretched length.
 _ROPE_ALREADY_SCALED = frozenset({"su", "longrope", "llama3", "yarn", "deepseek_yarn"})
+MOST_LENGTH = 2**31  # tokens; what a config says beyond that is no length
 
 
 @dataclass(frozen=True)
@@ -7849,6 +7851,8 @@ def attention_layers(text: Mapping[str, Any], layers: int) -> Tuple[int, int]:
     (1, 1)
     >>> attention_layers({"full_attention_interval": 4}, 48)
     (12, 0)
+    >>> attention_layers({"sliding_window_pattern": "LLLG", "sliding_window": 4096}, 32)
+    (8, 24)
     """
     kinds, window = text.get("layer_types"), window_of(text)
     every = _number(text, "full_attention_interval", "attn_layer_period")
@@ -7862,8 +7866,14 @@ def attention_layers(text: Mapping[str, Any], layers: int) -> Tuple[int, int]:
         return text["hybrid_override_pattern"].count("*"), 0
     if not window:
         return layers, 0
-    if _number(text, "sliding_window_pattern"):
-        full = layers // _number(text, "sliding_window_pattern")
+    pattern, ropes = text.get("sliding_window_pattern"), text.get("no_rope_layers")
+    interval = _number(text, "no_rope_layer_interval", "sliding_window_pattern")
+    if isinstance(ropes, list) and ropes:  # Llama 4: 1 where a layer has a position encoding, and looks at a chunk
+        full = sum(not rope for rope in ropes[:layers])
+    elif isinstance(pattern, str) and pattern:  # EXAONE 4: L looks at a window, G at all
+        full = sum(pattern[i % len(pattern)] == "G" for i in range(layers))
+    elif interval:
+        full = layers // interval
     else:
         # Qwen2 counts the full layers that come first; elsewhere a window is for every layer (Mistral 7B, Phi-3).
         full = min(layers, _number(text, "max_window_layers")) if text.get("use_sliding_window") else 0
@@ -7882,15 +7892,22 @@ def longest_context(text: Mapping[str, Any]) -> int:
     8192
     >>> longest_context({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
     131072
+    >>> yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    >>> longest_context({"max_position_embeddings": 32768, "rope_scaling": yarn})
+    131072
     """
     lengths = [_number(text, key) for key in _LENGTH_KEYS if _number(text, key)]
     rope = _table(text, "rope_scaling", "rope_parameters")
     rope = _table(rope, "full_attention") or rope
-    factor = rope.get("factor")
-    scaled = str(rope.get("rope_type") or rope.get("type") or "default") in _ROPE_ALREADY_SCALED
-    if scaled or not isinstance(factor, (int, float)) or "gemma3" in str(text.get("model_type")):
+    factor: Any = rope.get("factor")
+    kind = str(rope.get("rope_type") or rope.get("type") or "default")
+    original = _number(rope, "original_max_position_embeddings") if kind == "yarn" else 0
+    lengths = [original] if original else lengths  # whatever the other keys say
+    scaled = kind in _ROPE_ALREADY_SCALED and not original
+    usable = isinstance(factor, (int, float)) and 0 < factor < MOST_LENGTH
+    if not usable or scaled or "gemma3" in str(text.get("model_type")):
         factor = 1
-    return int(min(lengths) * factor) if lengths else 0
+    return int(min(min(lengths) * factor, MOST_LENGTH)) if lengths else 0
 
 
 def quantization_of(config: Mapping[str, Any]) -> Optional[Quantization]:
@@ -8314,9 +8331,15 @@ def parse_images(text: str) -> Tuple[Image, ...]:
         repository, tag = row.get("Repository", ""), row.get("Tag", "")
         last = f"{repository.rpartition('/')[2]}:{tag}"
         if "vllm" in last.partition(":")[0] and not re.search("<none>|rocm|tpu|xpu|hpu|gaudi|neuron", last):
-            cpu = bool(re.search(r"(^|[-_:.])cpu([-_:.]|$)", last))
-            images.append(Image(f"{repository}:{tag}", row.get("ID", ""), parse_version(tag), cpu))
+            images.append(image_called(f"{repository}:{tag}", row.get("ID", "")))
     return tuple(images)
+
+
+def image_called(reference: str, image_id: str) -> Image:
+    """What the name of an image tells of it."""
+    last = reference.rpartition("/")[2]
+    cpu = bool(re.search(r"(^|[-_:.])cpu([-_:.]|$)", last))
+    return Image(reference, image_id, parse_version(last.partition(":")[2]), cpu)
 
 
 def choose_device(options: ServeOptions, host: Host) -> str:
@@ -8488,8 +8511,8 @@ def fit(facts: ModelFacts, tp: int, gpu_total: int, options: ServeOptions) -> Fi
 
 def longest_fit(facts: ModelFacts, tp: int, budget: int, options: ServeOptions, in_flight: int) -> int:
     """The longest request whose KV cache fits: vLLM demands that one of full length does. 0: not even a short one."""
-    longest = max(facts.max_length or USEFUL_LENGTH, options.max_model_len)
-    lengths = (longest, *range(longest // LENGTH_STEP * LENGTH_STEP, LEAST_LENGTH - 1, -LENGTH_STEP))
+    longest = min(max(facts.max_length or USEFUL_LENGTH, options.max_model_len), MOST_LENGTH)
+    lengths = chain((longest,), range(longest // LENGTH_STEP * LENGTH_STEP, LEAST_LENGTH - 1, -LENGTH_STEP))
     width = kv_width(facts, options)
     return next((n for n in lengths if budget > 0 and kv_bytes(facts, tp, n, width, in_flight) <= budget), 0)
 
@@ -8826,8 +8849,8 @@ def parse_plan(text: str, where: str) -> Plan:
         value = json.loads(text)
         if value["format"] != PLAN_FORMAT or not value["name"]:
             raise ValueError(f"format is {value['format']!r}, this hfship reads {PLAN_FORMAT}")
-        return Plan(**known_fields(Plan, value))
-    except (ValueError, KeyError, TypeError) as exc:
+        return Plan(**typed_fields(Plan(), value))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise IntegrityError(
             f"{where} is not a valid plan", f"{type(exc).__name__}: {exc}", "run hfship serve again"
         ) from exc
@@ -8837,6 +8860,18 @@ def known_fields(kind: Type[Any], values: Mapping[str, Any]) -> Dict[str, Any]:
     """The values that the dataclass has fields for, with tuples for lists."""
     names = {f.name for f in fields(kind)}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+
+
+def typed_fields(default: Any, values: Mapping[str, Any]) -> Dict[str, Any]:
+    """The values for the fields of a dataclass, each of the type that it has in `default`. Raises ValueError."""
+    known = known_fields(type(default), values)
+    for key, found in known.items():
+        usual = type(getattr(default, key))
+        kinds = {float: (int, float), type(None): (int, type(None))}.get(usual, (usual,))
+        endless = isinstance(found, (int, float)) and not abs(found) < 1e18  # also NaN
+        if not isinstance(found, kinds) or endless:
+            raise ValueError(f"{key} is not what it should be")
+    return known
 
 
 # ---- .env ----------------------------------------------------------------------------
@@ -9201,9 +9236,14 @@ def require_docker() -> None:
     docker(["compose", "version", "--short"], "use docker compose")
 
 
-def list_images() -> Tuple[Image, ...]:
-    """The vLLM images that docker has."""
-    return parse_images(docker(["image", "ls", "--no-trunc", "--format", "{{json .}}"], "list images"))
+def list_images(wanted: str) -> Tuple[Image, ...]:
+    """The vLLM images that docker has, and the one that is wanted, whatever it is called."""
+    images = parse_images(docker(["image", "ls", "--no-trunc", "--format", "{{json .}}"], "list images"))
+    if wanted and all(wanted not in (image.reference, image.id) for image in images):
+        with contextlib.suppress(HostError):  # it is not there
+            found = json.loads(docker(["image", "inspect", wanted], f"look at the image {wanted}"))
+            images += (image_called(wanted, str(found[0]["Id"])),)
+    return images
 
 
 def read_host(images: Tuple[Image, ...]) -> Host:
@@ -9328,10 +9368,18 @@ def read_key(folder: Path, reporter: Reporter) -> str:
     return key
 
 
-def list_deployments(deploy_dir: Path, reporter: Reporter) -> List[Deployment]:
-    """All deployments, by name. Folders that start with _ are ours for other purposes."""
-    folders = sorted(p for p in deploy_dir.glob("*") if p.is_dir() and not p.name.startswith(("_", ".")))
-    return [d for d in (read_deployment(folder, reporter) for folder in folders) if d]
+def list_deployments(deploy_dir: Path, reporter: Reporter) -> Tuple[List[Deployment], Dict[str, HfshipError]]:
+    """All deployments, by name, and what is wrong with those that cannot be read. Folders that start with _ are ours
+    for other purposes. Raises OSError."""
+    found: List[Deployment] = []
+    wrong: Dict[str, HfshipError] = {}
+    folders = sorted(deploy_dir.iterdir()) if deploy_dir.is_dir() else []
+    for folder in (p for p in folders if p.is_dir() and not p.name.startswith(("_", "."))):
+        try:
+            found += filter(None, [read_deployment(folder, reporter)])
+        except HfshipError as exc:
+            wrong[folder.name] = exc
+    return found, wrong
 
 
 def write_deployment(folder: Path, plan: Plan, reporter: Reporter) -> Deployment:
@@ -10188,13 +10236,10 @@ def parse_job(content: bytes) -> JobRecord:
     value = json.loads(content)
     if not isinstance(value, dict) or value.get("format") != JOB_FORMAT:
         raise ValueError(f"its format is not {JOB_FORMAT}")
-    known = known_fields(JobRecord, value)
-    for key, default in vars(JobRecord()).items():
-        found = known.get(key, default)
-        kinds = {float: (int, float), type(None): (int, type(None))}.get(type(default), type(default))
+    known = typed_fields(JobRecord(), value)
+    for key, found in known.items():
         inner = [*found.values()] if isinstance(found, dict) else found if isinstance(found, tuple) else []
-        number = isinstance(found, (int, float)) and not abs(found) < 1e18  # also NaN
-        if not isinstance(found, kinds) or number or not all(isinstance(x, str) for x in inner):
+        if not all(isinstance(x, str) for x in inner):
             raise ValueError(f"{key} is not what it should be")
     return JobRecord(**known)
 
@@ -12337,14 +12382,14 @@ def find_served_model(context: Context, name: str) -> Path:
     return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
 
 
-def readable_deployments(context: Context) -> List[Deployment]:
-    """All deployments; none, for a --plan by a user who may not read them."""
-    try:
-        return list_deployments(context.settings.deploy_dir, context.reporter)
-    except HostError:
-        if not context.args.plan:
-            raise
-        return []
+def readable_deployments(context: Context, complain: Callable[[str], None] = lambda _: None) -> List[Deployment]:
+    """All deployments but damaged ones, and for --plan those that this user may not read."""
+    found, wrong = list_deployments(context.settings.deploy_dir, context.reporter)
+    for problem in wrong.values():
+        if isinstance(problem, HostError) and not context.args.plan:
+            raise problem
+        complain(problem.what)
+    return found
 
 
 def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Host, Optional[Plan]]:
@@ -12353,7 +12398,7 @@ def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Hos
     args, working = context.args, True
     images: Tuple[Image, ...] = ()
     try:
-        images = list_images()
+        images = list_images(options.image)
     except HostError as exc:
         if not args.plan and not args.write_only:
             raise
@@ -12362,7 +12407,7 @@ def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Hos
     host = read_host(images)
     if args.assume_gpus:
         return replace(host, gpus=assumed_gpus(args.assume_gpus)), None
-    plans = {d.plan.name: d.plan for d in readable_deployments(context)}
+    plans = {d.plan.name: d.plan for d in readable_deployments(context, context.reporter.warn)}
     running = [n for n in plans if working and (inspect_container(n) or Container("", "")).status == "running"]
     previous = plans.pop(name, None)
     held = previous.port if previous and (name in running or not working) else None
@@ -12491,7 +12536,7 @@ def named_deployment(context: Context, name: str) -> Deployment:
     folder = context.settings.deploy_dir / make_manifest(name, ()).name
     found = read_deployment(folder, context.reporter)
     if found is None:
-        here = [d.plan.name for d in list_deployments(context.settings.deploy_dir, context.reporter)]
+        here = [d.plan.name for d in list_deployments(context.settings.deploy_dir, context.reporter)[0]]
         why = f"in {folder.parent} there are: {', '.join(here) or 'none'}"
         step = "\n".join(f"hfship {context.args.command} {other}" for other in here[:10]) or f"hfship serve {name}"
         raise NotFoundError(f"no such deployment: {name}{nearest(name, here)}", why, step)
@@ -12505,8 +12550,8 @@ def cmd_status(context: Context) -> Exit:
     """The state of deployments, each proven by a real request. Without docker it is unknown, and said so."""
     names, deploy_dir = context.args.names, context.settings.deploy_dir
     absent = [name for name in names if context.listed and not (deploy_dir / name / PLAN_FILE).exists()]
-    found = [named_deployment(context, n) for n in names if n not in absent]
-    found = found or ([] if names else list_deployments(deploy_dir, context.reporter))
+    found, wrong = ([], {}) if names else list_deployments(deploy_dir, context.reporter)
+    found += [named_deployment(context, name) for name in names if name not in absent]
     problem = ""
     try:
         if found:
@@ -12516,6 +12561,7 @@ def cmd_status(context: Context) -> Exit:
         context.reporter.error(exc)
     rows = [deployment_status(d, problem) for d in found]
     rows += [{**deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), "-"), **NOT_SERVED} for n in absent]
+    rows += [deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), p.what) for n, p in wrong.items()]
     if context.args.json:
         context.reporter.result_json(rows)
     elif rows:
@@ -12665,8 +12711,8 @@ def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
         try:
             return named_deployment(context, name)
         except NotFoundError as exc:
-            step = "hfship watch --once   or: hfship status"
-            raise NotFoundError(f"no such deployment or job: {name}", f"{exc.why}\n{no_job.why}", step) from exc
+            what, step = exc.what.replace("deployment", "deployment or job", 1), f"{exc.next_step}\nor: hfship watch --once"
+            raise NotFoundError(what, f"{exc.why}\n{no_job.why}", step) from exc
 
 
 def cmd_watch(context: Context) -> Exit:
