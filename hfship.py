@@ -166,7 +166,24 @@ class HfshipError(Exception):
         return "\n".join(lines)
 
 
-VERBS = ("fetch", "pack", "verify", "unpack", "serve", "status", "stop", "logs", "watch", "models", "mirror", "version")
+VERBS = (
+    "fetch",
+    "pack",
+    "verify",
+    "unpack",
+    "push",
+    "serve",
+    "status",
+    "stop",
+    "logs",
+    "watch",
+    "models",
+    "mirror",
+    "clean",
+    "doctor",
+    "completion",
+    "version",
+)
 
 
 def program_name() -> str:
@@ -9755,6 +9772,15 @@ def parse_byte_range(header: Optional[str], size: int) -> Optional[Tuple[int, in
     return start, stop
 
 
+def asked_number(text: Optional[str], otherwise: int) -> int:
+    """The whole number in a query or header; `otherwise` when it is none.
+
+    >>> [asked_number(text, 7) for text in ("3", None, "\xb2", "-1")]
+    [3, 7, 7, 7]
+    """
+    return int(text) if text and re.fullmatch("[0-9]{1,15}", text) else otherwise
+
+
 class HubHandler(BaseHTTPRequestHandler):
     """One connection of a Hub client. Subclasses (the test Hub) override the small steps to misbehave."""
 
@@ -9786,7 +9812,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """The questions that clients POST; whatever would write finds a 403 in route()."""
         length = self.headers.get("Content-Length", "0")
-        body = self.rfile.read(int(length)) if length.isdigit() and int(length) <= CHUNK else b""
+        size = asked_number(length, 0)
+        body = self.rfile.read(size) if size <= CHUNK else b""
         self.close_connection |= not body  # what was not read would be taken for the next request
         text = body.decode("utf-8", "replace")
         self.paths: Sequence[str] = ()
@@ -9873,7 +9900,7 @@ class HubHandler(BaseHTTPRequestHandler):
         """/api/models?search=WORDS&author=ORG&limit=N"""
         held = [repo for repo in self.server.library.repos() if repo.repo_type == repo_type]
         author, words = query.get("author", "").lower(), query.get("search", "").lower()
-        limit = int(query["limit"]) if query.get("limit", "").isdigit() else len(held)
+        limit = asked_number(query.get("limit"), len(held))
         found = [r for r in held if words in r.repo.lower() and r.repo.lower().startswith(author)]
         self.send_json(200, [{**repo_info(repo), "siblings": []} for repo in found[:limit]])
 
@@ -9902,8 +9929,8 @@ class HubHandler(BaseHTTPRequestHandler):
         if below and not entries:
             self.send_error_code(404, "EntryNotFound", f"{below} does not exist on this revision")
             return
-        limit = int(query["limit"]) if query.get("limit", "").isdigit() else self.server.tree_page
-        start = int(query["cursor"]) if query.get("cursor", "").isdigit() else 0
+        limit = asked_number(query.get("limit"), 0) or self.server.tree_page  # pages of none would never end
+        start = asked_number(query.get("cursor"), 0)
         headers = {}
         if start + limit < len(entries):
             again = urlencode({**query, "cursor": start + limit, "limit": limit})
@@ -9915,7 +9942,8 @@ class HubHandler(BaseHTTPRequestHandler):
         host, scheme = self.headers.get("Host"), self.headers.get("X-Forwarded-Proto")
         if scheme not in ("http", "https"):
             scheme = urlsplit(self.server.url).scheme
-        return f"{scheme}://{host}" if host else self.server.url
+        named = re.fullmatch(r"[\w.:\[\]-]+", host or "", re.ASCII)
+        return f"{scheme}://{host}" if named else self.server.url
 
     def send_file(self, repo_id: str, repo_type: str, parts: List[str]) -> None:
         """/ID/resolve/REV/PATH"""
@@ -9967,7 +9995,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if self.server.closing:
             self.send_header("Connection", "close")
         for name, value in headers.items():
-            self.send_header(name, value)
+            self.send_header(name, re.sub("[^ -~]", "?", value))  # it may quote what the client sent
         self.send_header("Content-Length", str(length))
         self.end_headers()
 
@@ -9982,8 +10010,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self, status: int, code: str, message: str, headers: Optional[Mapping[str, str]] = None
     ) -> None:
         """An error in the Hub's form."""
-        safe = re.sub("[^ -~]", "?", message)  # it may quote what the client sent
-        named = {"X-Error-Code": code, "X-Error-Message": safe, **(headers or {})}
+        named = {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}
         self.send_json(status, {"error": message}, named)
 
 
@@ -12263,6 +12290,10 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _free_port(text: str) -> int:
+    return 0 if text == "0" else _port(text)
+
+
 def serve_options(args: argparse.Namespace) -> ServeOptions:
     """What the operator asked for. Raises UsageError."""
     env = dict(item.partition("=")[::2] for item in checked_env(args.env))
@@ -12752,7 +12783,7 @@ def mirror_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", nargs="?", metavar="DIR", help="folder with NAME/ or ORG/NAME/ (default: the models folder)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8090, help="port, 0 for any free one (default: %(default)s)")
+    parser.add_argument("--port", type=_free_port, default=8090, help="port, 0 for any free one (default: %(default)s)")
     token = "clients must send the token in this file (default: HFSHIP_MIRROR_TOKEN, else none is asked for)"
     parser.add_argument("--token-file", type=Path, metavar="FILE", help=token)
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve https with this certificate (PEM)")
@@ -12769,6 +12800,8 @@ def cmd_mirror(context: Context) -> Exit:
         raise NotFoundError(
             f"there is no folder {folder}", "", "hfship mirror DIR, with DIR holding NAME/ or ORG/NAME/"
         )
+    if not args.host:  # an unset variable of a script; to the system it means all addresses
+        raise UsageError("--host is empty", "", "--host 127.0.0.1, or --host 0.0.0.0 for all addresses")
     if args.tls_key and not args.tls_cert:
         raise UsageError("--tls-key is nothing without --tls-cert", "", "give both, or one --tls-cert that holds both")
     if args.access_log:

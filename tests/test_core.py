@@ -141,7 +141,7 @@ def test_results_and_paths_stay_exact() -> None:
     reporter = hfship.Reporter("plain", 0, out)
     value = {"path": "/hf_packages/sk-embedding-v2/m.tar.zst", "note": "HTTP 500 \"see http://h/x?y='1'\""}
     reporter.result_json(value)
-    assert json.loads(out.getvalue()) == {**value, "note": "HTTP 500 \"see http://h/x?***'1'\""}
+    assert json.loads(out.getvalue()) == {"schema": "", **value, "note": "HTTP 500 \"see http://h/x?***'1'\""}
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -154,7 +154,7 @@ def test_names_that_cannot_be_shown_end_nothing(encoding: str) -> None:
     text = out.getvalue()
     assert b"\x1b" not in text and text.endswith(b"le-\\udcff?31m?[2J\n")
     reporter.result_json({"path": name})
-    assert json.loads(out.getvalue()[len(text) :].decode(encoding)) == {"path": name}
+    assert json.loads(out.getvalue()[len(text) :].decode(encoding))["path"] == name
 
 
 def test_commands_are_known_by_name() -> None:

@@ -812,7 +812,7 @@ def test_what_the_hub_asks_to_wait_is_waited(asked: float, waited: float, monkey
     def unavailable(_: str) -> Any:
         raise hfship.RetryableError("503", asked)
 
-    monkeypatch.setattr(client, "_exchange", unavailable)
+    monkeypatch.setattr(client, "exchange", unavailable)
     monkeypatch.setattr(client, "_stop", SimpleNamespace(wait=waits.append))
     with pytest.raises(hfship.NetworkError):
         client._ask("https://hub/api")
