@@ -8203,6 +8203,7 @@ class Gpu:
     capability: Capability = (0, 0)  # (0, 0): unknown
     driver: str = ""
     mig: bool = False
+    spoken_for: bool = False  # by a deployment that does not run now
 
     @property
     def label(self) -> str:
@@ -8627,7 +8628,7 @@ def gpu_pool(host: Host, options: ServeOptions, own: Sequence[str] = ()) -> Tupl
     warnings += [f"{g.label} already has {human_bytes(g.used)} in use" for g in pool if g.used > GIB]
     if len({g.name for g in pool}) > 1:
         warnings.append("the GPUs differ; the smallest decides: " + ", ".join(g.label for g in pool))
-    return tuple(sorted(pool, key=lambda g: (g.uuid not in own, g.index))), tuple(warnings)
+    return tuple(sorted(pool, key=lambda g: (g.uuid not in own, g.spoken_for, g.index))), tuple(warnings)
 
 
 def _gpu_problem(gpu: Gpu, utilization: float) -> str:
@@ -9387,10 +9388,13 @@ def read_key(folder: Path, reporter: Reporter) -> str:
 
 def list_deployments(deploy_dir: Path, reporter: Reporter) -> Tuple[List[Deployment], Dict[str, HfshipError]]:
     """All deployments, by name, and what is wrong with those that cannot be read. Folders that start with _ are ours
-    for other purposes. Raises OSError."""
+    for other purposes. Raises HostError."""
     found: List[Deployment] = []
     wrong: Dict[str, HfshipError] = {}
-    folders = sorted(deploy_dir.iterdir()) if deploy_dir.is_dir() else []
+    try:
+        folders = sorted(deploy_dir.iterdir()) if deploy_dir.is_dir() else []
+    except OSError as exc:
+        raise HostError(f"cannot read {deploy_dir}: {exc.strerror}", "", "run as its user, or as root") from exc
     for folder in (p for p in folders if p.is_dir() and not p.name.startswith(("_", "."))):
         try:
             found += filter(None, [read_deployment(folder, reporter)])
@@ -12044,7 +12048,7 @@ def _verified(context: Context, path: Path, check: Callable[[Any, Context], str]
     return {
         "path": str(path),
         "ok": error is None,
-        "error": error and {"what": error.what, "why": error.why, "next": error.next_step},
+        "error": error and error_fields(error),
         "damages": [asdict(damage) for damage in damages],
         "seconds": round(seconds, 2),
         "text": text and f"ok: {path}: {text}, {human_seconds(seconds)}",
@@ -12096,6 +12100,7 @@ def require_sums(files: ArchiveFiles) -> str:
 def _verify_folder(folder: Path, context: Context) -> str:
     manifest = read_manifest(folder)
     if manifest is None:
+        require_finished(folder)
         why = f"it has neither archives nor {MANIFEST_PATH}"
         raise UsageError(f"{folder} cannot be verified", why, "name an archive, a part, or the folder of a model")
     strangers = strangers_in(folder, manifest)
@@ -12415,7 +12420,10 @@ def find_served_model(context: Context, name: str) -> Path:
 
 def readable_deployments(context: Context, complain: Callable[[str], None] = lambda _: None) -> List[Deployment]:
     """All deployments but damaged ones, and for --plan those that this user may not read."""
-    found, wrong = list_deployments(context.settings.deploy_dir, context.reporter)
+    try:
+        found, wrong = list_deployments(context.settings.deploy_dir, context.reporter)
+    except HostError as exc:
+        found, wrong = [], {"": exc}
     for problem in wrong.values():
         if isinstance(problem, HostError) and not context.args.plan:
             raise problem
@@ -12447,6 +12455,8 @@ def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Hos
     ports = [options.port] if options.port else PORTS
     taken = {p for p in ports if p != held and not port_is_free(options.bind, p)} | {p.port for p in plans.values()}
     gpus = with_claims(host.gpus, [plan for other, plan in plans.items() if other in running])
+    spoken_for = {uuid for other, plan in plans.items() if other not in running for uuid in plan.gpus}
+    gpus = tuple(replace(gpu, spoken_for=gpu.uuid in spoken_for) for gpu in gpus)
     return replace(host, gpus=gpus, taken_ports=frozenset(taken)), previous
 
 
@@ -13612,6 +13622,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
             signal.signal(signum, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # so far there was nothing to save
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return guarded(reporter, lambda: run_line(words, reporter))[0]
 
 

@@ -222,6 +222,13 @@ def test_image_without_a_version_in_its_tag_is_asked(site: Site) -> None:
     assert ["up", "-d"] not in [call[5:] for call in site.calls()]
 
 
+def test_what_is_written_one_after_the_other_gets_gpus_of_its_own(site: Site) -> None:
+    for name in ("one", "two"):
+        site("serve", "m", "--name", name, "--write-only")
+    first, second = (json.loads((site.deploy / name / "plan.json").read_text())["gpus"] for name in ("one", "two"))
+    assert first and second and not set(first) & set(second)
+
+
 def test_an_image_of_any_name_is_taken_when_docker_has_it(site: Site) -> None:
     site("serve", "m", "--image", "registry.corp:5000/ai/inference:1.2")
     plan = json.loads(site.text("plan.json"))
