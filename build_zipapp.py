@@ -229,6 +229,7 @@ def collect(wheels: Iterable[Path]) -> Entries:
 LAUNCHER = '''\
 """Start hfship from this file, and from nothing else that the host's Python has installed."""
 import os
+import signal
 import sys
 
 VENDORED = ()
@@ -272,6 +273,8 @@ def shut_out_host(pyz):
 
 def run():
     check_python()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until hfship runs, Ctrl-C ends this without a traceback
     pyz = os.path.dirname(os.path.abspath(__file__))
     shut_out_host(pyz)
     import warnings

@@ -166,6 +166,26 @@ class HfshipError(Exception):
         return "\n".join(lines)
 
 
+VERBS = (
+    "fetch",
+    "pack",
+    "verify",
+    "unpack",
+    "push",
+    "serve",
+    "status",
+    "stop",
+    "logs",
+    "watch",
+    "models",
+    "mirror",
+    "clean",
+    "doctor",
+    "completion",
+    "version",
+)
+
+
 def program_name() -> str:
     """How this program was called: `hfship`, or `python3 hfship.pyz` for one who has only the file."""
     called = sys.argv[0]
@@ -174,7 +194,7 @@ def program_name() -> str:
 
 def as_typed(text: str) -> str:
     """`text` with its hfship commands written as they must be typed here."""
-    return re.sub(r"\bhfship (?=([a-z]+|--help)( |$))", lambda _: program_name() + " ", text)
+    return re.sub(rf"\bhfship (?=({'|'.join(VERBS)}|--help)\b)", lambda _: program_name() + " ", text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -201,6 +221,11 @@ def command_line(*words: object) -> str:
     "hfship verify '/mnt/my disk/m.tar.zst'"
     """
     return " ".join(shlex.quote(str(word)) for word in words)
+
+
+def error_row(error: HfshipError) -> Dict[str, Any]:
+    """An error among the results of --json."""
+    return {"schema": "hfship-error/1", "error": error_fields(error), "exit_code": int(error.code)}
 
 
 class UsageError(HfshipError):
@@ -276,8 +301,9 @@ LOG_SIZE = 8 << 20  # bytes; a log that would grow larger becomes NAME.1, and a 
 LOG_KEEP = 4  # NAME.1 is the youngest
 
 _SECRET_PATTERNS = (
-    (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_***"),
-    (re.compile(r"\bsk-[A-Za-z0-9_-]{8,}"), "sk-***"),
+    # As long as tokens and keys are: names of folders may begin like them.
+    (re.compile(r"\bhf_[A-Za-z0-9]{30,}\b"), "hf_***"),
+    (re.compile(r"\bsk-[A-Za-z0-9_-]{32,}"), "sk-***"),
     (re.compile(r"(?i)(bearer\s+)[^\s\"']+"), r"\1***"),
     (re.compile(r"(?i)\b(://[^/\s:@]*:)[^/\s@]+@"), r"\1***@"),
     # Signed URLs carry their credential in the query: keep host and path only.
@@ -305,6 +331,15 @@ def redact_all(value: Any, secrets: Iterable[str] = ()) -> Any:
     if isinstance(value, Mapping):
         return {redact(str(k), secrets): redact_all(v, secrets) for k, v in value.items()}
     return [redact_all(v, secrets) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def harmless(text: str) -> str:
+    """`text` without what would steer a terminal: control characters other than tab and line feed.
+
+    >>> harmless("a\\tb\\n\\x1b[2J")
+    'a\\tb\\n?[2J'
+    """
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "?", text)
 
 
 def printable(text: str) -> str:
@@ -604,6 +639,9 @@ class Reporter:
         closed = io.StringIO()  # what is said into a stream that the caller closed
         self.out = out or sys.stdout or closed
         self.err = err or sys.stderr or closed
+        for stream in (self.out, self.err):  # a name that the terminal cannot show must not end the work
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         self.adjust(progress, verbosity)
         self.lock = threading.RLock()
         self.schema = ""  # of the JSON results: docs/json.md
@@ -622,9 +660,9 @@ class Reporter:
         self._counting = False  # a countdown stands on the terminal's last line
         self._secrets: Set[str] = set()
 
-    def adjust(self, progress: str, verbosity: int) -> None:
+    def adjust(self, progress: str, verbosity: int, as_json: bool = False) -> None:
         """Talk as the command line asks."""
-        self.verbosity = verbosity
+        self.verbosity, self.as_json = verbosity, as_json
         self.progress = ("bar" if self.err.isatty() else "plain") if progress == "auto" else progress
 
     @property
@@ -674,7 +712,14 @@ class Reporter:
         """A result of the command, to stdout."""
         self.results.append(text.partition("\n")[0])
         self.log("result", text)
-        self.show(text + "\n")
+        self._tell(harmless(text))
+
+    def _tell(self, text: str) -> None:
+        """A reader that has gone ends no work: what it finds decides the exit code."""
+        try:
+            self.show(text + "\n")
+        except BrokenPipeError:
+            silence(1)
 
     def show(self, text: str) -> None:
         """A part of the result that is not worth a log, to stdout."""
@@ -698,7 +743,10 @@ class Reporter:
             return
         result = marked if isinstance(value, list) else marked[0]
         self.log("result", json.dumps(result, ensure_ascii=False))
-        self.show(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+        utf8 = (getattr(self.out, "encoding", None) or "utf-8").lower().replace("-", "") == "utf8"
+        text = json.dumps(result, indent=2, ensure_ascii=not utf8)
+        self._tell(re.sub(r"[\x7f-\x9f]", lambda c: f"\\u{ord(c[0]):04x}", text))
+        self.as_json = False  # it has its result
 
     def detail(self, text: str) -> None:
         if self.verbosity > 0:
@@ -720,6 +768,12 @@ class Reporter:
             self.event("error", **fields)
         else:
             self.say(error.text())
+
+    def failed(self, error: HfshipError) -> None:
+        """Say the error that ends the command, with --json also as its result if there is none."""
+        self.error(error)
+        if self.as_json:
+            self.result_json(error_row(error))
 
     def enter_phase(self, name: str, phase: str) -> None:
         """What `name` does now, where no amount is known."""
@@ -776,7 +830,7 @@ class Reporter:
         if self.progress == "json":
             self.event("log", level=level, text=text)
         else:
-            self._write(redact(text, self._secrets))
+            self._write(harmless(redact(text, self._secrets)))
 
     def _write(self, line: str) -> None:
         with self.lock:
@@ -805,6 +859,7 @@ class Reporter:
 # ======================================================================================
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 
 # name -> (environment variable, default)
 FOLDERS: Mapping[str, Tuple[str, str]] = {
@@ -873,11 +928,23 @@ def load_settings(
         path = Path(os.path.expanduser(os.path.expandvars(env.get(variable) or said.get(name) or default)))
         folders[name] = file.path.parent.absolute() / path if file and not env.get(variable) else path
     url = (endpoint or env.get("HF_ENDPOINT") or said.get("endpoint") or DEFAULT_ENDPOINT).rstrip("/")
-    if not re.match(r"https?://[^/]+", url):
-        raise UsageError(
-            f"endpoint {url!r} is not an http(s) URL", "", "give --endpoint https://HOST or set HF_ENDPOINT"
-        )
-    return Settings(endpoint=url, **folders)
+    return Settings(endpoint=checked_endpoint(url), **folders)
+
+
+def checked_endpoint(url: str) -> str:
+    """The address of a Hub. Raises UsageError for what is none, and for one with a password: manifests keep it."""
+    step = "give --endpoint https://HOST or set HF_ENDPOINT"
+    try:
+        parts = urlsplit(url)
+        labels = (parts.hostname or "").rstrip(".").split(".")
+        usable = parts.scheme in ("http", "https") and parts.port != 0 and all(labels)
+    except ValueError:
+        usable = False
+    if not usable or not url.isprintable():
+        raise UsageError(f"endpoint {url!r} is not an http(s) URL", "", step)
+    if parts.username is not None:
+        raise UsageError("the endpoint has a user name in it", "it would travel with the model", step)
+    return url
 
 
 def truthy(value: Optional[str]) -> bool:
@@ -894,7 +961,7 @@ def find_token(env: Mapping[str, str]) -> Optional[Token]:
     file HF_TOKEN_PATH ($HF_HOME/token). None when HF_HUB_DISABLE_IMPLICIT_TOKEN is set or nothing is found."""
     if truthy(env.get("HF_HUB_DISABLE_IMPLICIT_TOKEN")):
         return None
-    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+    for variable in TOKEN_VARIABLES:
         value = env.get(variable, "").strip()
         if value:
             return checked_token(value, f"environment variable {variable}")
@@ -1467,34 +1534,41 @@ class FolderLock:
         self._path.unlink()
 
     def _read_lease(self) -> Dict[str, Any]:
+        """The owner that the lease tells; {} when it is not there, or torn."""
         try:
             value = json.loads(self._lease.read_bytes())
-            return value if isinstance(value, dict) else {}
-        except (OSError, ValueError):
+            return value if isinstance(value, dict) and type(value.get("pid")) is int else {}
+        except (OSError, ValueError, RecursionError):
             return {}
 
     def _take_lease(self) -> None:
-        """Write our lease, over one that is over. Raises IncompleteError."""
+        """Write our lease, over one that is over. Raises InUseError, OSError."""
         with contextlib.suppress(FileExistsError):
             fd = os.open(self._lease, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            with os.fdopen(fd, "w") as stream:
-                stream.write(self._owner)
+            try:
+                with os.fdopen(fd, "w") as stream:
+                    stream.write(self._owner)
+            except OSError:
+                self._lease.unlink()
+                raise
             return
         owner = self._read_lease()
-        if owner.get("host") == socket.gethostname():
-            if still_runs(int(owner.get("pid", 0)), owner.get("start", ""), owner.get("boot_id", "")):
+        # Whoever ran on this kernel, in whatever container, is dead: we hold the flock. Or the host was started anew.
+        boot = owner.get("boot_id", "")
+        if boot and boot == boot_id() or owner.get("host") == socket.gethostname():
+            if still_runs(owner["pid"], owner.get("start", ""), boot):  # a filesystem without flock
                 raise self._in_use(owner)
         else:
             os.utime(self._path)  # the file server's clock, not ours, wrote the time of the lease
             if self._path.stat().st_mtime - self._lease.stat().st_mtime < LEASE_EXPIRY_S:
                 raise self._in_use(owner)
-            self.doubtful = True
+            self.doubtful = bool(owner)  # an owner that lives does not leave a torn lease for longer than a beat
         atomic_write(self._lease, self._owner, durable=False)
 
     def _in_use(self, owner: Mapping[str, Any]) -> InUseError:
         who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} holds {self._path}"
         step = f"wait for it, or stop it; a host that is gone is forgotten after {LEASE_EXPIRY_S:.0f} s"
-        pid = int(owner.get("pid", 0)) if owner.get("host") == socket.gethostname() else 0
+        pid = owner["pid"] if owner.get("host") == socket.gethostname() else 0
         return InUseError(f"{self.folder} is in use by another hfship", who, step, pid)
 
     def _beat(self) -> None:
@@ -1554,6 +1628,11 @@ class Completed:
     err: str
 
 
+def without_tokens(more: Optional[Mapping[str, str]]) -> Dict[str, str]:
+    """The environment of another program: ours, less the tokens, and `more`."""
+    return {**{k: v for k, v in os.environ.items() if k not in TOKEN_VARIABLES}, **(more or {})}
+
+
 def run_program(
     argv: Sequence[str],
     stdin: Union[str, bytes, None] = None,
@@ -1564,8 +1643,8 @@ def run_program(
     """Run another program to its end and keep its output. The only uses of subprocess but for docker's log
     stream are this and `follow_program`.
 
-    `env` is added to our own environment. Raises HostError when the program is missing or takes longer than
-    `timeout_s`; a non-zero exit status is the caller's to judge.
+    `env` is added to our own environment, which is passed on without tokens. Raises HostError when the program is
+    missing or takes longer than `timeout_s`; a non-zero exit status is the caller's to judge.
     """
     data = stdin.encode() if isinstance(stdin, str) else stdin
     try:
@@ -1574,7 +1653,7 @@ def run_program(
                 list(argv),
                 input=data if data is not None else b"",
                 capture_output=True,
-                env={**os.environ, **(env or {})},
+                env=without_tokens(env),
                 cwd=cwd,
                 timeout=timeout_s,
                 check=False,
@@ -1602,7 +1681,7 @@ def follow_program(
 ) -> Completed:
     """Run another program for as long as `stop` is not set. Each line that it prints, ended by LF or CR, is told as it
     comes; those that `tell` has no use for are kept in `out`, errors among them. `stdin` must fit into a pipe."""
-    environ, kept, rest = {**os.environ, "LC_ALL": "C"}, [], b""
+    environ, kept, rest = without_tokens({"LC_ALL": "C"}), [], b""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with _start_errors(argv[0]), subprocess.Popen(list(argv), env=environ, **pipes) as process:  # type: ignore[call-overload]
         with contextlib.suppress(BrokenPipeError), process.stdin:
@@ -1639,8 +1718,11 @@ def follow_program(
 MANIFEST_FORMAT = "hfship-manifest/1"
 MANIFEST_PATH = f"{WORK_DIR}/manifest.json"
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
-_SHA256 = re.compile(r"[0-9a-f]{64}$")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
+_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_COMMIT = re.compile(r"[0-9a-f]{40}\Z")
+_REPO_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z", re.ASCII)
+REPO_TYPES = ("model", "dataset", "space")
 # Never part of a model: our own state, huggingface_hub's, version control, unfinished files.
 _NOT_CONTENT = re.compile(r"(^|/)(\.hfship|\.git|\.cache/huggingface)(/|$)|\.incomplete$|(^|/)\.DS_Store$")
 
@@ -1715,7 +1797,7 @@ def parse_manifest(text: Union[str, bytes], where: str) -> Manifest:
     """
     try:
         return _manifest_from_value(json.loads(text))
-    except (ValueError, KeyError, TypeError, UsageError) as exc:
+    except (ValueError, KeyError, TypeError, RecursionError, UsageError) as exc:
         why = f"{type(exc).__name__}: {exc}"
         raise IntegrityError(f"{where} is not a valid manifest", why, "fetch or copy the model again") from exc
 
@@ -1732,7 +1814,20 @@ def _manifest_from_value(value: Any) -> Manifest:
             raise ValueError(f"sha256 of {entry.path!r} is {entry.sha256!r}")
     check_distinct_paths(entry.path for entry in files)
     source = Source(**value["source"]) if value.get("source") else None
+    if source:
+        check_source(source)
     return replace(make_manifest(str(value["name"]), files, source), unproven=value.get("unproven") is True)
+
+
+def check_source(source: Source) -> None:
+    """Raise ValueError unless a source can be shown, sent in a header, and be a word of vLLM's command line."""
+    for key, value in vars(source).items():
+        other: type = {"license": type(None), "gated": bool}.get(key, str)
+        if not isinstance(value, (str, other)) or not str(value).isprintable():
+            raise ValueError(f"{key} of the source is {value!r}")
+    named = _REPO_ID.match(source.repo) and _REPO_ID.match(source.resolved_repo) and source.repo_type in REPO_TYPES
+    if not named or not _COMMIT.match(source.commit):
+        raise ValueError(f"the source is {source.repo_type} {source.repo}, {source.resolved_repo} at {source.commit}")
 
 
 def check_relative_path(path: str) -> None:
@@ -1790,7 +1885,11 @@ def content_files(folder: Path) -> List[Tuple[str, int]]:
     Raises IntegrityError for a dangling link, a link to a folder or a special file, and for names that are not safe.
     """
     found = []
-    for root, folders, names in os.walk(folder):
+
+    def refuse(exc: OSError) -> NoReturn:  # os.walk would leave the folder out and say nothing
+        raise disk_error(exc, "read", Path(exc.filename)) from exc
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
         relative = os.path.relpath(root, folder)
         prefix = "" if relative == "." else relative + "/"
         folders[:] = sorted(d for d in folders if not _NOT_CONTENT.search(prefix + d))
@@ -1840,16 +1939,14 @@ MAX_API_BYTES = 64 << 20  # one page of a tree has about 300 bytes per file and 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 RETRY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 RETRIES = 6  # attempts without any progress before giving up
+RETRY_AFTER_S = 120.0  # what a server may ask us to wait before each of them
 URL_RENEWAL_S = 120.0  # a signed URL is renewed when it has less than this left
 
-_COMMIT = re.compile(r"[0-9a-f]{40}$")
 # A page of the Hub: .../ORG/NAME, .../datasets/ORG/NAME, .../ORG/NAME/tree/REVISION/FOLDER, .../blob/REVISION/FILE
 _PAGE = re.compile(
     r"/(?:models/)?(?P<type>datasets/|spaces/)?(?P<repo>[^/@]+(?:/(?!(?:tree|blob|resolve|raw)/)[^/@]+)?)"
     r"(?:/(?P<kind>tree|blob|resolve|raw)/(?P<revision>refs/[^/]+/[^/]+|[^/]+)(?:/(?P<path>.+?))?)?/?$"
 )
-_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$", re.ASCII)
-REPO_TYPES = ("model", "dataset", "space")
 
 
 @dataclass(frozen=True)
@@ -1891,7 +1988,7 @@ def parse_repo(text: str, endpoint: str = DEFAULT_ENDPOINT) -> Tuple[str, Option
         return _parse_page(text, endpoint)
     repo, _, revision = re.sub(r"^hf://(models/)?", "", text).partition("@")
     repo = repo.rstrip("/")
-    if not _REPO_ID.match(repo) or ".." in repo:
+    if not _REPO_ID.match(repo):
         step = "give it as ORG/NAME or ORG/NAME@REVISION, for example Qwen/Qwen3-8B"
         raise UsageError(f"{text!r} is not a repository", "", step)
     return repo, revision or None
@@ -1941,8 +2038,14 @@ def origin(url: str) -> Tuple[str, str, int]:
 
 
 def redirect_target(url: str, location: str) -> str:
-    """The absolute URL that a redirect leads to. Raises NetworkError when it would leave https."""
-    target = urljoin(url, location)
+    """The absolute URL that a redirect leads to. Raises NetworkError when it is none, or would leave https."""
+    try:
+        target = urljoin(url, location)
+        origin(target)
+    except ValueError as exc:
+        raise NetworkError(
+            "the Hub redirects to what is no address", str(exc), "check HF_ENDPOINT and the proxy"
+        ) from exc
     if url.startswith("https://") and not target.startswith("https://"):
         what = "the Hub redirects from https to an unencrypted address"
         raise NetworkError(what, f"{origin(url)[1]} -> {origin(target)[1]}", "check HF_ENDPOINT and the proxy")
@@ -1994,7 +2097,7 @@ def rate_limit_wait(headers: Mapping[str, str]) -> Optional[float]:
     if match and int(match.group(1)) == 0:
         return float(match.group(2)) + 1
     retry_after = headers.get("Retry-After", "").strip()
-    if retry_after.isdigit():
+    if re.fullmatch(r"[0-9]{1,9}", retry_after):
         return float(retry_after)
     with contextlib.suppress(TypeError, ValueError, IndexError):
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
@@ -2272,7 +2375,7 @@ class HubClient:
             raise tls_error(url, exc, os.environ) from exc
         except errors.ProxyError as exc:
             raise RetryableError(f"the proxy for {origin(url)[1]} does not answer: {_root_cause(exc)}") from exc
-        except (errors.RequestException, UnicodeError) as exc:  # requests decodes Location even when told to stay
+        except (errors.RequestException, ValueError) as exc:  # requests reads Location even when told to stay
             raise RetryableError(f"{origin(url)[1]}: {_root_cause(exc)}") from exc
         except OSError as exc:  # requests says so when a CA bundle is not there
             step = "correct REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE or SSL_CERT_FILE, whichever is set"
@@ -2313,7 +2416,7 @@ class HubClient:
                     raise NetworkError(f"{self.endpoint} cannot be reached", str(exc), step) from exc
                 say = self.reporter.info if failures > 1 else self.reporter.detail
                 say(f"{exc}; trying again ({failures} of {RETRIES - 1})")
-                self._stop.wait(backoff(failures) if exc.wait_s is None else 0)
+                self._stop.wait(backoff(failures) if exc.wait_s is None else min(exc.wait_s, RETRY_AFTER_S))
                 continue
             if answer.status not in REDIRECTS:
                 return answer
@@ -2327,7 +2430,7 @@ class HubClient:
             raise hub_error(answer.status, answer.headers, answer.body, asked, self.token)
         try:
             return json.loads(answer.body), answer.headers
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             why = f"{urlsplit(url).path} answered {answer.headers.get('Content-Type', 'nothing')}, not JSON"
             step = "check HF_ENDPOINT; a proxy or login page may stand in between"
             raise NetworkError(f"{self.endpoint} does not answer like a Hub", why, step) from exc
@@ -2353,7 +2456,7 @@ class HubClient:
                 files += [repo_file(item) for item in page if item["type"] == "file"]
                 url = _on_endpoint(next_page(headers.get("Link", "")), self.endpoint)
             check_distinct_paths(file.path for file in files)
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, AttributeError) as exc:
             what = f"the listing of {source.repo} cannot be used"
             raise IntegrityError(what, str(exc), f"tell the owner of {source.repo}") from exc
         return files
@@ -2366,16 +2469,23 @@ def _source_from_info(asked: Source, info: Any) -> Source:
         raise NetworkError(
             f"{asked.endpoint} does not answer like a Hub", "no commit in its answer", "check HF_ENDPOINT"
         )
-    card = info.get("cardData") or {}
-    licenses = [t[len("license:") :] for t in info.get("tags") or [] if str(t).startswith("license:")]
-    license_name = card.get("license") or (licenses[0] if licenses else None)
-    return replace(
+    card, tags = info.get("cardData"), info.get("tags")
+    words = list(map(str, tags)) if isinstance(tags, list) else []
+    licenses = [card.get("license") if isinstance(card, dict) else None]
+    licenses += [word[len("license:") :] for word in words if word.startswith("license:")]
+    gated = info.get("gated")
+    source = replace(
         asked,
         resolved_repo=str(info.get("id") or asked.repo),
         commit=commit,
-        license=str(license_name) if license_name else None,
-        gated=info.get("gated") or False,
+        license=next((printable(str(name)) for name in licenses if name), None),
+        gated=printable(gated) if isinstance(gated, str) else bool(gated),
     )
+    try:
+        check_source(source)
+    except ValueError as exc:
+        raise NetworkError(f"{asked.endpoint} does not answer like a Hub", str(exc), "check HF_ENDPOINT") from exc
+    return source
 
 
 def _on_endpoint(url: Optional[str], endpoint: str) -> Optional[str]:
@@ -2383,12 +2493,15 @@ def _on_endpoint(url: Optional[str], endpoint: str) -> Optional[str]:
 
     >>> _on_endpoint("https://huggingface.co/api/models/a/b/tree/x?cursor=1", "http://mirror:8090")
     'http://mirror:8090/api/models/a/b/tree/x?cursor=1'
+    >>> _on_endpoint("https://huggingface.co/api/models/a/b/tree/x?cursor=1", "http://host/hub")
+    'http://host/hub/api/models/a/b/tree/x?cursor=1'
     """
     if url is None:
         return None
     parts = urlsplit(urljoin(endpoint + "/", url))
     base = urlsplit(endpoint)
-    return urlunsplit((base.scheme, base.netloc, parts.path, parts.query, ""))
+    prefix = "" if parts.path.startswith(base.path + "/") else base.path
+    return urlunsplit((base.scheme, base.netloc, prefix + parts.path, parts.query, ""))
 
 
 def _limited_body(response: Any) -> str:
@@ -2747,6 +2860,7 @@ class FileJob:
     source: Source
     folder: Path
     log: VerifiedLog
+    outdates: bool = False  # the manifest that lies there, which is of another commit
 
     @property
     def target(self) -> Path:
@@ -2760,6 +2874,14 @@ class FileJob:
     def journal(self) -> Path:
         name = hashlib.sha1(self.remote.path.encode("utf-8")).hexdigest()
         return self.folder / WORK_DIR / "partial" / f"{name}.json"
+
+    def publish(self) -> None:
+        """Give the content, which is proven, its name. Before that goes the manifest that it makes untrue: a folder of
+        two commits must not pass for a model if we are killed now. Raises OSError."""
+        if self.outdates:
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / MANIFEST_PATH).unlink()
+        os.replace(self.incomplete, self.target)
 
 
 class FileAddress:
@@ -2972,7 +3094,7 @@ class PartialFile:
                 os.fsync(fd)
                 stat = os.fstat(fd)
                 os.close(fd)
-                os.replace(self.job.incomplete, self.job.target)
+                self.job.publish()
                 fsync_dir(self.job.target.parent)
                 with contextlib.suppress(FileNotFoundError):
                     self.job.journal.unlink()
@@ -3544,11 +3666,12 @@ class FetchPlan:
     wanted: Tuple[RemoteFile, ...]
     present: Mapping[str, str]
     log: VerifiedLog
+    outdates: bool = False  # a manifest of another commit lies there
 
     @property
     def jobs(self) -> List[FileJob]:
         missing = [file for file in self.wanted if file.path not in self.present]
-        return [FileJob(file, self.snapshot.source, self.folder, self.log) for file in missing]
+        return [FileJob(file, self.snapshot.source, self.folder, self.log, self.outdates) for file in missing]
 
 
 def select_files(files: Sequence[RemoteFile], include: Sequence[str], exclude: Sequence[str]) -> List[RemoteFile]:
@@ -3682,7 +3805,7 @@ def reuse_local(job: FileJob, donors: Sequence[Path], reporter: Reporter) -> boo
             with reporter.stage("reusing", job.remote.size) as stage:
                 stat = hash_file(job.incomplete, hasher, stage.add)
             if hasher.matches():
-                os.replace(job.incomplete, job.target)
+                job.publish()
                 job.log.add(job.remote, stat, hasher)
                 write_hub_metadata(job.folder, job.remote, job.source.commit)
                 reporter.info(f"{job.remote.path}: taken from {donor}")
@@ -3713,6 +3836,7 @@ def hub_cache_blob(job: FileJob, env: Mapping[str, str]) -> Path:
 def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter: Reporter) -> FetchPlan:
     """Ask the Hub what the repository has and look at what is here. Writes nothing but the record of proven files."""
     snapshot = client.snapshot(request.repo, request.revision, request.repo_type)
+    held = None
     with contextlib.suppress(IntegrityError):
         held = read_manifest(folder)
         if held and held.source and held.source.resolved_repo != snapshot.source.resolved_repo:
@@ -3732,9 +3856,10 @@ def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter:
         raise NotFoundError(f"nothing to fetch from {request.repo}", why, "check --include and --exclude")
     log = VerifiedLog(folder)
     present = present_files(folder, wanted, log, reporter, request.rehash)
+    outdates = not (held and held.source and held.source.commit == snapshot.source.commit)
     what = f"{counted(len(wanted), 'file')} wanted, {len(present)} of them here and proven"
     reporter.detail(f"{snapshot.source.resolved_repo}: {snapshot.source.revision} is {snapshot.source.commit}; {what}")
-    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present, log)
+    return FetchPlan(request.name, folder, snapshot, tuple(wanted), present, log, outdates)
 
 
 def bytes_to_write(plan: FetchPlan) -> int:
@@ -5995,13 +6120,18 @@ def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPla
     return plan
 
 
-def manifest_to_pack(folder: Path, name: Optional[str], jobs: int, reporter: Reporter) -> Manifest:
-    """The manifest of a folder, made and written if it has none, after a look at sizes and names."""
+def manifest_to_pack(folder: Path, name: Optional[str], jobs: int, reporter: Reporter, keep: bool = True) -> Manifest:
+    """The manifest of a folder, made and (with `keep`) written if it has none, after a look at sizes and names."""
     found = content_files(folder)
     manifest = read_manifest(folder)
     if manifest is None:
         require_finished(folder)
-    manifest = manifest or _made_manifest(folder, found, name, jobs, reporter)
+        manifest = _made_manifest(folder, found, name, jobs, reporter)
+        try:
+            if keep:
+                write_manifest(folder, manifest)
+        except DiskError as exc:
+            reporter.warn(f"{exc.what}: the manifest travels in the archive only")
     sizes = dict(found)
     wrong = [
         f"{e.path} " + (f"has {sizes[e.path]} bytes instead of {e.size}" if e.path in sizes else "is missing")
@@ -6033,12 +6163,7 @@ def _made_manifest(
     total = sum(size for _, size in found)
     with reporter.stage("hash", total) as stage, Workers(workers_for(jobs, total), entry, stage.add) as workers:
         files = workers.map(found)
-    manifest = make_manifest(name or folder.resolve().name, files)
-    try:
-        write_manifest(folder, manifest)
-    except DiskError as exc:
-        reporter.warn(f"{exc.what}: the manifest travels in the archive only")
-    return manifest
+    return make_manifest(name or folder.resolve().name, files)
 
 
 def _mismatch(folder: Path, manifest: Manifest, wrong: Sequence[str]) -> IntegrityError:
@@ -7733,6 +7858,7 @@ _TYPE_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262208,
         "max_position_embeddings": 131072, "sliding_window_pattern": 6,
     },
+    "llama4_text": {"no_rope_layer_interval": 4},
 }  # fmt: skip
 
 # The keys under which vLLM looks for the context length (vllm/config: _get_and_verify_max_len), smallest wins.
@@ -7745,6 +7871,7 @@ _KV_HEAD_KEYS = (
 )  # fmt: skip
 # Rope types whose max_position_embeddings is already the stretched length.
 _ROPE_ALREADY_SCALED = frozenset({"su", "longrope", "llama3", "yarn", "deepseek_yarn"})
+MOST_LENGTH = 2**31  # tokens; what a config says beyond that is no length
 
 
 @dataclass(frozen=True)
@@ -7877,6 +8004,8 @@ def attention_layers(text: Mapping[str, Any], layers: int) -> Tuple[int, int]:
     (1, 1)
     >>> attention_layers({"full_attention_interval": 4}, 48)
     (12, 0)
+    >>> attention_layers({"sliding_window_pattern": "LLLG", "sliding_window": 4096}, 32)
+    (8, 24)
     """
     kinds, window = text.get("layer_types"), window_of(text)
     every = _number(text, "full_attention_interval", "attn_layer_period")
@@ -7890,8 +8019,14 @@ def attention_layers(text: Mapping[str, Any], layers: int) -> Tuple[int, int]:
         return text["hybrid_override_pattern"].count("*"), 0
     if not window:
         return layers, 0
-    if _number(text, "sliding_window_pattern"):
-        full = layers // _number(text, "sliding_window_pattern")
+    pattern, ropes = text.get("sliding_window_pattern"), text.get("no_rope_layers")
+    interval = _number(text, "no_rope_layer_interval", "sliding_window_pattern")
+    if isinstance(ropes, list) and ropes:  # Llama 4: 1 where a layer has a position encoding, and looks at a chunk
+        full = sum(not rope for rope in ropes[:layers])
+    elif isinstance(pattern, str) and pattern:  # EXAONE 4: L looks at a window, G at all
+        full = sum(pattern[i % len(pattern)] == "G" for i in range(layers))
+    elif interval:
+        full = layers // interval
     else:
         # Qwen2 counts the full layers that come first; elsewhere a window is for every layer (Mistral 7B, Phi-3).
         full = min(layers, _number(text, "max_window_layers")) if text.get("use_sliding_window") else 0
@@ -7910,15 +8045,22 @@ def longest_context(text: Mapping[str, Any]) -> int:
     8192
     >>> longest_context({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}})
     131072
+    >>> yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    >>> longest_context({"max_position_embeddings": 32768, "rope_scaling": yarn})
+    131072
     """
     lengths = [_number(text, key) for key in _LENGTH_KEYS if _number(text, key)]
     rope = _table(text, "rope_scaling", "rope_parameters")
     rope = _table(rope, "full_attention") or rope
-    factor = rope.get("factor")
-    scaled = str(rope.get("rope_type") or rope.get("type") or "default") in _ROPE_ALREADY_SCALED
-    if scaled or not isinstance(factor, (int, float)) or "gemma3" in str(text.get("model_type")):
+    factor: Any = rope.get("factor")
+    kind = str(rope.get("rope_type") or rope.get("type") or "default")
+    original = _number(rope, "original_max_position_embeddings") if kind == "yarn" else 0
+    lengths = [original] if original else lengths  # whatever the other keys say
+    scaled = kind in _ROPE_ALREADY_SCALED and not original
+    usable = isinstance(factor, (int, float)) and 0 < factor < MOST_LENGTH
+    if not usable or scaled or "gemma3" in str(text.get("model_type")):
         factor = 1
-    return int(min(lengths) * factor) if lengths else 0
+    return int(min(min(lengths) * factor, MOST_LENGTH)) if lengths else 0
 
 
 def quantization_of(config: Mapping[str, Any]) -> Optional[Quantization]:
@@ -8043,6 +8185,8 @@ def require_complete(folder: Path, allow_changed: Sequence[str] = ()) -> None:
     inside the container, which sees this folder alone.
     """
     manifest = read_manifest(folder)
+    if manifest is None:
+        require_finished(folder)
     for entry in manifest.files if manifest else ():
         path = folder / entry.path
         size = path.stat().st_size if path.exists() else -1
@@ -8198,6 +8342,7 @@ class Gpu:
     capability: Capability = (0, 0)  # (0, 0): unknown
     driver: str = ""
     mig: bool = False
+    spoken_for: bool = False  # by a deployment that does not run now
 
     @property
     def label(self) -> str:
@@ -8343,9 +8488,15 @@ def parse_images(text: str) -> Tuple[Image, ...]:
         repository, tag = row.get("Repository", ""), row.get("Tag", "")
         last = f"{repository.rpartition('/')[2]}:{tag}"
         if "vllm" in last.partition(":")[0] and not re.search("<none>|rocm|tpu|xpu|hpu|gaudi|neuron", last):
-            cpu = bool(re.search(r"(^|[-_:.])cpu([-_:.]|$)", last))
-            images.append(Image(f"{repository}:{tag}", row.get("ID", ""), parse_version(tag), cpu))
+            images.append(image_called(f"{repository}:{tag}", row.get("ID", "")))
     return tuple(images)
+
+
+def image_called(reference: str, image_id: str) -> Image:
+    """What the name of an image tells of it."""
+    last = reference.rpartition("/")[2]
+    cpu = bool(re.search(r"(^|[-_:.])cpu([-_:.]|$)", last))
+    return Image(reference, image_id, parse_version(last.partition(":")[2]), cpu)
 
 
 def choose_device(options: ServeOptions, host: Host) -> str:
@@ -8517,8 +8668,8 @@ def fit(facts: ModelFacts, tp: int, gpu_total: int, options: ServeOptions) -> Fi
 
 def longest_fit(facts: ModelFacts, tp: int, budget: int, options: ServeOptions, in_flight: int) -> int:
     """The longest request whose KV cache fits: vLLM demands that one of full length does. 0: not even a short one."""
-    longest = max(facts.max_length or USEFUL_LENGTH, options.max_model_len)
-    lengths = (longest, *range(longest // LENGTH_STEP * LENGTH_STEP, LEAST_LENGTH - 1, -LENGTH_STEP))
+    longest = min(max(facts.max_length or USEFUL_LENGTH, options.max_model_len), MOST_LENGTH)
+    lengths = chain((longest,), range(longest // LENGTH_STEP * LENGTH_STEP, LEAST_LENGTH - 1, -LENGTH_STEP))
     width = kv_width(facts, options)
     return next((n for n in lengths if budget > 0 and kv_bytes(facts, tp, n, width, in_flight) <= budget), 0)
 
@@ -8618,7 +8769,7 @@ def gpu_pool(host: Host, options: ServeOptions, own: Sequence[str] = ()) -> Tupl
     warnings += [f"{g.label} already has {human_bytes(g.used)} in use" for g in pool if g.used > GIB]
     if len({g.name for g in pool}) > 1:
         warnings.append("the GPUs differ; the smallest decides: " + ", ".join(g.label for g in pool))
-    return tuple(sorted(pool, key=lambda g: (g.uuid not in own, g.index))), tuple(warnings)
+    return tuple(sorted(pool, key=lambda g: (g.uuid not in own, g.spoken_for, g.index))), tuple(warnings)
 
 
 def _gpu_problem(gpu: Gpu, utilization: float) -> str:
@@ -8823,7 +8974,7 @@ def vllm_arguments(plan: Plan) -> List[str]:
     gpu, given = plan.device == "gpu", flags_in(plan.extra_args)
     settings: Mapping[str, object] = {  # True: a flag without a value
         "--tensor-parallel-size": gpu and plan.tensor_parallel_size,
-        "--gpu-memory-utilization": gpu and f"{plan.gpu_memory_utilization:.2f}",
+        "--gpu-memory-utilization": gpu and f"{plan.gpu_memory_utilization:g}",
         "--max-model-len": plan.max_model_len,
         "--max-num-seqs": plan.max_num_seqs,
         "--dtype": plan.dtype != "auto" and plan.dtype,
@@ -8857,8 +9008,8 @@ def parse_plan(text: str, where: str) -> Plan:
         value = json.loads(text)
         if value["format"] != PLAN_FORMAT or not value["name"]:
             raise ValueError(f"format is {value['format']!r}, this hfship reads {PLAN_FORMAT}")
-        return Plan(**known_fields(Plan, value))
-    except (ValueError, KeyError, TypeError) as exc:
+        return Plan(**typed_fields(Plan(), value))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise IntegrityError(
             f"{where} is not a valid plan", f"{type(exc).__name__}: {exc}", "run hfship serve again"
         ) from exc
@@ -8868,6 +9019,18 @@ def known_fields(kind: Type[Any], values: Mapping[str, Any]) -> Dict[str, Any]:
     """The values that the dataclass has fields for, with tuples for lists."""
     names = {f.name for f in fields(kind)}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in names}
+
+
+def typed_fields(default: Any, values: Mapping[str, Any]) -> Dict[str, Any]:
+    """The values for the fields of a dataclass, each of the type that it has in `default`. Raises ValueError."""
+    known = known_fields(type(default), values)
+    for key, found in known.items():
+        usual = type(getattr(default, key))
+        kinds = {float: (int, float), type(None): (int, type(None))}.get(usual, (usual,))
+        endless = isinstance(found, (int, float)) and not abs(found) < 1e18  # also NaN
+        if not isinstance(found, kinds) or endless:
+            raise ValueError(f"{key} is not what it should be")
+    return known
 
 
 # ---- .env ----------------------------------------------------------------------------
@@ -9232,9 +9395,14 @@ def require_docker() -> None:
     docker(["compose", "version", "--short"], "use docker compose")
 
 
-def list_images() -> Tuple[Image, ...]:
-    """The vLLM images that docker has."""
-    return parse_images(docker(["image", "ls", "--no-trunc", "--format", "{{json .}}"], "list images"))
+def list_images(wanted: str) -> Tuple[Image, ...]:
+    """The vLLM images that docker has, and the one that is wanted, whatever it is called."""
+    images = parse_images(docker(["image", "ls", "--no-trunc", "--format", "{{json .}}"], "list images"))
+    if wanted and all(wanted not in (image.reference, image.id) for image in images):
+        with contextlib.suppress(HostError):  # it is not there
+            found = json.loads(docker(["image", "inspect", wanted], f"look at the image {wanted}"))
+            images += (image_called(wanted, str(found[0]["Id"])),)
+    return images
 
 
 def read_host(images: Tuple[Image, ...]) -> Host:
@@ -9359,10 +9527,21 @@ def read_key(folder: Path, reporter: Reporter) -> str:
     return key
 
 
-def list_deployments(deploy_dir: Path, reporter: Reporter) -> List[Deployment]:
-    """All deployments, by name. Folders that start with _ are ours for other purposes."""
-    folders = sorted(p for p in deploy_dir.glob("*") if p.is_dir() and not p.name.startswith(("_", ".")))
-    return [d for d in (read_deployment(folder, reporter) for folder in folders) if d]
+def list_deployments(deploy_dir: Path, reporter: Reporter) -> Tuple[List[Deployment], Dict[str, HfshipError]]:
+    """All deployments, by name, and what is wrong with those that cannot be read. Folders that start with _ are ours
+    for other purposes. Raises HostError."""
+    found: List[Deployment] = []
+    wrong: Dict[str, HfshipError] = {}
+    try:
+        folders = sorted(deploy_dir.iterdir()) if deploy_dir.is_dir() else []
+    except OSError as exc:
+        raise HostError(f"cannot read {deploy_dir}: {exc.strerror}", "", "run as its user, or as root") from exc
+    for folder in (p for p in folders if p.is_dir() and not p.name.startswith(("_", "."))):
+        try:
+            found += filter(None, [read_deployment(folder, reporter)])
+        except HfshipError as exc:
+            wrong[folder.name] = exc
+    return found, wrong
 
 
 def write_deployment(folder: Path, plan: Plan, reporter: Reporter) -> Deployment:
@@ -9738,6 +9917,15 @@ def parse_byte_range(header: Optional[str], size: int) -> Optional[Tuple[int, in
     return start, stop
 
 
+def asked_number(text: Optional[str], otherwise: int) -> int:
+    """The whole number in a query or header; `otherwise` when it is none.
+
+    >>> [asked_number(text, 7) for text in ("3", None, "\xb2", "-1")]
+    [3, 7, 7, 7]
+    """
+    return int(text) if text and re.fullmatch("[0-9]{1,15}", text) else otherwise
+
+
 class HubHandler(BaseHTTPRequestHandler):
     """One connection of a Hub client. Subclasses (the test Hub) override the small steps to misbehave."""
 
@@ -9769,7 +9957,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """The questions that clients POST; whatever would write finds a 403 in route()."""
         length = self.headers.get("Content-Length", "0")
-        body = self.rfile.read(int(length)) if length.isdigit() and int(length) <= CHUNK else b""
+        size = asked_number(length, 0)
+        body = self.rfile.read(size) if size <= CHUNK else b""
         self.close_connection |= not body  # what was not read would be taken for the next request
         text = body.decode("utf-8", "replace")
         self.paths: Sequence[str] = ()
@@ -9856,7 +10045,7 @@ class HubHandler(BaseHTTPRequestHandler):
         """/api/models?search=WORDS&author=ORG&limit=N"""
         held = [repo for repo in self.server.library.repos() if repo.repo_type == repo_type]
         author, words = query.get("author", "").lower(), query.get("search", "").lower()
-        limit = int(query["limit"]) if query.get("limit", "").isdigit() else len(held)
+        limit = asked_number(query.get("limit"), len(held))
         found = [r for r in held if words in r.repo.lower() and r.repo.lower().startswith(author)]
         self.send_json(200, [{**repo_info(repo), "siblings": []} for repo in found[:limit]])
 
@@ -9885,8 +10074,8 @@ class HubHandler(BaseHTTPRequestHandler):
         if below and not entries:
             self.send_error_code(404, "EntryNotFound", f"{below} does not exist on this revision")
             return
-        limit = int(query["limit"]) if query.get("limit", "").isdigit() else self.server.tree_page
-        start = int(query["cursor"]) if query.get("cursor", "").isdigit() else 0
+        limit = asked_number(query.get("limit"), 0) or self.server.tree_page  # pages of none would never end
+        start = asked_number(query.get("cursor"), 0)
         headers = {}
         if start + limit < len(entries):
             again = urlencode({**query, "cursor": start + limit, "limit": limit})
@@ -9898,7 +10087,8 @@ class HubHandler(BaseHTTPRequestHandler):
         host, scheme = self.headers.get("Host"), self.headers.get("X-Forwarded-Proto")
         if scheme not in ("http", "https"):
             scheme = urlsplit(self.server.url).scheme
-        return f"{scheme}://{host}" if host else self.server.url
+        named = re.fullmatch(r"[\w.:\[\]-]+", host or "", re.ASCII)
+        return f"{scheme}://{host}" if named else self.server.url
 
     def send_file(self, repo_id: str, repo_type: str, parts: List[str]) -> None:
         """/ID/resolve/REV/PATH"""
@@ -9950,7 +10140,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if self.server.closing:
             self.send_header("Connection", "close")
         for name, value in headers.items():
-            self.send_header(name, value)
+            self.send_header(name, re.sub("[^ -~]", "?", value))  # it may quote what the client sent
         self.send_header("Content-Length", str(length))
         self.end_headers()
 
@@ -9965,8 +10155,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self, status: int, code: str, message: str, headers: Optional[Mapping[str, str]] = None
     ) -> None:
         """An error in the Hub's form."""
-        safe = re.sub("[^ -~]", "?", message)  # it may quote what the client sent
-        named = {"X-Error-Code": code, "X-Error-Message": safe, **(headers or {})}
+        named = {"X-Error-Code": code, "X-Error-Message": message, **(headers or {})}
         self.send_json(status, {"error": message}, named)
 
 
@@ -10088,7 +10277,6 @@ OTHER_LOGS = "/home/*/logs/hfship"  # where watch looks for the jobs of other us
 STOP_STEPS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))  # and how long each may take
 SECRET_OPTIONS = ("--env", "--api-key", "--token", "--password")  # their values are in no record
 JOB_SUBJECTS = ("repos", "models", "targets", "archives", "names")  # arguments that say what a run is about
-TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 # What a job that is resumed by cron or systemd must find again of the environment that it was started in.
 _KEPT_VARIABLES = re.compile(
     r"HFSHIP_(\w+_DIR|KEY)|HF_(ENDPOINT|HOME|TOKEN_PATH|HUB_\w+)|XDG_CACHE_HOME|PATH|LANG|LC_ALL|TMPDIR|DOCKER_(HOST"
@@ -10220,13 +10408,10 @@ def parse_job(content: bytes) -> JobRecord:
     value = json.loads(content)
     if not isinstance(value, dict) or value.get("format") != JOB_FORMAT:
         raise ValueError(f"its format is not {JOB_FORMAT}")
-    known = known_fields(JobRecord, value)
-    for key, default in vars(JobRecord()).items():
-        found = known.get(key, default)
-        kinds = {float: (int, float), type(None): (int, type(None))}.get(type(default), type(default))
+    known = typed_fields(JobRecord(), value)
+    for key, found in known.items():
         inner = [*found.values()] if isinstance(found, dict) else found if isinstance(found, tuple) else []
-        number = isinstance(found, (int, float)) and not abs(found) < 1e18  # also NaN
-        if not isinstance(found, kinds) or number or not all(isinstance(x, str) for x in inner):
+        if not all(isinstance(x, str) for x in inner):
             raise ValueError(f"{key} is not what it should be")
     return JobRecord(**known)
 
@@ -10562,7 +10747,8 @@ def resume_job(record: JobRecord, reporter: Reporter) -> None:
     if set(missing) - set(TOKEN_VARIABLES) or missing and find_token({**os.environ, **record.env}) is None:
         file = hub_path({**os.environ, **record.env}, "token", "HF_TOKEN_PATH")
         reporter.warn(f"{record.name} had {', '.join(missing)}, which is not set now; a token is also read from {file}")
-    done = run_program([sys.executable, str(own_file()), *record.words], env=record.env, cwd=Path(record.cwd))
+    env = {**record.env, **{name: os.environ[name] for name in TOKEN_VARIABLES if name in os.environ}}
+    done = run_program([sys.executable, str(own_file()), *record.words], env=env, cwd=Path(record.cwd))
     if done.code:
         raise IncompleteError(f"{what}: exit code {done.code}", done.err.strip(), step)
     reporter.result(f"resumed {done.out.strip() or record.name}")
@@ -11607,7 +11793,7 @@ def cmd_fetch(context: Context) -> Exit:
             came = fetch_files(client, plans, stop, transfer, args.engine)
         if not args.dry_run:
             complete = [plan for plan in plans if not args.verify or not plan.jobs]
-            report_fetch(complete, came, time.monotonic() - began, context)
+            report_fetch(complete, failures, came, time.monotonic() - began, context)
     return summarize_failures(failures, len(requests), reporter)
 
 
@@ -11733,7 +11919,9 @@ def fetch_files(
     return came
 
 
-def report_fetch(plans: Sequence[FetchPlan], came: int, seconds: float, context: Context) -> None:
+def report_fetch(
+    plans: Sequence[FetchPlan], failures: Sequence[HfshipError], came: int, seconds: float, context: Context
+) -> None:
     """Write the manifests and say what is there now; `came` is what all of them together had to fetch (bytes)."""
     rows = []
     for plan in plans:
@@ -11747,7 +11935,7 @@ def report_fetch(plans: Sequence[FetchPlan], came: int, seconds: float, context:
         if not context.args.json:
             context.reporter.result(f"{plan.folder}: {text}; {proof}")
     if context.args.json:
-        context.reporter.result_json(rows)
+        context.reporter.result_json([*rows, *map(error_row, failures)])
     if came:
         speed = f"{human_bytes(came / seconds)}/s"
         context.reporter.info(f"fetched {human_bytes(came)} in {human_seconds(seconds)} ({speed})")
@@ -11848,13 +12036,15 @@ def cmd_pack(context: Context) -> Exit:
     )
 
     def pack(folder: Path) -> Dict[str, Any]:
-        plan = plan_pack(folder, manifest_to_pack(folder, args.name, args.jobs, reporter), options)
+        manifest = manifest_to_pack(folder, args.name, args.jobs, reporter, keep=not args.dry_run)
+        plan = plan_pack(folder, manifest, options)
         if args.dry_run:
             return _plan_row(plan, out)
+        signature = sign_manifest(plan.manifest, args.sign) if args.sign else ""  # a wrong key is said before the work
         packed = pack_model(plan, out, reporter, media)
         reporter.next_step = f"hfship verify {packed.parts[0].path}"
         for place in [out, *media] if args.sign else []:
-            atomic_write(place / (plan.archive + SIGNATURE), sign_manifest(plan.manifest, args.sign))
+            atomic_write(place / (plan.archive + SIGNATURE), signature)
         return _packed_row(packed)
 
     failures: List[HfshipError] = []
@@ -11893,6 +12083,10 @@ def _tell_rows(context: Context, rows: Iterable[Dict[str, Any]]) -> List[Dict[st
             done.append(row)
             if text and not context.args.json:
                 context.reporter.result(text)
+    except HfshipError as exc:
+        if context.reporter.gathered is None:  # else it is said for the whole list
+            done.append(error_row(exc))
+        raise
     finally:
         if context.args.json:
             context.reporter.result_json(done)
@@ -11910,6 +12104,8 @@ def _models_to_pack(names: Sequence[str], every: bool, settings: Settings) -> Li
 
 def find_folder(name: str, folders: Sequence[Path]) -> Optional[Path]:
     """The folder of a model: a path, or a NAME in the first of `folders` that has it, or in the current folder."""
+    if not name:  # an unset variable of a script; it would mean the folder of all models
+        raise UsageError("the name of a model is empty", "", "give a NAME or a path")
     places = [Path(name)] if "/" in name or name in (".", "..") else [*(f / name for f in folders), Path(name)]
     return next((Path(os.path.abspath(place)) for place in places if place.is_dir()), None)
 
@@ -12000,7 +12196,7 @@ def _verified(context: Context, path: Path, check: Callable[[Any, Context], str]
     return {
         "path": str(path),
         "ok": error is None,
-        "error": error and {"what": error.what, "why": error.why, "next": error.next_step},
+        "error": error and error_fields(error),
         "damages": [asdict(damage) for damage in damages],
         "seconds": round(seconds, 2),
         "text": text and f"ok: {path}: {text}, {human_seconds(seconds)}",
@@ -12054,6 +12250,7 @@ def require_sums(files: ArchiveFiles) -> str:
 def _verify_folder(folder: Path, context: Context) -> str:
     manifest = read_manifest(folder)
     if manifest is None:
+        require_finished(folder)
         why = f"it has neither archives nor {MANIFEST_PATH}"
         raise UsageError(f"{folder} cannot be verified", why, "name an archive, a part, or the folder of a model")
     strangers = strangers_in(folder, manifest)
@@ -12252,6 +12449,10 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _free_port(text: str) -> int:
+    return 0 if text == "0" else _port(text)
+
+
 def serve_options(args: argparse.Namespace) -> ServeOptions:
     """What the operator asked for. Raises UsageError."""
     env = dict(item.partition("=")[::2] for item in checked_env(args.env))
@@ -12269,7 +12470,9 @@ def checked_env(items: Iterable[str]) -> List[str]:
     """Variables, K=V each, that a container can be given. Raises UsageError."""
     items = list(items)
     for item in items:
-        name, _, value = item.partition("=")
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UsageError(f"--env {name} has no value", "", f"--env {name}=VALUE")
         require_env(name, value)
     return items
 
@@ -12369,14 +12572,17 @@ def find_served_model(context: Context, name: str) -> Path:
     return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
 
 
-def readable_deployments(context: Context) -> List[Deployment]:
-    """All deployments; none, for a --plan by a user who may not read them."""
+def readable_deployments(context: Context, complain: Callable[[str], None] = lambda _: None) -> List[Deployment]:
+    """All deployments but damaged ones, and for --plan those that this user may not read."""
     try:
-        return list_deployments(context.settings.deploy_dir, context.reporter)
-    except HostError:
-        if not context.args.plan:
-            raise
-        return []
+        found, wrong = list_deployments(context.settings.deploy_dir, context.reporter)
+    except HostError as exc:
+        found, wrong = [], {"": exc}
+    for problem in wrong.values():
+        if isinstance(problem, HostError) and not context.args.plan:
+            raise problem
+        complain(problem.what)
+    return found
 
 
 def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Host, Optional[Plan]]:
@@ -12385,7 +12591,7 @@ def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Hos
     args, working = context.args, True
     images: Tuple[Image, ...] = ()
     try:
-        images = list_images()
+        images = list_images(options.image)
     except HostError as exc:
         if not args.plan and not args.write_only:
             raise
@@ -12394,7 +12600,7 @@ def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Hos
     host = read_host(images)
     if args.assume_gpus:
         return replace(host, gpus=assumed_gpus(args.assume_gpus)), None
-    plans = {d.plan.name: d.plan for d in readable_deployments(context)}
+    plans = {d.plan.name: d.plan for d in readable_deployments(context, context.reporter.warn)}
     running = [n for n in plans if working and (inspect_container(n) or Container("", "")).status == "running"]
     previous = plans.pop(name, None)
     held = previous.port if previous and (name in running or not working) else None
@@ -12403,6 +12609,8 @@ def look_around(context: Context, name: str, options: ServeOptions) -> Tuple[Hos
     ports = [options.port] if options.port else PORTS
     taken = {p for p in ports if p != held and not port_is_free(options.bind, p)} | {p.port for p in plans.values()}
     gpus = with_claims(host.gpus, [plan for other, plan in plans.items() if other in running])
+    spoken_for = {uuid for other, plan in plans.items() if other not in running for uuid in plan.gpus}
+    gpus = tuple(replace(gpu, spoken_for=gpu.uuid in spoken_for) for gpu in gpus)
     return replace(host, gpus=gpus, taken_ports=frozenset(taken)), previous
 
 
@@ -12523,7 +12731,7 @@ def named_deployment(context: Context, name: str) -> Deployment:
     folder = context.settings.deploy_dir / make_manifest(name, ()).name
     found = read_deployment(folder, context.reporter)
     if found is None:
-        here = [d.plan.name for d in list_deployments(context.settings.deploy_dir, context.reporter)]
+        here = [d.plan.name for d in list_deployments(context.settings.deploy_dir, context.reporter)[0]]
         why = f"in {folder.parent} there are: {', '.join(here) or 'none'}"
         step = "\n".join(f"hfship {context.args.command} {other}" for other in here[:10]) or f"hfship serve {name}"
         raise NotFoundError(f"no such deployment: {name}{nearest(name, here)}", why, step)
@@ -12537,8 +12745,8 @@ def cmd_status(context: Context) -> Exit:
     """The state of deployments, each proven by a real request. Without docker it is unknown, and said so."""
     names, deploy_dir = context.args.names, context.settings.deploy_dir
     absent = [name for name in names if context.listed and not (deploy_dir / name / PLAN_FILE).exists()]
-    found = [named_deployment(context, n) for n in names if n not in absent]
-    found = found or ([] if names else list_deployments(deploy_dir, context.reporter))
+    found, wrong = ([], {}) if names else list_deployments(deploy_dir, context.reporter)
+    found += [named_deployment(context, name) for name in names if name not in absent]
     problem = ""
     try:
         if found:
@@ -12548,6 +12756,7 @@ def cmd_status(context: Context) -> Exit:
         context.reporter.error(exc)
     rows = [deployment_status(d, problem) for d in found]
     rows += [{**deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), "-"), **NOT_SERVED} for n in absent]
+    rows += [deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), p.what) for n, p in wrong.items()]
     if context.args.json:
         context.reporter.result_json(rows)
     elif rows:
@@ -12697,8 +12906,11 @@ def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
         try:
             return named_deployment(context, name)
         except NotFoundError as exc:
-            step = "hfship watch --once   or: hfship status"
-            raise NotFoundError(f"no such deployment or job: {name}", f"{exc.why}\n{no_job.why}", step) from exc
+            what, step = (
+                exc.what.replace("deployment", "deployment or job", 1),
+                f"{exc.next_step}\nor: hfship watch --once",
+            )
+            raise NotFoundError(what, f"{exc.why}\n{no_job.why}", step) from exc
 
 
 def cmd_watch(context: Context) -> Exit:
@@ -12738,7 +12950,7 @@ def mirror_arguments(parser: argparse.ArgumentParser) -> None:
         "folder", nargs="?", metavar="DIR", help="folder with NAME/ or ORG/NAME/ (default: the models folder)"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8090, help="port, 0 for any free one (default: %(default)s)")
+    parser.add_argument("--port", type=_free_port, default=8090, help="port, 0 for any free one (default: %(default)s)")
     token = "clients must send the token in this file (default: HFSHIP_MIRROR_TOKEN, else none is asked for)"
     parser.add_argument("--token-file", type=Path, metavar="FILE", help=token)
     parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve https with this certificate (PEM)")
@@ -12755,6 +12967,8 @@ def cmd_mirror(context: Context) -> Exit:
         raise NotFoundError(
             f"there is no folder {folder}", "", "hfship mirror DIR, with DIR holding NAME/ or ORG/NAME/"
         )
+    if not args.host:  # an unset variable of a script; to the system it means all addresses
+        raise UsageError("--host is empty", "", "--host 127.0.0.1, or --host 0.0.0.0 for all addresses")
     if args.tls_key and not args.tls_cert:
         raise UsageError("--tls-key is nothing without --tls-cert", "", "give both, or one --tls-cert that holds both")
     if args.access_log:
@@ -12981,7 +13195,7 @@ def run_list(command: Command, runs: Mapping[str, Context], reporter: Reporter) 
                 raise
             except HfshipError as exc:
                 reporter.error(exc)
-                gathered.append({"name": name, "error": error_fields(exc), "exit_code": int(exc.code)})
+                gathered.append({"name": name, **error_row(exc)})
                 codes[name] = exc.code
     finally:
         reporter.gathered = None
@@ -13472,14 +13686,18 @@ def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:
         code = int(work())
         return code, "failed" if code else "done"
     except HfshipError as exc:
-        reporter.error(exc)
+        reporter.failed(exc)
         return int(exc.code), "failed"
     except KeyboardInterrupt as exc:
-        reporter.error(Interrupted("interrupted", "", "run the same command again: it goes on where it stopped"))
+        reporter.failed(Interrupted("interrupted", "", "run the same command again: it goes on where it stopped"))
         return int(Exit.INTERRUPTED), "interrupted" if isinstance(exc, Terminated) else "stopped"
-    except BrokenPipeError:  # the reader of our stdout (head, less) went away
+    except BrokenPipeError:  # the reader (head, less) of what we only show went away
         silence(1)
         return int(Exit.OK), "done"
+    except OSError as exc:
+        error = disk_error(exc, "use", Path(os.fsdecode(exc.filename or ".")))
+        reporter.failed(error)
+        return int(error.code), "failed"
 
 
 def run_job(context: Context, words: Sequence[str], run: Callable[[], int]) -> int:
@@ -13528,8 +13746,9 @@ def tell_job(context: Context, pid: int, name: str, code: int) -> int:
 
 def run_line(words: Sequence[str], reporter: Reporter) -> int:
     """Parse a command line, resolve the settings, open the log that was asked for, and run the command."""
+    reporter.as_json = "--json" in words  # also for what is wrong with the words
     args, given = parse_words(words)
-    reporter.adjust(args.progress, args.verbose - args.quiet)
+    reporter.adjust(args.progress, args.verbose - args.quiet, args.json)
     reporter.schema = f"hfship-{args.command}/1"
     command = next(row for row in COMMANDS if row.name == args.command)
     file = None if command.name in ("models", "version") else models_file(args)
@@ -13560,6 +13779,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
             signal.signal(signum, _terminate)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # so far there was nothing to save
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     return guarded(reporter, lambda: run_line(words, reporter))[0]
 
 

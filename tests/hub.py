@@ -61,6 +61,7 @@ class Faults:
     moved: bool = False  # the redirect announces another commit than the listing
     tree_page: int = 1000
     clock_ahead_s: float = 0.0  # the server's clock, as its Date header tells it
+    answer: Optional[Tuple[str, Tuple[int, Dict[str, str], str]]] = None  # part of a path, and what it is answered
 
 
 @dataclass
@@ -114,6 +115,9 @@ class FaultHandler(hfship.HubHandler):
             self.send_page(200, "<html>please log in</html>")
         elif faults.renamed_from and faults.renamed_from in url.path:
             self.send_page(307, "moved", {"Location": self.path.replace(faults.renamed_from, "org/tiny")})
+        elif faults.answer and faults.answer[0] in url.path:
+            status, headers, body = faults.answer[1]
+            self.send_page(status, body, headers)
         elif self.token_refused(url.path):
             pass
         elif faults.missing and url.path.endswith(faults.missing):

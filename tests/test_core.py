@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import io
 import json
 import os
@@ -60,6 +61,48 @@ def test_json_errors_are_events(hfship: Program) -> None:
     assert events[-1]["event"] == "error" and events[-1]["exit_code"] == 5 and events[-1]["next"]
 
 
+CASES: Dict[str, Any] = {  # arguments, environment, exit code
+    "NAME is empty": (["pack", ""], {}, 2),
+    "rate is no size": (["fetch", "x/y", "--limit-rate", "abc"], {}, 2),
+    "models folder is a file": (["verify", "m"], {"HFSHIP_MODELS_DIR": "/dev/null"}, 5),
+    "settings are no folder": (["fetch", "x/y", "--dry-run"], {"HF_ENDPOINT": "http://h:abc"}, 2),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_json_errors_are_results(name: str, hfship: Program) -> None:
+    arguments, env, code = CASES[name]
+    done = hfship(*arguments, "--json", env=env, code=code)
+    value = json.loads(done.stdout)
+    row = value[0] if isinstance(value, list) else value
+    assert row["exit_code"] == code and row["error"]["what"] in done.stderr
+
+
+def test_what_the_system_refuses_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    err = io.StringIO()
+
+    def work() -> int:
+        raise PermissionError(13, "Permission denied", b"/m\xff")
+
+    assert hfship.guarded(hfship.Reporter("none", 0, io.StringIO(), err), work)[0] == 7
+    assert "cannot use /m\udcff: permission denied" in err.getvalue()
+
+
+def test_a_reader_that_goes_away_does_not_change_the_exit_code(hfship: Program) -> None:
+    """The work goes on: of two models the second is the damaged one."""
+    for name, content in (("good", "a"), ("bad", "b")):
+        folder = hfship.home / name
+        (folder / ".hfship").mkdir(parents=True)
+        (folder / "f").write_text(content)
+        (folder / ".hfship/manifest.json").write_text(json.dumps({**GOOD, "name": name, "files": [A_FILE]}))
+    reader, writer = os.pipe()
+    os.close(reader)
+    argv = [*hfship.argv, "verify", str(hfship.home / "good"), str(hfship.home / "bad")]
+    done = subprocess.run(argv, env=hfship.env(), stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert done.returncode == 6 and "Traceback" not in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("target, code", [("/dev/full", 7), ("-", 0)])
 def test_a_result_that_cannot_be_written(target: str, code: int, hfship: Program) -> None:
     """A full disk is said; a stdout that the caller closed is not our business."""
@@ -73,8 +116,8 @@ def test_a_result_that_cannot_be_written(target: str, code: int, hfship: Program
 
 SECRETS = [
     "Authorization: Bearer hf_abcdefghijklmnop",
-    "token hf_abcdefghijklmnop in a text",
-    "VLLM_API_KEY=sk-abcdefghijklmnop",
+    "token hf_abcdefghijklmnopqrstuvwxyzABCDEFGH in a text",
+    "VLLM_API_KEY=sk-abcdefghijklmnop_qrstuvwxyz-ABCDEFGHIJKLMNO",
     "https://us.aws.cdn.hf.co/x?Expires=1&Signature=abcdefghijklmnop&Key-Pair-Id=K",
     "http://user:abcdefghijklmnop@proxy:3128/",
 ]
@@ -91,6 +134,53 @@ def test_secrets_never_reach_any_output(text: str, progress: str, tmp_path: Path
     reporter.error(hfship.NetworkError(text, text, text))
     reporter.event("x", text=text)
     assert "abcdefghijklmnop" not in out.getvalue() + err.getvalue() + log.read_text()
+
+
+def test_results_and_paths_stay_exact() -> None:
+    out = io.StringIO()
+    reporter = hfship.Reporter("plain", 0, out)
+    value = {"path": "/hf_packages/sk-embedding-v2/m.tar.zst", "note": "HTTP 500 \"see http://h/x?y='1'\""}
+    reporter.result_json(value)
+    assert json.loads(out.getvalue()) == {"schema": "", **value, "note": "HTTP 500 \"see http://h/x?***'1'\""}
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_that_cannot_be_shown_end_nothing(encoding: str) -> None:
+    out = io.BytesIO()
+    reporter = hfship.Reporter("plain", 0, io.TextIOWrapper(out, encoding), io.TextIOWrapper(io.BytesIO(), encoding))
+    name = "mod\xe8le-\udcff\x9b31m\x1b[2J"
+    reporter.info(name)
+    reporter.result(name)
+    text = out.getvalue()
+    assert b"\x1b" not in text and text.endswith(b"le-\\udcff?31m?[2J\n")
+    reporter.result_json({"path": name})
+    assert json.loads(out.getvalue()[len(text) :].decode(encoding))["path"] == name
+
+
+def test_commands_are_known_by_name() -> None:
+    assert tuple(command.name for command in hfship.COMMANDS) == hfship.VERBS
+    text = "no GPU that hfship knows: hfship serve m"
+    assert hfship.as_typed(text) == text.replace("hfship serve", hfship.program_name() + " serve")
+
+
+def test_other_programs_get_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    assert "hf_secret" not in hfship.run_program(["env"]).out
+    assert "hf_secret" in hfship.run_program(["env"], env={"HF_TOKEN": "hf_secret"}).out
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:abc", "http://[::1", "http://a..b", "ftp://h", "http://", "http://h\n", "http://h:70000", "h"]
+)
+def test_what_is_no_endpoint_is_refused(url: str) -> None:
+    with pytest.raises(hfship.UsageError, match="is not an http"):
+        hfship.load_settings({}, url)
+
+
+def test_an_endpoint_with_a_password_is_refused_and_not_shown() -> None:
+    with pytest.raises(hfship.UsageError, match="user name") as caught:
+        hfship.load_settings({"HF_ENDPOINT": "http://bob:hunter2@hub"})
+    assert "hunter2" not in caught.value.text()
 
 
 def test_registered_secrets_are_hidden_whatever_they_look_like() -> None:
@@ -177,7 +267,11 @@ def test_a_lock_is_exclusive_and_released(tmp_path: Path) -> None:
         ({"host": "{here}", "pid": 1, "start": "{start}", "boot_id": "before"}, 0, "taken"),  # rebooted since
         ({"host": "another", "pid": 1, "start": "1", "boot_id": "x"}, 5, "in use"),
         ({"host": "another", "pid": 1, "start": "1", "boot_id": "x"}, 70, "taken, doubtful"),
-        ("garbage", 70, "taken, doubtful"),
+        ({"host": "another", "pid": 1, "start": "1", "boot_id": "{boot}"}, 0, "taken"),  # a container that is gone
+        ("garbage", 70, "taken"),  # whoever lives would have seen it
+        ("", 5, "in use"),
+        ("[" * 100_000, 70, "taken"),
+        ({"host": "{here}", "pid": "abc", "start": "", "boot_id": "{boot}"}, 5, "in use"),
     ],
 )
 def test_a_lease_ends_with_its_owner(owner: Any, age_s: float, outcome: str, tmp_path: Path) -> None:
@@ -195,6 +289,17 @@ def test_a_lease_ends_with_its_owner(owner: Any, age_s: float, outcome: str, tmp
     else:
         with hfship.FolderLock(tmp_path) as lock:
             assert lock.doubtful == ("doubtful" in outcome)
+
+
+def test_a_full_disk_leaves_no_torn_lease(small_disk: Any) -> None:
+    disk = small_disk(1)
+    (disk / ".hfship").mkdir()
+    (disk / ".hfship" / "lock").touch()
+    with pytest.raises(OSError, match="No space"):
+        (disk / "filler").write_bytes(bytes(2 << 20))
+    with pytest.raises(hfship.DiskError, match="full"), hfship.FolderLock(disk):
+        pass
+    assert os.listdir(disk / ".hfship") == ["lock"]
 
 
 def test_whoever_lost_the_lease_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,6 +334,19 @@ def test_manifest_survives_its_text(files: List[Any]) -> None:
     assert hfship.parse_manifest(manifest.to_json(), "here").to_json() == manifest.to_json()
 
 
+SOURCE = {"endpoint": "https://hub", "repo": "a/b", "revision": "main", "resolved_repo": "a/b", "commit": "0" * 40}
+WRONG_SOURCES: List[Dict[str, Any]] = [
+    {"repo": "--trust-remote-code"},
+    {"repo": 7},
+    {"resolved_repo": "../../x?y"},
+    {"commit": "0" * 40 + "\r\nSet-Cookie: x"},
+    {"commit": "0" * 40 + "\n"},
+    {"repo_type": "planet"},
+    {"license": ["mit"]},
+    {"revision": "v\x1b[2J"},
+    {"gated": None},
+]
+A_FILE = {"path": "f", "size": 1, "sha256": hashlib.sha256(b"a").hexdigest()}
 GOOD = {
     "format": "hfship-manifest/1",
     "name": "m",
@@ -251,18 +369,40 @@ GOOD = {
         {"files": [{"path": p, "size": 1, "sha256": "0" * 64} for p in ("a", "a/b")]},
         {"files": None},
         {"source": {"surprise": 1}},
+        {"name": "evil\n"},
+        {"files": [{"path": "a", "size": 1, "sha256": "0" * 64 + "\n"}]},
+        *({"source": {**SOURCE, **change}} for change in WRONG_SOURCES),
     ],
 )
 def test_a_lying_manifest_is_refused(change: Dict[str, Any]) -> None:
-    hfship.parse_manifest(json.dumps(GOOD), "here")
+    hfship.parse_manifest(json.dumps({**GOOD, "source": SOURCE}), "here")
     with pytest.raises(hfship.IntegrityError):
         hfship.parse_manifest(json.dumps({**GOOD, **change}), "here")
+
+
+def test_a_deep_manifest_is_refused() -> None:
+    with pytest.raises(hfship.IntegrityError):
+        hfship.parse_manifest("[" * 100_000, "here")
 
 
 @given(st.binary(max_size=200))
 def test_garbage_is_no_manifest(text: bytes) -> None:
     with pytest.raises(hfship.IntegrityError):
         hfship.parse_manifest(text, "here")
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secret").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(hfship.DiskError, match="secret: permission denied"):
+        hfship.content_files(tmp_path)
 
 
 def test_content_leaves_out_what_is_not_the_model(tmp_path: Path) -> None:

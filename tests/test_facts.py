@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any, Dict, Optional
+from typing import Any, Dict, Optional, Tuple
 
 import pytest
 from hypothesis import given
@@ -335,3 +335,37 @@ def test_facts_of_a_real_folder(model: Path) -> None:
 def test_missing_folder_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(hfship.NotFoundError):
         hfship.read_facts(tmp_path / "nothing")
+
+
+LLAMA4 = {"model_type": "llama4_text", "attention_chunk_size": 8192, "no_rope_layers": []}
+HUGE = {"rope_type": "linear", "factor": 1e300}
+
+
+@pytest.mark.parametrize(
+    "config, layers",
+    [
+        (LLAMA4, (12, 36)),
+        ({**LLAMA4, "no_rope_layer_interval": 2}, (24, 24)),
+        ({**LLAMA4, "no_rope_layers": [1, 1, 0] * 16}, (16, 32)),
+        ({"sliding_window": 4096, "sliding_window_pattern": "LLLG"}, (12, 36)),
+    ],
+)
+def test_layers_with_full_attention(config: Dict[str, Any], layers: Tuple[int, int]) -> None:
+    assert hfship.attention_layers(hfship.text_config(config), 48) == layers
+
+
+@pytest.mark.parametrize(
+    "config, length",
+    [
+        ({"max_position_embeddings": 2e12}, hfship.MOST_LENGTH),
+        ({"max_position_embeddings": 4096, "rope_scaling": HUGE}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": {**HUGE, "factor": float("inf")}}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": {**HUGE, "factor": -4}}, 4096),
+        ({"max_position_embeddings": 4096, "rope_scaling": {**HUGE, "factor": None}}, 4096),
+        ({"max_position_embeddings": 40960, "rope_scaling": {"type": "yarn", "factor": 4}}, 40960),
+    ],
+)
+def test_odd_lengths(config: Dict[str, Any], length: int) -> None:
+    assert hfship.longest_context(config) == length
+    facts = hfship.facts_from_config({**config, "num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 2}, {})
+    assert hfship.longest_fit(facts, 1, 1 << 40, hfship.ServeOptions(), 1)

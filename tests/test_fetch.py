@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, Iterator, List
 
 import pytest
@@ -114,8 +115,35 @@ def test_fetch_survives(name: str, hfship: Program, hub: FaultHub, published: Pa
     assert same_files(published, tmp_path / "out" / "tiny") and not leftovers(tmp_path / "out" / "tiny")
 
 
+ITEM = {"type": "file", "oid": "b" * 40, "size": 3, "path": "a.txt"}
+
 # name -> (faults, arguments, environment, exit code, words of the message)
 REFUSED: Dict[str, Any] = {
+    "a port that is none": (
+        {"answer": ("/revision/", (302, {"Location": "http://h:99999/"}, ""))},
+        ["a/b"],
+        {},
+        8,
+        "no address",
+    ),
+    "deep": ({"answer": ("/revision/", (200, {}, "[" * 200_000))}, ["a/b"], {}, 8, "like a Hub"),
+    "another id": (
+        {"answer": ("/revision/", (200, {}, json.dumps({"sha": "a" * 40, "id": "../x?y"})))},
+        ["a/b"],
+        {},
+        8,
+        "like a Hub",
+    ),
+    **{
+        f"tree of {item}": (
+            {"answer": ("/tree/", (200, {}, json.dumps([item])))},
+            ["org/tiny"],
+            {},
+            6,
+            "cannot be used",
+        )
+        for item in ({**ITEM, "lfs": [1]}, {**ITEM, "lfs": "x"}, {**ITEM, "path": 5}, "x", None)
+    },
     "unknown repo": ({}, ["org/nothing"], {}, 5, "org/nothing was not found"),
     "unknown revision": ({}, ["org/tiny@v9"], {}, 5, "no revision 'v9'"),
     "not a repo": ({}, ["../../etc"], {}, 2, "not a repository"),
@@ -256,6 +284,36 @@ def test_killed_fetch_resumes_without_sending_bytes_twice(pyz: Program, hub: Fau
     twice = hub.traffic.body_bytes / total - 1
     print(f"sent twice: {100 * twice:.2f} %")
     assert twice < 0.02
+
+
+def servable(folder: Path) -> bool:
+    try:
+        hfship.require_complete(folder)
+    except hfship.IncompleteError:
+        return False
+    return True
+
+
+def test_half_of_an_update_is_not_taken_for_a_model(
+    hfship: Program, hub: FaultHub, published: Path, tmp_path: Path
+) -> None:
+    """The shards of the new commit are as large as those of the old: sizes alone would not tell."""
+    command = ("fetch", "org/tiny", "--endpoint", hub.url, "-o", tmp_path / "out")
+    folder = tmp_path / "out" / "tiny"
+    hfship(*command)
+    for shard in published.glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[::-1])
+    hub.server.library._scanned = -1e9  # the Hub looks again
+    hub.faults.rate_bps = MB
+    with hfship.start(*command, "-j", "1") as process:
+        wait_for(lambda: any((published / p.name).read_bytes() == p.read_bytes() for p in folder.glob("*.safetensors")))
+        process.kill()
+        process.communicate()
+    assert not servable(folder)
+    hfship("pack", folder, "-o", tmp_path, code=3)
+    hub.faults.rate_bps = None
+    hfship(*command)
+    assert same_files(published, folder) and servable(folder)
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130)])
@@ -848,6 +906,25 @@ def test_addresses_from_a_browser(url: str) -> None:
     with pytest.raises(hfship.UsageError) as refused:
         hfship.parse_repo(url, "https://hub.site")
     assert refused.value.next_step == PAGES[url] and "secret" not in refused.value.what
+
+
+@pytest.mark.parametrize("asked, waited", [(7.0, 7.0), (9999.0, hfship.RETRY_AFTER_S)])
+def test_what_the_hub_asks_to_wait_is_waited(asked: float, waited: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = hfship.HubClient(hfship.load_settings({}), None, hfship.Reporter("none", -1), threading.Event())
+    waits: List[float] = []
+
+    def unavailable(_: str) -> Any:
+        raise hfship.RetryableError("503", asked)
+
+    monkeypatch.setattr(client, "exchange", unavailable)
+    monkeypatch.setattr(client, "_stop", SimpleNamespace(wait=waits.append))
+    with pytest.raises(hfship.NetworkError):
+        client._ask("https://hub/api")
+    assert waits == [waited] * (hfship.RETRIES - 1)
+
+
+def test_a_wait_that_is_no_number_is_none() -> None:
+    assert hfship.rate_limit_wait({"Retry-After": "\xb2"}) is None
 
 
 def test_gate_wakes_up_when_the_run_ends() -> None:

@@ -83,6 +83,28 @@ def test_answers(path: str, mirror: str) -> None:
     assert got == status and headers.get(header) == value
 
 
+@pytest.mark.parametrize(
+    "path, status",
+    [
+        ("/api/models/org/tiny/revision/x%0d%0aSet-Cookie:%20a=b", 404),
+        ("/api/models/org/tiny/revision/%E4%B8%AD", 404),
+        ("/org/tiny/resolve/main/%E4%B8%AD%0d%0aSet-Cookie:%20a=b", 404),
+        ("/api/models/org/tiny/tree/main?limit=0", 200),
+        ("/api/models/org/tiny/tree/main?limit=%C2%B2&cursor=%C2%B2", 200),
+        ("/api/models?limit=%C2%B2", 200),
+        ("/api/models/org/tiny/tree/main?limit=" + "9" * 5000, 200),
+    ],
+)
+def test_odd_requests_get_plain_answers(path: str, status: int, mirror: str) -> None:
+    code, headers, body = get(mirror + path)
+    assert code == status and body and "Set-Cookie" not in headers and "Link" not in headers
+
+
+def test_links_lead_back_to_the_mirror(mirror: str) -> None:
+    _, headers, _ = get(f"{mirror}/api/models/org/tiny/tree/main?limit=1", Host='evil>; rel="next", <http://x')
+    assert headers["Link"].startswith(f"<{mirror}/")
+
+
 def test_tree_pages_hold_every_file_once(mirror: str, model: Path) -> None:
     url: Optional[str] = f"{mirror}/api/models/org/tiny/tree/main?recursive=true&limit=2"
     seen = []
@@ -136,7 +158,9 @@ def test_port_taken(hfship: Program, mirror: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options, code, words",
     [
-        (["--port", "99999"], 9, "0-65535"),
+        (["--port", "99999"], 2, "not a port"),
+        (["--port", "-1"], 2, "--port"),
+        (["--host", ""], 2, "--host is empty"),
         (["--host", "no such host"], 9, "cannot listen"),
         (["--access-log", "/proc/nothing/log"], 7, "/proc/nothing/log"),
     ],

@@ -201,7 +201,7 @@ def test_model_that_is_nowhere_names_where_it_looked(site: Site) -> None:
     done = site("serve", "nope", code=5)
     assert str(site.models) in done.stderr and "nope.tar.zst" in done.stderr
     for command in ("status", "stop", "logs"):
-        assert "no such deployment" in site(command, "nope", code=5).stderr
+        assert "no such" in site(command, "nope", code=5).stderr
     assert "no deployments" in site("status").stderr
     site("serve", "m", "--name", "chat", "--write-only")
     for command in ("status", "stop", "logs"):
@@ -220,6 +220,39 @@ def test_image_without_a_version_in_its_tag_is_asked(site: Site) -> None:
     site("serve", "m", "--write-only", env={"FAKE_IMAGES": "vllm/vllm-openai:latest"})
     assert json.loads(site.text("plan.json"))["version"] == [0, 31, 0]
     assert ["up", "-d"] not in [call[5:] for call in site.calls()]
+
+
+def test_what_is_written_one_after_the_other_gets_gpus_of_its_own(site: Site) -> None:
+    for name in ("one", "two"):
+        site("serve", "m", "--name", name, "--write-only")
+    first, second = (json.loads((site.deploy / name / "plan.json").read_text())["gpus"] for name in ("one", "two"))
+    assert first and second and not set(first) & set(second)
+
+
+def test_an_image_of_any_name_is_taken_when_docker_has_it(site: Site) -> None:
+    site("serve", "m", "--image", "registry.corp:5000/ai/inference:1.2")
+    plan = json.loads(site.text("plan.json"))
+    assert plan["image"] == "registry.corp:5000/ai/inference:1.2" and plan["version"] == [0, 31, 0]
+
+
+@pytest.mark.parametrize("file, content", [("plan.json", b"{"), (".env", b"\xff"), ("plan.json", b'{"port": "x"}')])
+def test_a_damaged_deployment_does_not_block_the_others(file: str, content: bytes, site: Site) -> None:
+    site("serve", "m")
+    (site.deploy / "bad").mkdir()
+    for name in ("plan.json", ".env"):
+        (site.deploy / "bad" / name).write_bytes((site.deploy / "m" / name).read_bytes())
+    if content.startswith(b'{"'):
+        content = json.dumps({**json.loads(site.text("plan.json")), **json.loads(content)}).encode()
+    (site.deploy / "bad" / file).write_bytes(content)
+    rows = json.loads(site("status", "--json", code=9).stdout)
+    assert [(row["name"], row["state"]) for row in rows] == [("m", "healthy"), ("bad", "unknown")]
+    assert f"bad/{file}" in rows[1]["note"]
+    assert f"bad/{file}" in site("serve", "m").stderr
+    assert "healthy" in site("status", "m").stdout
+
+
+def test_an_image_that_is_not_there_is_not_taken(site: Site) -> None:
+    assert "docker has no image x/y:1" in site("serve", "m", "--image", "x/y:1", code=9).stderr
 
 
 def test_plan_needs_neither_docker_nor_gpu(site: Site) -> None:
