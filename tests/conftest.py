@@ -88,6 +88,12 @@ def program(kind: str, home: Path, python: str = sys.executable) -> Program:
     return Program([python, str(PYZ if kind == "pyz" else ROOT / "hfship.py")], home)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def logs_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Runs that get the suite's own environment must not write into the logs of whoever runs it."""
+    os.environ["HFSHIP_LOG_DIR"] = str(tmp_path_factory.mktemp("logs"))
+
+
 @pytest.fixture(params=["source", "pyz"])
 def hfship(request: pytest.FixtureRequest, tmp_path: Path) -> Program:
     """hfship, once from source and once from the built pyz."""

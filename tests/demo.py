@@ -33,7 +33,7 @@ class Demo:
         self.pyz, self.root = pyz, root
         self.steps: List[Tuple[str, str, float]] = []
         folders = {"MODELS": "models", "PACKAGE": "transfer_package", "TRANSFER": "transfer_package"}
-        folders.update({"SITE_MODELS": "site/models", "DEPLOY": "site/deploy"})
+        folders.update({"SITE_MODELS": "site/models", "DEPLOY": "site/deploy", "LOG": "logs"})
         self.env = {**os.environ, **{f"HFSHIP_{key}_DIR": str(root / path) for key, path in folders.items()}}
 
     def run(self, *args: str, code: int = 0) -> str:
