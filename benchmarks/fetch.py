@@ -9,6 +9,7 @@ downloader that verifies. "hf, Xet" rebuilds the files from a local Xet store on
 store is no part of the figures; a Xet server that speaks HTTP cannot be had.
 
     raw        nothing is in the way: MB/s and CPU seconds per GB
+    jobs       raw, hfship against its own fixed numbers of connections: TLS holds Python's one lock for every 16 KiB
     lanes      each connection gets 8.7 or 68 MB/s, as on CDN edges (huggingface/xet-core#821); with fewer than 16 cores
                proportionally less of a smaller file, or the cores and not the lanes would be measured
     collapse   a server that crawls while more than 8 connections are open; hfship against its own fixed settings
@@ -305,6 +306,11 @@ class Bench:
         self.compare("raw", ["hfship", "hf", "hf, Xet", "aria2c", "curl", *proofs], "raw")
         shutil.rmtree(self.root / "xet")
 
+    def jobs(self) -> None:
+        self.hub.faults.cdn = f"{self.base}/raw"
+        self.publish({f"model-{i}.safetensors": self.size // 4 for i in range(4)})
+        self.compare("jobs", ["hfship", *(f"hfship -j {n}" for n in (1, 2, 4, 8, 16))], "raw")
+
     def lanes(self) -> None:
         self.hub.faults.cdn = f"{self.base}/lanes"
         self.publish({"model.safetensors": int(2 * self.size * LANE_SHARE)})
@@ -373,7 +379,7 @@ class Bench:
 
 def main() -> None:
     """The command line."""
-    scenarios = ("raw", "lanes", "collapse", "delay", "small", "kill", "flip")
+    scenarios = ("raw", "jobs", "lanes", "collapse", "delay", "small", "kill", "flip")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(scenarios)} (default: all)")
     parser.add_argument("--gb", type=float, default=4.0, help="size of the large transfers")
