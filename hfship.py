@@ -2946,7 +2946,9 @@ class FileAddress:
             self.forget()
             raise ObjectChanged(f"{origin(url)[1]} has another file there than before")
         if known and response.status_code == 200:
-            self._changes = MAX_CHANGES  # it does not understand If-Range: ask without
+            self._changes = MAX_CHANGES  # ask without, and not for the whole file: others are on their way with ranges
+            response.close()
+            raise RetryableError(f"{origin(url)[1]} does not understand If-Range")
 
     def _resolve(self, start: int, stop: int) -> Any:
         url = resolve_url(self._source, self._job.remote.path)
@@ -3046,6 +3048,8 @@ class PartialFile:
 
     def write(self, data: memoryview, offset: int) -> None:
         """Raises DiskError."""
+        if self._committed:  # another flight brought these bytes too, and the descriptor is no longer ours
+            return
         try:
             pwrite_all(self._descriptor(), data, offset)
         except OSError as exc:
