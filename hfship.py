@@ -6742,10 +6742,8 @@ class ArchiveCheck:
             for _, (step,), (size, damages, told) in workers.run(next_step):
                 schedule.done(step, size)
                 self._damages += damages
-                for call, *args in told:
-                    flusher.call(getattr(self._sink, call), *args)
                 if step.take:
-                    self._follow(step, size is None, flusher, after)
+                    self._follow(step, size is None, told, flusher, after)
                     lane = self._lanes[step.lane]
                     stage.add(lane.frames[step.at][1].length)
                     stage.finish(len(lane.files) * (step.at == len(lane.frames) - 1))
@@ -6775,8 +6773,15 @@ class ArchiveCheck:
         if lane.file:
             self._sink.begin(lane.file)
 
-    def _follow(self, step: Step, lost: bool, flusher: Serial, after: Optional[Callable[[int], None]]) -> None:
-        """A frame was taken: what lies before it is in the sink."""
+    def _follow(
+        self,
+        step: Step,
+        lost: bool,
+        told: Sequence[Tuple[Any, ...]],
+        flusher: Serial,
+        after: Optional[Callable[[int], None]],
+    ) -> None:
+        """A frame was taken: what lies before it is in the sink, and files that end with it are finished."""
         lane, (_, frame) = self._lanes[step.lane], self._lanes[step.lane].frames[step.at]
         if lost and not self._quick:
             self._lost.add(step.lane)
@@ -6785,6 +6790,8 @@ class ArchiveCheck:
             if first // FLUSH_SIZE != last // FLUSH_SIZE:
                 flusher.call(self._sink.checkpoint, lane.file, first)
                 flusher.call(self._tell, after, frame.start)
+        for call, *args in told:
+            flusher.call(getattr(self._sink, call), *args)
         if frame is lane.frames[-1][1]:
             flusher.call(self._tell, after, frame.stop)
 

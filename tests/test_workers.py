@@ -147,6 +147,13 @@ def test_more_workers_than_files_give_the_same_bytes_and_find_the_same_damage(pr
     assert a.tree(tmp_path / "un/m") == a.tree(large)
 
 
+def test_a_file_that_ends_with_a_checkpoint_is_restored(tmp_path, monkeypatch):
+    monkeypatch.setattr(h, "FLUSH_SIZE", 8 << 20)
+    a.make_model(tmp_path / "m", {"w.bin": a.noise(16 << 20)})
+    a.unpack(a.pack(tmp_path / "m", tmp_path / "out"), tmp_path / "un")
+    assert a.tree(tmp_path / "un/m") == a.tree(tmp_path / "m")
+
+
 def workers_of(pid):
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
