@@ -166,24 +166,8 @@ class HfshipError(Exception):
         return "\n".join(lines)
 
 
-VERBS = (
-    "fetch",
-    "pack",
-    "verify",
-    "unpack",
-    "push",
-    "serve",
-    "status",
-    "stop",
-    "logs",
-    "watch",
-    "models",
-    "mirror",
-    "clean",
-    "doctor",
-    "completion",
-    "version",
-)
+VERBS = ("fetch", "pack", "verify", "unpack", "push", "serve", "status", "stop", "logs", "watch",
+         "models", "mirror", "clean", "doctor", "completion", "version")  # fmt: skip
 
 
 def program_name() -> str:
@@ -2414,9 +2398,10 @@ class HubClient:
                 if failures >= RETRIES:
                     step = "check the network, the proxy and HF_ENDPOINT, then run the same command again"
                     raise NetworkError(f"{self.endpoint} cannot be reached", str(exc), step) from exc
-                say = self.reporter.info if failures > 1 else self.reporter.detail
-                say(f"{exc}; trying again ({failures} of {RETRIES - 1})")
-                self._stop.wait(backoff(failures) if exc.wait_s is None else min(exc.wait_s, RETRY_AFTER_S))
+                wait_s = backoff(failures) if exc.wait_s is None else min(exc.wait_s, RETRY_AFTER_S)
+                say = self.reporter.info if failures > 1 or wait_s > 1 else self.reporter.detail
+                say(f"{exc}; trying again in {human_seconds(wait_s)} ({failures} of {RETRIES - 1})")
+                self._stop.wait(wait_s)
                 continue
             if answer.status not in REDIRECTS:
                 return answer
@@ -10193,7 +10178,7 @@ class MirrorServer(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             super().__init__(address, handler)
-        except (OSError, OverflowError) as exc:
+        except OSError as exc:
             where = f"{address[0]}:{address[1]}"
             step = "choose another --port, or stop what listens there (ss -ltnp)"
             raise HostError(f"cannot listen on {where}", getattr(exc, "strerror", "") or str(exc), step) from exc
