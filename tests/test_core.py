@@ -163,6 +163,17 @@ def test_commands_are_known_by_name() -> None:
     assert hfship.as_typed(text) == text.replace("hfship serve", hfship.program_name() + " serve")
 
 
+def test_a_deploy_folder_that_may_not_be_read_is_not_taken_for_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(hfship.HostError, match="cannot read"):
+        hfship.list_deployments(tmp_path, hfship.Reporter("none", -1))
+
+
 def test_other_programs_get_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert "hf_secret" not in hfship.run_program(["env"]).out

@@ -247,6 +247,21 @@ def test_the_pyz_puts_itself_beside_the_archive(model, tmp_path):
     assert (tmp_path / "out/hfship.pyz").read_bytes() == (tmp_path / "hfship.pyz").read_bytes()
 
 
+def test_dry_run_makes_no_manifest(hfship, tmp_path):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text("{}")
+    assert "would pack m: 1 file" in hfship("pack", tmp_path / "m", "-o", tmp_path / "out", "--dry-run").stdout
+    assert os.listdir(tmp_path / "m") == ["config.json"] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["pack", "verify"])
+def test_a_folder_that_is_being_fetched_is_incomplete_and_not_damaged(command, hfship, tmp_path):
+    (tmp_path / "m/.hfship").mkdir(parents=True)
+    (tmp_path / "m/config.json").write_text("{}")
+    (tmp_path / "m/.hfship/verified.jsonl").touch()
+    assert "is not complete yet" in hfship(command, tmp_path / "m", code=3).stderr
+
+
 def test_dry_run_writes_nothing(hfship, model, tmp_path):
     assert "would pack m: 7 files" in hfship("pack", model, "-o", tmp_path / "out", "--dry-run").stdout
     assert not (tmp_path / "out").exists()

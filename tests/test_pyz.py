@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -532,3 +533,12 @@ def test_the_lock_names_hashes_and_no_hosts() -> None:
 def test_what_cannot_be_stripped_is_refused(image: bytes, machine: str) -> None:
     with pytest.raises(build_zipapp.BuildError):
         build_zipapp.strip_elf(image, machine)
+
+
+def test_ctrl_c_before_anything_began_is_no_traceback(tmp_path: Path) -> None:
+    pyz = tmp_path / "hfship.pyz"
+    with zipfile.ZipFile(pyz, "w") as archive:
+        archive.writestr("__main__.py", build_zipapp.LAUNCHER)
+        archive.writestr("hfship.py", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run([sys.executable, str(pyz)], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT and not done.stderr

@@ -112,6 +112,7 @@ def test_keys_that_cannot_be_used_are_refused(curve, tmp_path, hfship, signed):
     if " " in curve:
         private.write_text("junk"), public.write_text("junk")
     done = hfship("pack", tmp_path / "m", "-o", tmp_path / "out2", "--sign", private, code=2)
+    assert not list(tmp_path.glob("out2/*.tar.zst*"))  # said before the work
     assert "no private key that can be used" in done.stderr
     assert "no public key that can be used" in hfship("verify", signed, "--key", public, code=2).stderr
 
