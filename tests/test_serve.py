@@ -406,7 +406,7 @@ def test_remove_takes_the_whole_deployment_after_a_yes(site: Site) -> None:
     site("serve", "m")
     assert "--yes" in site("stop", "m", "--remove", code=2).stderr and (site.deploy / "m").exists()
     done = json.loads(site("stop", "m", "--remove", "--yes", "--json").stdout)
-    assert done == [{"name": "m", "state": "removed"}] and not (site.deploy / "m").exists()
+    assert done == [{"schema": "hfship-stop/1", "name": "m", "state": "removed"}] and not (site.deploy / "m").exists()
     assert site.calls()[-1][5:] == ["down", "--volumes"] and (site.models / "m").exists()
     assert not list(site.deploy.iterdir())
 
