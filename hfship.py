@@ -2996,6 +2996,8 @@ class PartialFile:
         self._filesystem = filesystem
         self._lock = threading.Lock()  # opening, publishing and committing exclude each other
         self._fd = -1
+        self._idle = threading.Condition()
+        self._writers = [0]  # under way now
         self._committed = False
         self._synced: List[Tuple[int, int]] = []
         self._published: List[Tuple[int, int]] = []
@@ -3031,15 +3033,26 @@ class PartialFile:
                     raise disk_error(exc, "create", self.job.incomplete) from exc
             return self._fd
 
-    def write(self, data: memoryview, offset: int) -> None:
-        """Raises DiskError."""
-        if self._committed:  # another flight brought these bytes too, and the descriptor is no longer ours
-            return
+    def write(self, data: memoryview, flight: Flight) -> None:
+        """Write at the flight's position, if its bytes are still wanted. Raises DiskError.
+
+        Whoever starts over or commits waits for those who write, so nothing changes behind the hash, and nobody
+        writes to a descriptor that was closed and may be another file's now.
+        """
+        with self._idle:
+            if self._committed or flight.left <= 0:
+                return
+            writers = self._writers
+            writers[0] += 1
         try:
-            pwrite_all(self._descriptor(), data, offset)
+            pwrite_all(self._descriptor(), data, flight.position)
         except OSError as exc:
             step = "free space, then run the same command again: what arrived is kept"
             raise disk_error(exc, "write", self.job.incomplete, step) from exc
+        finally:
+            with self._idle:
+                writers[0] -= 1
+                self._idle.notify_all()
 
     def publish(self, spans: List[Tuple[int, int]], sync: bool) -> None:
         """Write the journal: `spans` are in the file; with `sync` they are on the disk before the journal says so."""
@@ -3069,7 +3082,10 @@ class PartialFile:
             self.hasher.update(piece)
 
     def start_over(self) -> None:
-        """Forget everything that arrived."""
+        """Forget everything that arrived, on flights that the scheduler has ended."""
+        with self._idle:
+            ended, self._writers = self._writers, [0]
+            self._idle.wait_for(lambda: not ended[0])
         self.hasher = FileHasher(self.job.remote)
         self._synced = []
         self.publish([], sync=False)
@@ -3077,8 +3093,10 @@ class PartialFile:
     def commit(self) -> os.stat_result:
         """The content is proven: give the file its name, durably. Returns its stat."""
         fd = self._descriptor()
-        with self._lock:
+        with self._idle:
             self._committed = True
+            self._idle.wait_for(lambda: not self._writers[0])
+        with self._lock:
             try:
                 os.fsync(fd)
                 stat = os.fstat(fd)
@@ -3428,7 +3446,7 @@ class Download:
                 raise RetryableError(f"the connection broke: {_root_cause(exc)}") from exc
             if not count:
                 raise RetryableError(f"the connection ended {flight.left} bytes early")
-            partial.write(buffer[:count], flight.position)
+            partial.write(buffer[:count], flight)
             with self._changed:
                 new = self._scheduler.advance(flight, count)
             self._stage.add(new)

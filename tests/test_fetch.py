@@ -934,3 +934,37 @@ def test_gate_wakes_up_when_the_run_ends() -> None:
     stop.set()
     with pytest.raises(KeyboardInterrupt):
         gate.wait()
+
+
+@pytest.mark.parametrize("then", ["commit", "start_over"])
+def test_nothing_is_written_behind_the_hash(then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write under way ends before a file is committed or begun anew, and none comes after that."""
+    source = hfship.Source("https://hub", "org/m", "main", "org/m", "0" * 40)
+    remote = hfship.RemoteFile("w.bin", 8, "", hashlib.sha256(b"rightful").hexdigest())
+    job = hfship.FileJob(remote, source, tmp_path, hfship.VerifiedLog(tmp_path))
+    partial = hfship.PartialFile(job, hfship.filesystem_of(tmp_path))
+    flight, late = hfship.Flight(0, 0, 8), hfship.Flight(0, 0, 8)
+    begun, go_on, order = threading.Event(), threading.Event(), []
+
+    def slow_write(fd: int, data: memoryview, offset: int) -> None:
+        begun.set()
+        go_on.wait(10)
+        os.pwrite(fd, data, offset)
+        order.append("written")
+
+    monkeypatch.setattr(hfship, "pwrite_all", slow_write)
+    writer = threading.Thread(target=partial.write, args=(memoryview(b"rightful"), flight))
+    writer.start()
+    assert begun.wait(10)
+    flight.stop = late.stop = late.stop if then == "commit" else 0  # what restart() does to flights
+    ender = threading.Thread(target=lambda: (getattr(partial, then)(), order.append(then)))
+    ender.start()
+    time.sleep(0.1)
+    assert order == []
+    go_on.set()
+    writer.join(10)
+    ender.join(10)
+    assert order == ["written", then]
+    partial.write(memoryview(b"too late"), late)
+    path = tmp_path / ("w.bin" if then == "commit" else "w.bin.incomplete")
+    assert path.read_bytes() == b"rightful"
