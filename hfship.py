@@ -3956,7 +3956,7 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # ======================================================================================
 
 FRAME_SIZE = 4 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
-MOST_JOBS = 12  # workers hold frames: more would need more than 300 MB
+MOST_JOBS = 10  # workers hold frames: more would need more than 300 MB
 MOST_PACKERS = 8  # more would wait for the SHA-256 of what they write
 FORK_SIZE = 8 << 20  # bytes from which on workers are forked
 LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
