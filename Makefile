@@ -26,7 +26,7 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 test: build lint
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadgroup $(PYTEST_ARGS)
 
 golden: build $(VENV)/.ready
 	HFSHIP_GOLDEN=write $(BIN)/python -m pytest -q tests/test_golden.py -k "words or (help and source)"
