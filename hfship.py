@@ -166,8 +166,8 @@ class HfshipError(Exception):
         return "\n".join(lines)
 
 
-VERBS = ("fetch", "pack", "verify", "unpack", "push", "serve", "status", "stop", "logs", "watch",
-         "models", "mirror", "clean", "doctor", "completion", "version")  # fmt: skip
+# The names of COMMANDS, of which this end of the file knows no more.
+VERBS = "fetch|pack|push|verify|unpack|serve|status|stop|logs|watch|models|mirror|clean|doctor|completion|version"
 
 
 def program_name() -> str:
@@ -178,7 +178,7 @@ def program_name() -> str:
 
 def as_typed(text: str) -> str:
     """`text` with its hfship commands written as they must be typed here."""
-    return re.sub(rf"\bhfship (?=({'|'.join(VERBS)}|--help)\b)", lambda _: program_name() + " ", text)
+    return re.sub(rf"\bhfship (?=({VERBS}|--help)\b)", lambda _: program_name() + " ", text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -1081,8 +1081,9 @@ def read_models_file(path: Path, schema: Key) -> ModelsFile:
     if not file or found:
         line_of = json_line if path.suffix == ".json" else toml_line
         lines = sorted((line_of(text, where), dotted(where) or "the file", what) for where, what in found)
-        first, *others = [f"{path}:{line}: {key}: {what}" for line, key, what in lines]
-        raise UsageError(first, "\n".join(others), "hfship models --schema lists every key")
+        mistakes = [f"{path}:{line}: {key}: {what}" for line, key, what in lines]
+        what, why = (mistakes[0], "") if len(mistakes) == 1 else (f"{path} has mistakes", "\n".join(mistakes))
+        raise UsageError(what, why, "hfship models --schema lists every key")
     return file
 
 
@@ -7591,7 +7592,7 @@ def verify_foreign(foreign: Foreign) -> str:
     """Read an archive of another program to its end, and say what that proves."""
     manifest = _manifest_on_arrival(foreign, "NAME", list(_receive(foreign, foreign.files(), Sink())), ())
     proof = f"{UNPROVEN}, only {foreign.checked}" if manifest.unproven else "as the manifest in it says"
-    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}, not made by hfship; {proof}"
+    return f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, not made by hfship; {proof}"
 
 
 def _manifest_on_arrival(foreign: Foreign, name: str, entries: Sequence[FileEntry], only: Sequence[str]) -> Manifest:
@@ -10602,7 +10603,7 @@ class JobKeeper:
             moved[stage.name] = size + stage.done - stage.skipped, seconds + max(stage.seconds, 1e-3)
         speeds = [f"{k} {human_bytes(b)} in {human_seconds(t)} ({human_bytes(b / t)}/s)" for k, (b, t) in moved.items()]
         rows = {
-            "command": "hfship " + " ".join(map(shlex.quote, record.words)),
+            "command": command_line("hfship", *record.words),
             "result": "; ".join(reporter.results),
             "moved": "; ".join(speeds),
             "took": human_seconds(took),
@@ -10695,7 +10696,7 @@ def stop_job(job: Job) -> str:
 def again(record: JobRecord) -> str:
     """The command of a job, to be typed once more."""
     place = "" if record.cwd == current_folder() else f"cd {shlex.quote(record.cwd)} && "
-    return place + program_name() + " " + " ".join(map(shlex.quote, record.words))
+    return place + as_typed(command_line("hfship", *record.words))
 
 
 def with_job(exc: InUseError, jobs: Sequence[Job], asked: str) -> InUseError:
@@ -10732,9 +10733,8 @@ def follow_log(job: Job, follow: bool, tail: str, reporter: Reporter) -> None:
             time.sleep(RECORD_INTERVAL_S)
 
 
-def resume_jobs(jobs: Sequence[Job], reporter: Reporter) -> List[HfshipError]:
-    """Start again what was interrupted in the background on this machine. Returns what could not be."""
-    problems: List[HfshipError] = []
+def resume_jobs(jobs: Sequence[Job], reporter: Reporter) -> Iterator[Dict[str, Any]]:
+    """Start again what was interrupted in the background on this machine; rows that say what came of each."""
     for job in jobs:
         record = job.record
         if not job.resumable or job.uid != os.geteuid() or record.host != socket.gethostname():
@@ -10743,15 +10743,16 @@ def resume_jobs(jobs: Sequence[Job], reporter: Reporter) -> List[HfshipError]:
             reporter.info(f"{record.name} ran in the foreground, and is left to you: {again(record)}")
             continue
         try:
-            resume_job(record, reporter)
+            name = resume_job(record, reporter)
+            yield {"name": name, "state": "resumed", "text": f"resumed {name}"}
         except HfshipError as exc:
-            problems.append(exc)
             reporter.error(exc)
-    return problems
+            yield {"name": record.name, **error_row(exc), "text": ""}
 
 
-def resume_job(record: JobRecord, reporter: Reporter) -> None:
-    """Run a job's command again, with its folder and environment. Secrets come from where they always come from."""
+def resume_job(record: JobRecord, reporter: Reporter) -> str:
+    """Run a job's command again, with its folder and environment; the job's name. Secrets come from where they always
+    come from."""
     what, step = f"cannot resume {record.name}", again(record)
     if "***" in " ".join(record.words):
         raise UsageError(what, "its command line had a secret, and no secret is written down", step)
@@ -10765,13 +10766,13 @@ def resume_job(record: JobRecord, reporter: Reporter) -> None:
     done = run_program([sys.executable, str(own_file()), *record.words], env=env, cwd=Path(record.cwd))
     if done.code:
         raise IncompleteError(f"{what}: exit code {done.code}", done.err.strip(), step)
-    reporter.result(f"resumed {done.out.strip() or record.name}")
+    return done.out.strip() or record.name
 
 
 def install_text(argv: Sequence[str], home: Path) -> str:
     """How to resume jobs after a reboot: a systemd user unit, and a line for cron where there is no systemd. Neither
     can wait for the network, so they give it a minute; a job that finds none is resumable again."""
-    command = " ".join(map(shlex.quote, argv))
+    command = command_line(*argv)
     unit = home / ".config/systemd/user/hfship-resume.service"
     return f"""\
 # With systemd: save these lines as {unit}, then run
@@ -10890,15 +10891,17 @@ def watch_on_screen(jobs: Callable[[], Sequence[Job]], interval_s: float, report
 
 
 def watch_in_lines(jobs: Callable[[], Sequence[Job]], interval_s: float, as_json: bool, reporter: Reporter) -> None:
-    """A line per job and interval until no job runs, for files and pipes; with `as_json` an array of jobs per line."""
+    """A line per job and interval until no job runs (one each if none does), for files and pipes; with `as_json` an
+    array of jobs per line."""
     seen: Set[str] = set()
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             now = jobs()
             running = {job.label for job in now if job.state == "running"}
-            told = [job for job in now if job.label in running | seen]
+            told = [job for job in now if job.label in running | seen] if running | seen else now
             if as_json:
-                reporter.show(json.dumps([job_row(job) for job in now], ensure_ascii=False) + "\n")
+                rows = [{"schema": reporter.schema, **job_row(job)} for job in now]
+                reporter.show(json.dumps(rows, ensure_ascii=False) + "\n")
             for job in [] if as_json else told:
                 reporter.show(
                     f"{utc()} {job.label}: {'  '.join(filter(None, map(str.strip, job_cells(job, time.time()))))}\n"
@@ -11178,7 +11181,7 @@ def push(
     seconds, total = time.monotonic() - started, sum(parcel.size for parcel in parcels)
     speed = f", sent {human_bytes(sum(sent))} in {human_seconds(seconds)} ({human_bytes(sum(sent) / seconds)}/s)"
     there = f", {human_bytes(total - sum(sent))} were there already" if sum(sent) < total else ""
-    text = f"pushed to {to}: {len(rows)} files, {human_bytes(total)}, every sum proven there"
+    text = f"pushed to {to}: {counted(len(rows), 'file')}, {human_bytes(total)}, every sum proven there"
     amounts = {"bytes": total, "bytes_sent": sum(sent), "seconds": round(seconds, 2)}
     return {"to": str(to), **amounts, "files": rows, "text": text + speed * bool(sum(sent)) + there}
 
@@ -11648,7 +11651,7 @@ class HubDoctor:
             raise Doubt(f"no {PROBE_REPO} here to try", "hfship doctor ORG/NAME") from exc
         source = self._snapshot.source
         gate = "gated, access granted; " if source.gated else ""
-        files = f"{len(self._snapshot.files)} files, {human_bytes(self._snapshot.size)}"
+        files = f"{counted(len(self._snapshot.files), 'file')}, {human_bytes(self._snapshot.size)}"
         return f"{source.resolved_repo}: {gate}{files}, commit {source.commit[:12]}"
 
     @staticmethod
@@ -11765,17 +11768,25 @@ class Command:
 
 def fetch_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repos", nargs="*", metavar="REPO[@REV]", help="ORG/NAME, at a branch, tag or commit")
-    parser.add_argument("-o", "--output", metavar="DIR", help="folder in which NAME/ appears (default: ~/models)")
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="where NAME/ appears (default: HFSHIP_MODELS_DIR, ~/models)"
+    )
     parser.add_argument("--name", help="name of the model folder (default: the last part of REPO)")
     parser.add_argument("--revision", help="revision for REPOs that name none (default: the default branch)")
-    parser.add_argument("--repo-type", choices=REPO_TYPES, default="model")
-    parser.add_argument("--include", action="append", default=[], metavar="GLOB", help="fetch only these files")
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out")
+    parser.add_argument("--repo-type", choices=REPO_TYPES, default="model", help="default: %(default)s")
+    parser.add_argument(
+        "--include", action="append", default=[], metavar="GLOB", help="fetch only these files; repeatable"
+    )
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="GLOB", help="leave these files out; repeatable"
+    )
     parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
     parser.add_argument("--token-file", metavar="FILE", help="file with the Hub token (default: HF_TOKEN, ~/.cache)")
     parser.add_argument("-j", "--jobs", type=int, metavar="N", help="connections (default: as many as bring more)")
     parser.add_argument("--limit-rate", type=parse_size, metavar="SIZE", help="bytes per second, like 20M")
-    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="ask this mirror of the Hub first")
+    parser.add_argument(
+        "--mirror", action="append", default=[], metavar="URL", help="ask it before the Hub; repeatable"
+    )
     parser.add_argument("--all-files", action="store_true", help="also weights in formats that vLLM does not read")
     parser.add_argument("--verify", action="store_true", help="hash what is there and fetch nothing")
     parser.add_argument("--repair", action="store_true", help="hash what is there and fetch only what is wrong")
@@ -11937,19 +11948,19 @@ def report_fetch(
     plans: Sequence[FetchPlan], failures: Sequence[HfshipError], came: int, seconds: float, context: Context
 ) -> None:
     """Write the manifests and say what is there now; `came` is what all of them together had to fetch (bytes)."""
-    rows = []
-    for plan in plans:
-        manifest, source = finish_fetch(plan), plan.snapshot.source
-        fields = {"name": plan.name, "repo": source.repo, "commit": source.commit}
-        counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_files": len(plan.jobs)}
-        rows.append({**fields, "folder": str(plan.folder), **counts})
-        proof = "every file verified" if plan.jobs or context.args.verify else "verified earlier, nothing to fetch"
-        text = f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, commit {source.commit[:12]}"
-        context.reporter.next_step = command_line("hfship", "pack", plan.folder)
-        if not context.args.json:
-            context.reporter.result(f"{plan.folder}: {text}; {proof}")
-    if context.args.json:
-        context.reporter.result_json([*rows, *map(error_row, failures)])
+
+    def rows() -> Iterator[Dict[str, Any]]:
+        for plan in plans:
+            manifest, source = finish_fetch(plan), plan.snapshot.source
+            fields = {"name": plan.name, "repo": source.repo, "commit": source.commit, "folder": str(plan.folder)}
+            counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_files": len(plan.jobs)}
+            proof = "every file verified" if plan.jobs or context.args.verify else "verified earlier, nothing to fetch"
+            text = f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, commit {source.commit[:12]}"
+            context.reporter.next_step = command_line("hfship", "pack", plan.folder)
+            yield {**fields, **counts, "text": f"{plan.folder}: {text}; {proof}"}
+        yield from ({**error_row(failure), "text": ""} for failure in failures)
+
+    _tell_rows(context, rows())
     if came:
         speed = f"{human_bytes(came / seconds)}/s"
         context.reporter.info(f"fetched {human_bytes(came)} in {human_seconds(seconds)} ({speed})")
@@ -11987,7 +11998,7 @@ def _jobs_argument(parser: argparse.ArgumentParser) -> None:
         type=_positive,
         default=default_jobs(),
         metavar="N",
-        help="workers (default: %(default)s, one per core; 1 reads a slow disc in order)",
+        help="workers (default: %(default)s, one per core; 1 reads a slow disk in order)",
     )
 
 
@@ -12006,11 +12017,17 @@ def _positive(text: str) -> int:
 def pack_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="*", metavar="NAME|DIR", help="model in the models folder, or any folder")
     parser.add_argument("--all", action="store_true", help="every model in the models folder")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where NAME.tar.zst appears")
+    where = "where NAME.tar.zst appears (default: HFSHIP_PACKAGE_DIR, ~/transfer_package)"
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
     split = "cut into parts: fat32, dvd, bd25, bd50, or e.g. 8G"
     parser.add_argument("--split", type=parse_split, metavar="MEDIUM|SIZE", help=split)
     parser.add_argument(
-        "--to", type=Path, action="append", default=[], metavar="DIR", help="a medium for parts, filled before the next"
+        "--to",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a medium for parts, filled before the next; repeatable",
     )
     parser.add_argument(
         "--profile", choices=PROFILES, default="standard", help="smallest: floats in byte planes; store: no compression"
@@ -12071,6 +12088,7 @@ def cmd_pack(context: Context) -> Exit:
                 if len(folders) == 1:
                     raise
                 failures.append(exc)
+                yield {"name": folder.name, **error_row(exc), "text": ""}
 
     _tell_rows(context, packed_rows())
     return summarize_failures(failures, len(folders), reporter)
@@ -12292,9 +12310,12 @@ def unpack_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ARCHIVE|PART|NAME|-",
         help="archive, any part, their folder, NAME, or - for a pipe",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the folder NAME appears")
+    where = "where NAME/ appears (default: HFSHIP_SITE_MODELS_DIR, /data/models/huggingface)"
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
     parser.add_argument("--name", help="name of the folder (default: as in the archive)")
-    parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="restore only these files")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="GLOB", help="restore only these files; repeatable"
+    )
     parser.add_argument("--consume", action="store_true", help="remove parts as their files are safe, to save room")
     parser.add_argument("--wait", action="store_true", help="ask for media with missing parts, and wait for them")
     _key_argument(parser)
@@ -12306,7 +12327,8 @@ def unpack_arguments(parser: argparse.ArgumentParser) -> None:
 def cmd_unpack(context: Context) -> Exit:
     """Unpack archives, one after another."""
     args, settings, reporter = context.args, context.settings, context.reporter
-    found = merged(files for argument in args.archives for files in _archives_to_unpack(argument, settings))
+    places, step = [settings.transfer_dir, settings.package_dir], "give the path of NAME.tar.zst or of any part"
+    found = merged(files for argument in args.archives for files in named_archives(argument, places, step))
     if args.name and len(found) > 1:
         raise UsageError("--name is for one archive", "", "unpack them one by one")
     out = args.output or settings.site_models_dir
@@ -12338,11 +12360,12 @@ def cmd_unpack(context: Context) -> Exit:
     return Exit.OK
 
 
-def _archives_to_unpack(argument: str, settings: Settings) -> List[ArchiveFiles]:
-    found = find_archives(argument, [settings.transfer_dir, settings.package_dir])
+def named_archives(argument: str, places: Sequence[Path], step: str) -> List[ArchiveFiles]:
+    """The archives that an argument means. Raises NotFoundError, with the next step, when there are none."""
+    found = find_archives(argument, places)
     if not found:
-        looked = "" if "/" in argument else f"looked in {settings.transfer_dir} and {settings.package_dir}"
-        raise NotFoundError(f"no archive {argument}", looked, "give the path of NAME.tar.zst or of any part")
+        looked = "" if "/" in argument else "looked in " + " and ".join(map(str, places))
+        raise NotFoundError(f"no archive {argument}", looked, step)
     return found
 
 
@@ -12389,14 +12412,13 @@ def cmd_push(context: Context) -> Exit:
     if args.bwlimit:
         limit = parse_size(args.bwlimit + "KiB" * args.bwlimit.isdigit())
         options = [f"--bwlimit={max(1, limit // 1024 // args.jobs)}"]
-    found = [find_archives(name, [settings.package_dir, settings.transfer_dir]) for name in args.archives]
-    for name, files in zip(args.archives, found):
-        if not files:
-            step = (
-                f"hfship pack {name}" if find_folder(name, [settings.models_dir]) else "give a path, or pack it first"
-            )
-            raise NotFoundError(f"no archive {name}", f"looked in {settings.package_dir}", step)
-    parcels = parcels_of(merged(files for few in found for files in few), reporter)
+    places = [settings.package_dir, settings.transfer_dir]
+    found: List[ArchiveFiles] = []
+    for name in args.archives:
+        packable = find_folder(name, [settings.models_dir])
+        step = command_line("hfship", "pack", name) if packable else "give a path, or pack it first"
+        found += named_archives(name, places, step)
+    parcels = parcels_of(merged(found), reporter)
     with open_line(to, os.isatty(0) and reporter.err.isatty(), reporter) as there:
         _tell_rows(context, [push(there, parcels, args.jobs, options, reporter)])
     return Exit.OK
@@ -12414,9 +12436,16 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="name of the deployment (default: the folder's name)")
     add("--reset", action="store_true", help="forget the options of earlier calls, which are kept otherwise")
     add = parser.add_argument_group("model").add_argument
-    instead = "name in the API, instead of NAME and ORG/NAME"
+    instead = "name in the API, instead of NAME and ORG/NAME; repeatable"
     add("--served-model-name", dest="served_names", action="append", default=[], metavar="NAME", help=instead)
-    add("--alias", dest="aliases", action="append", default=[], metavar="NAME", help="one more name in the API")
+    add(
+        "--alias",
+        dest="aliases",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one more name in the API; repeatable",
+    )
     changed = "serve although this file is not as published (edited here); weights never"
     add("--allow-changed", action="append", default=[], metavar="FILE", help=changed)
     add("--max-model-len", type=_positive, default=0, metavar="TOKENS", help="context (default: the most that fits)")
@@ -12431,13 +12460,20 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     passed_on = "passed on to vllm serve, as is everything after --"
     add("--extra-arg", dest="extra_args", action="append", default=[], metavar="ARG", help=passed_on)
     add = parser.add_argument_group("machine").add_argument
-    add("--device", choices=("auto", "gpu", "cpu"), default="auto", help="default: %(default)s")
+    add("--device", choices=("auto", "gpu", "cpu"), default="auto", help="default: auto")
     add("--gpus", type=_gpus, default="", metavar="0,1|UUID", help="GPUs that may be used (default: the free ones)")
     add("--tensor-parallel-size", "-tp", type=_positive, default=0, metavar="N", help="GPUs to split it over")
-    add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU that it takes")
+    add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU (default: 0.9)")
     add("--assume-gpus", metavar="2xH100|2x80GB", help="with --plan: plan for a machine with these")
     add("--image", default="", help="docker image (default: the newest vLLM image that is loaded)")
-    add("--host", dest="bind", type=_address, default="127.0.0.1", metavar="IP", help="to listen on (%(default)s)")
+    add(
+        "--host",
+        dest="bind",
+        type=_address,
+        default="127.0.0.1",
+        metavar="IP",
+        help="to listen on (default: %(default)s)",
+    )
     add("--port", type=_port, default=0, help="port to listen on (default: the first free one from 8000)")
     add("--shm-size", default="", metavar="SIZE", help="shared memory of the container, like 16gb")
     wait = "to wait until it answers (default: %(default)s)"
@@ -12731,13 +12767,13 @@ def names_arguments(parser: argparse.ArgumentParser) -> None:
 def stop_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="deployments, or jobs that watch shows")
     parser.add_argument("--remove", action="store_true", help="also remove container, compile cache, files and key")
-    parser.add_argument("--yes", action="store_true", help="with --remove: do not ask")
+    parser.add_argument("-y", "--yes", action="store_true", help="with --remove: do not ask")
 
 
 def logs_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", help="deployment, or job")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
-    parser.add_argument("--tail", default="all", metavar="N", help="only the last N lines")
+    parser.add_argument("--tail", default="all", metavar="N", help="only the last N lines (default: all)")
 
 
 def named_deployment(context: Context, name: str) -> Deployment:
@@ -12864,7 +12900,7 @@ def cmd_stop(context: Context) -> Exit:
 def confirm(question: str, reporter: Reporter) -> None:
     """Go on if the operator says yes. Raises UsageError for any other answer, and where there is nobody to ask."""
     if not sys.stdin or not sys.stdin.isatty():
-        raise UsageError(question, "there is no terminal to ask on", "the same command with --yes")
+        raise UsageError("nothing was removed", f"no terminal to ask on: {question}", "the same command with --yes")
     reporter.warn(f"{question} [y/N]")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was removed", "the answer was not yes", "")
@@ -12935,8 +12971,8 @@ def cmd_watch(context: Context) -> Exit:
         reporter.show(install_text(argv, Path.home()))
         return Exit.OK
     if args.resume_all:
-        problems = resume_jobs(read_jobs([context.settings.log_dir], reporter.warn), reporter)
-        return Exit.INCOMPLETE if problems else Exit.OK
+        rows = _tell_rows(context, resume_jobs(read_jobs([context.settings.log_dir], reporter.warn), reporter))
+        return Exit.INCOMPLETE if any("error" in row for row in rows) else Exit.OK
     for name in args.jobs:
         named_job(context, name)
     read_jobs(log_folders(context), reporter.warn)
@@ -13186,8 +13222,8 @@ def run_models(context: Context) -> Exit:
     if len(runs) == 1:
         (only,) = runs.values()
         if command.models and not getattr(only.args, command.models) and command.name not in ("pack", "status"):
-            what = f"{command.name} needs a model"
-            raise UsageError(what, "", f"{examples_of(command.name)[0]}\nhfship {command.name} --help shows more")
+            what, why = f"nothing to {command.name}", "no name is given"
+            raise UsageError(what, why, f"{examples_of(command.name)[0]}\nhfship {command.name} --help shows more")
         return command.run(only)
     single = {"--name": "name", "--port": "port", "--served-model-name": "served_names", "--alias": "aliases"}
     wrong = [option for option, dest in single.items() if dest in context.asked]
@@ -13217,7 +13253,7 @@ def run_list(command: Command, runs: Mapping[str, Context], reporter: Reporter) 
             reporter.result_json(gathered)
     failed = sum(code != Exit.OK for code in codes.values())
     rows = [[f"  {name}", code.name.lower().replace("_", " ")] for name, code in codes.items()]
-    said = f"{command.name}: {len(runs)} models, {len(runs) - failed} ok, {failed} failed"
+    said = f"{command.name}: {counted(len(runs), 'model')}, {len(runs) - failed} ok, {failed} failed"
     reporter.info(said + ("\n" + table(rows)) * bool(failed))
     return Exit.INCOMPLETE if failed else Exit.OK
 
@@ -13244,7 +13280,12 @@ def cmd_models(context: Context) -> Exit:
         return Exit.OK
     header = ("name", "repo", "revision", "serve")
     rows = [
-        [m.name, m.repo or "-", m.wishes.get("revision", "-"), " ".join(f"{k}={v}" for k, v in m.serve.items())]
+        [
+            m.name,
+            m.repo or "-",
+            m.wishes.get("revision", "-"),
+            " ".join(f"{k}={json.dumps(v)}" for k, v in m.serve.items()),
+        ]
         for m in file.models
     ]
     text = table(rows, header) if rows else f"{file.path} lists no model"
@@ -13305,7 +13346,7 @@ def cmd_clean(context: Context) -> Exit:
             amounts = {"bytes": total, "removed": len(removed), "freed": freed_by(removed)}
             reporter.result_json({"leftovers": rows, **amounts})
     if removed and not args.json:
-        reporter.result(f"removed {len(removed)} files, freed {human_bytes(freed_by(removed))}")
+        reporter.result(f"removed {counted(len(removed), 'file')}, freed {human_bytes(freed_by(removed))}")
     return Exit.OK
 
 
@@ -13361,7 +13402,9 @@ def _show_leftovers(rows: Sequence[Mapping[str, Any]], total: int, context: Cont
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("repo", nargs="?", metavar="REPO[@REV]", help="prove access to it, and measure with its files")
     parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
-    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="compare this mirror with the Hub")
+    parser.add_argument(
+        "--mirror", action="append", default=[], metavar="URL", help="compare it with the Hub; repeatable"
+    )
     parser.add_argument("--offline", action="store_true", help="leave the network alone (also: HF_HUB_OFFLINE)")
 
 
@@ -13379,7 +13422,16 @@ def cmd_doctor(context: Context) -> Exit:
     found += [examination.result() for examination in here]
     if context.args.json:
         context.reporter.result_json(
-            [{**asdict(f), "next_step": as_typed(f.next_step), "code": int(f.code)} for f in found]
+            [
+                {
+                    "check": f.check,
+                    "state": f.state,
+                    "text": f.text,
+                    "next": as_typed(f.next_step),
+                    "exit_code": int(f.code),
+                }
+                for f in found
+            ]
         )
     else:
         context.reporter.result(table([[f.state, f.check, f.text] for f in found]))
@@ -13507,103 +13559,86 @@ def cmd_completion(context: Context) -> Exit:
 
 # ---- the table and main --------------------------------------------------------------
 
+# In the order in which models go. Fields of a row: see Command.
 COMMANDS: Tuple[Command, ...] = (
     Command("fetch", "download models from the Hub, resumable and verified", fetch_arguments, cmd_fetch, "repos", True),
     Command("pack", "pack models into NAME.tar.zst, whole or in parts", pack_arguments, cmd_pack, "models", True),
-    Command(
-        "verify",
-        "prove archives or model folders offline; names what is damaged and the shortest repair",
-        verify_arguments,
-        cmd_verify,
-        "targets",
-        job=True,
-    ),
+    Command("push", "copy archives to a host or medium, proven there", push_arguments, cmd_push, "archives", True),
+    Command("verify", "prove archives and models; name what is damaged", verify_arguments, cmd_verify, "targets", True),
     Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack, "archives", True),
+    Command("serve", "start vLLM in docker, and wait until it answers", serve_arguments, cmd_serve, "names", True),
     Command(
-        "push",
-        "copy archives to another host by rsync over ssh, proven there",
-        push_arguments,
-        cmd_push,
-        "archives",
-        True,
-    ),
-    Command(
-        "serve",
-        "put models into service with vLLM in docker, and wait until they answer",
-        serve_arguments,
-        cmd_serve,
-        "names",
-        job=True,
-    ),
-    Command(
-        "status",
-        "show whether deployments answer; exit code 0 healthy, 3 loading or degraded, 9 down or unknown",
-        names_arguments,
-        cmd_status,
-        "names",
+        "status", "ask deployments whether they answer; exits with 0, 3 or 9", names_arguments, cmd_status, "names"
     ),
     Command("stop", "stop deployments and jobs; their files stay", stop_arguments, cmd_stop, "names"),
     Command("logs", "show the log of a deployment or job", logs_arguments, cmd_logs),
-    Command("watch", "show running and recent jobs live; resume them after a reboot", watch_arguments, cmd_watch),
+    Command("watch", "show jobs live; resume them after a reboot", watch_arguments, cmd_watch),
     Command("models", "check and list a models file, or print an example", models_arguments, cmd_models),
     Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
-    Command("clean", "remove what killed downloads, packs and pushes left behind", clean_arguments, cmd_clean),
-    Command(
-        "doctor", "what this machine and its way to the Hub can do, and what stops it", doctor_arguments, cmd_doctor
-    ),
-    Command(
-        "completion",
-        "print the script that makes bash or zsh complete hfship and hfship.pyz",
-        completion_arguments,
-        cmd_completion,
-    ),
-    Command(
-        "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
-    ),
+    Command("clean", "remove what killed downloads, packs and pushes left", clean_arguments, cmd_clean),
+    Command("doctor", "say what this machine and its network can do", doctor_arguments, cmd_doctor),
+    Command("completion", "print what makes bash or zsh complete hfship", completion_arguments, cmd_completion),
+    Command("version", "print the version; --verify proves this file", version_arguments, cmd_version),
 )
+
+# What --help says above a command, and below all of them.
+GROUPS = {"fetch": "connected side", "verify": "offline side", "watch": "both sides"}
+EXIT_CODES = """\
+exit codes:
+    0  ok
+    2  the command line or a models file is wrong
+    3  incomplete, or still loading: the same command goes on
+    4  the token is missing, wrong, or has no access
+    5  not found
+    6  integrity: bytes are not what they must be
+    7  the disk is full, or refuses
+    8  the network failed for too long
+    9  this machine cannot do it: docker, GPU, image, memory
+  130  interrupted: the same command goes on
+"""
 
 # Each command shows its own lines.
 EXAMPLES = """\
 hfship fetch Qwen/Qwen3-8B
 hfship fetch org/name@v1.0 --exclude 'onnx/' -o /mnt/disk
 hfship fetch --models models.toml
-hfship pack Qwen3-14B
-hfship pack --split fat32 -o /media/usb Qwen3-14B
-hfship verify /media/usb/Qwen3-14B.tar.zst.0001
-hfship verify /data/models/huggingface/Qwen3-14B
-hfship push Qwen3-14B ops@gpu1:/data/transfer
-hfship push Qwen3-14B /media/usb
-hfship push --port 2222 --identity ~/.ssh/site --bwlimit 50M Qwen3-14B.tar.zst.0001 ops@gpu1:transfer
-hfship unpack /data/transfer/Qwen3-14B.tar.zst
-hfship unpack Qwen3-14B -o /data/models/huggingface
-hfship unpack - < Qwen3-14B.tar.zst                       # or: cat Qwen3-14B.tar.zst.0* | ssh HOST hfship unpack -
+hfship fetch Qwen/Qwen3-8B --background     # prints the name of the job: fetch-Qwen3-8B
+hfship pack Qwen3-8B
+hfship pack Qwen3-8B --split fat32 -o /media/usb
+hfship pack Qwen3-8B --since /media/old/Qwen3-8B.tar.zst     # only what is new since then
+hfship push Qwen3-8B ops@gpu1:/data/transfer
+hfship push Qwen3-8B /media/usb
+hfship push Qwen3-8B.tar.zst.0001 ops@gpu1:transfer --port 2222 --identity ~/.ssh/site --bwlimit 50M
+hfship verify /media/usb/Qwen3-8B.tar.zst.0001
+hfship verify /data/models/huggingface/Qwen3-8B
+hfship unpack /data/transfer/Qwen3-8B.tar.zst
+hfship unpack Qwen3-8B -o /data/models/huggingface
+hfship unpack - < Qwen3-8B.tar.zst     # or: cat Qwen3-8B.tar.zst.0* | ssh HOST hfship unpack -
 hfship serve Qwen3-8B
-hfship serve --models models.toml Qwen3-8B
 hfship serve Qwen3-8B --plan --assume-gpus 2xH100
 hfship serve Llama-3.1-70B --gpus 0,1 --max-model-len 32768 -- --enable-auto-tool-choice
-hfship status
+hfship serve --models models.toml
+hfship status     # exit code: 0 all healthy, 3 one is loading or degraded, 9 one is down or unknown
 hfship status Qwen3-8B --json
 hfship stop Qwen3-8B
 hfship stop Qwen3-8B --remove
-hfship models --example > models.toml
-hfship models models.toml
+hfship stop fetch-Qwen3-8B     # a job
 hfship logs Qwen3-8B --tail 100
-hfship logs Qwen3-8B -f
-hfship fetch Qwen/Qwen3-8B --background     # prints the name of the job: fetch-Qwen3-8B
 hfship logs -f fetch-Qwen3-8B
-hfship stop fetch-Qwen3-8B
 hfship watch
 hfship watch --json --interval 5
 hfship watch --resume-all
 hfship watch --install
+hfship models --example > models.toml
+hfship models models.toml
 hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
-hfship completion bash > ~/.hfship-completion    # then in ~/.bashrc: source ~/.hfship-completion
-hfship completion zsh > ~/.zfunc/_hfship         # with fpath+=(~/.zfunc) before compinit in ~/.zshrc
 hfship clean
 hfship clean --cache --older-than 7d --dry-run
 hfship clean --yes /data/models/huggingface
 hfship doctor
 hfship doctor meta-llama/Llama-3.1-8B --mirror https://hf-mirror.com
+hfship completion bash > ~/.hfship-completion    # then in ~/.bashrc: source ~/.hfship-completion
+hfship completion zsh > ~/.zfunc/_hfship         # with fpath+=(~/.zfunc) before compinit in ~/.zshrc
 hfship version
 hfship version --verify
 """
@@ -13631,16 +13666,29 @@ def examples_of(command: str) -> List[str]:
     return [line for line in EXAMPLES.splitlines() if line.split()[1] == command]
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are told like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, "", f"{self.prog} --help")
+
+
+class _AllParser(_Parser):
+    """The parser of all commands, whose help argparse would print as one list."""
+
+    def format_help(self) -> str:
+        lines = [self.format_usage(), "Carry Hugging Face models across an air gap and put them into service."]
+        for command in COMMANDS:
+            lines += [f"\n{GROUPS[command.name]}:"] if command.name in GROUPS else []
+            lines.append(f"  {command.name:<10}  {command.summary}")
+        return "\n".join([*lines, f"\n{self.prog} COMMAND --help shows options and examples.\n", EXIT_CODES])
+
+
 def build_parser(defaults: bool = True) -> argparse.ArgumentParser:
     """The argument parser, made from COMMANDS. Without defaults, its results hold what was given and no more."""
-    parser = argparse.ArgumentParser(
-        prog=program_name(),
-        description="Carry Hugging Face models across an air gap and put them into service.",
-        epilog="exit codes: 0 ok, 2 usage, 3 incomplete but resumable, 4 auth or gated, 5 not found, 6 integrity, "
-        "7 disk, 8 network, 9 this machine cannot do it, 130 interrupted with state saved",
-    )
+    parser = _AllParser(prog=program_name())
     parser.add_argument("--version", action="version", version=f"hfship {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for command in COMMANDS:
         examples = map(as_typed, examples_of(command.name))
         sub = subparsers.add_parser(
@@ -13652,10 +13700,10 @@ def build_parser(defaults: bool = True) -> argparse.ArgumentParser:
         )
         command.arguments(sub)
         if command.models:
-            listed = "do it to what this models file lists, or to what is named of it"
+            listed = "do it for all models of this file, or for those that are named"
             sub.add_argument("--models", dest="models_file", metavar="FILE", help=listed)
         if command.job:
-            sub.add_argument("--background", action="store_true", help="go on without this terminal; see hfship watch")
+            sub.add_argument("--background", action="store_true", help="go on without this terminal; watch shows it")
         add_common_arguments(sub)
         for action in [] if defaults else sub._actions:
             action.default = argparse.SUPPRESS
@@ -13691,7 +13739,13 @@ def parse_words(words: Sequence[str]) -> Tuple[argparse.Namespace, Dict[str, Any
         known = textwrap.fill("the commands are: " + ", ".join(names), 70)
         raise UsageError(what, known, "hfship --help")
     words = with_passed_on(words)
-    return build_parser().parse_args(words), vars(build_parser(defaults=False).parse_args(words))
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+        close = nearest(unknown[0], commands[args.command]._option_string_actions)
+        raise UsageError(f"{args.command} does not know {unknown[0]}{close}", "", f"hfship {args.command} --help")
+    return args, vars(build_parser(defaults=False).parse_args(words))
 
 
 def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:

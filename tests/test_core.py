@@ -158,7 +158,7 @@ def test_names_that_cannot_be_shown_end_nothing(encoding: str) -> None:
 
 
 def test_commands_are_known_by_name() -> None:
-    assert tuple(command.name for command in hfship.COMMANDS) == hfship.VERBS
+    assert "|".join(command.name for command in hfship.COMMANDS) == hfship.VERBS
     text = "no GPU that hfship knows: hfship serve m"
     assert hfship.as_typed(text) == text.replace("hfship serve", hfship.program_name() + " serve")
 

@@ -39,9 +39,11 @@ class Site:
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
 
-    def __call__(self, *args: Any, play: str = "", code: int = 0, env: Optional[Dict[str, str]] = None) -> Any:
+    def __call__(
+        self, *args: Any, play: str = "", code: int = 0, env: Optional[Dict[str, str]] = None, **options: Any
+    ) -> Any:
         settings = {"PATH": str(self.bin), "FAKE_STATE": str(self.state), "FAKE_DOCKER": play, **(env or {})}
-        return self.hfship(*args, env=settings, code=code)
+        return self.hfship(*args, env=settings, code=code, **options)
 
     def calls(self) -> List[List[str]]:
         path = self.state / "calls"
