@@ -359,7 +359,32 @@ def test_json_fits_its_schema(name: str, story: Dict[str, Said]) -> None:
 
 
 def test_every_schema_is_that_of_a_command_and_the_other_way_round() -> None:
-    assert {name.split("/")[0] for name in schemas()} == {f"hfship-{c.name}" for c in hfship.COMMANDS} - {"hfship-logs"}
+    other = {"hfship-error", "hfship-background", "hfship-job"}
+    assert {name.split("/")[0] for name in schemas()} - other == {f"hfship-{c.name}" for c in hfship.COMMANDS} - {
+        "hfship-logs"
+    }
+
+
+def test_records_of_jobs_fit_their_schema(hfship: Program, model: Path, tmp_path: Path) -> None:
+    hfship("pack", model, "-o", tmp_path)
+    with (tmp_path / "tiny.tar.zst").open("r+b") as archive:
+        archive.seek(1 << 20)
+        archive.write(bytes(9))
+    hfship("verify", tmp_path / "tiny.tar.zst", code=6)
+    for name, state in (("pack-tiny", "done"), ("verify-tiny", "failed")):
+        record = json.loads((hfship.home / f"logs/hfship/{name}.json").read_text())
+        assert faults(record, schemas()["hfship-job/1"]) == [] and record["state"] == state
+
+
+def test_watch_fits_its_schema_in_lines_and_when_it_resumes(hfship: Program, model: Path, tmp_path: Path) -> None:
+    hfship("pack", model, "-o", tmp_path)
+    (jobs,) = [json.loads(line) for line in hfship("watch", "--json", "--interval", 1).stdout.splitlines()]
+    path = hfship.home / "logs/hfship/pack-tiny.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "interrupted", "background": True}))
+    rows = jobs + json.loads(hfship("watch", "--resume-all", "--json").stdout)
+    assert len(rows) == 2
+    for row, variant in zip(rows, schemas()["hfship-watch/1"]["oneOf"]):
+        assert faults(row, variant) == []
 
 
 def test_completion_mirror_and_version_fit_their_schemas(hfship: Program, tmp_path: Path) -> None:
