@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """hfship: carry Hugging Face models across an air gap and put them into service, as one file.
 
-    connected side                        medium                 offline side
-    Hub - fetch -> model dir - pack -> NAME.tar.zst (parts) -> verify - unpack -> model dir - serve -> vLLM
-                   + manifest          + .sha256 + hfship.pyz                     + manifest
+    connected side                      medium, or push          offline side
+    Hub - fetch -> model dir - pack -> NAME.tar.zst (parts) -> verify - unpack -> model dir - serve  -> vLLM
+                   + manifest          + .sha256 + hfship.pyz                     + manifest  - mirror -> hf, vLLM, ...
 
 The promise: what the GPU reads is bit for bit what the Hub published, proven at every hop by the SHA-256 that the
 Hub itself gives, and every step can be killed at any instant and run again.
@@ -12,15 +12,15 @@ Hub itself gives, and every step can be killed at any instant and run again.
 Contents, in the order in which data flows; each section uses only those above it:
 
      1  errors and exit codes      what, why, next step
-     2  reporting                  the one Reporter: log, progress, JSON events, redaction
-     3  settings                   flags > environment > models file > defaults
+     2  reporting                  the one Reporter: logs, progress, JSON, redaction
+     3  settings                   flags > environment > models file > defaults; reading a models file
      4  files and processes        atomic write, lock, room on the target, hashing, running other programs
      5  manifest                   the contract that travels with a model
      6  hub                        Hub API client
      7  download                   ranges, workers, resume journal, verification
      8  frames                     zstd backends, independent frames, seek table, parts, byte planes
      9  pack                       tar stream -> frames -> parts, sidecars, deltas
-    10  unpack                     verify, locate damage, repair, parallel restore, resume
+    10  unpack                     verify, locate damage, repair, parallel restore, resume; archives of other programs
     11  signatures                 who vouches for a model: OpenSSF model signing, through openssl
     12  images                     (reserved)
     13  model facts                config.json + safetensors headers -> what serving needs to know
@@ -29,7 +29,7 @@ Contents, in the order in which data flows; each section uses only those above i
     16  docker                     compose up and down, readiness, status
     17  mirror                     read-only Hub API over a models folder
     18  jobs                       records of runs, background, watch, resume; push, clean, doctor
-    19  command line               argparse tables, thin cmd_* functions, main()
+    19  command line               COMMANDS, their arguments, thin cmd_* functions, main()
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def test_exit_codes(arguments: List[str], code: int, words: str, hfship: Program
 
 def test_every_command_explains_itself(hfship: Program) -> None:
     listing = hfship("--help").stdout
-    commands = re.findall(r"^    (\w+) ", listing, re.MULTILINE)
+    commands = re.findall(r"^  ([a-z]+) ", listing, re.MULTILINE)
     assert len(commands) >= 10 and "exit codes" in listing
     for command in commands:
         assert "examples:" in hfship(command, "--help").stdout

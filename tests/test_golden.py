@@ -96,7 +96,7 @@ STORY = [
     Step("clean", "clean --yes"),
     Step("clean-again", "clean"),
     Step("doctor", "doctor --offline"),
-    Step("watch", "watch --once"),
+    Step("watch", "watch --once fetch-tiny pack-tiny verify-tiny+1 unpack-tiny unpack-other serve-tiny"),
     Step("watch-one", "watch pack-tiny"),
     Step("background", "fetch org/tiny -o other --limit-rate 1M --background"),
     Step("error-job-in-the-way", "fetch org/tiny -o other", 3, before=JOB_RUNS),
@@ -145,6 +145,7 @@ MASKS = [
     (r'("port": )\d+', r"\g<1>8000"),
     (r"\b(less than )?\d+(\.\d+)? (s\b|ms\b)( ago)?", "# s"),
     (r"\b\d+s ago", "# s ago"),
+    (r"(?m)(^  .*), push-tiny\b", r"\1"),  # where there is no rsync
     (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"),
     (rf"process \d+ on {re.escape(socket.gethostname())}", "process # on HOST"),
     (r'("pid": )\d+', r"\1#"),
