@@ -718,6 +718,10 @@ class Reporter:
             step = "the work is done; run the same command again to see its result"
             raise DiskError(f"cannot write the result: {exc.strerror}", "", step) from exc
 
+    def result_of(self, text: str, value: object) -> None:
+        """A result that has both forms; --json chooses."""
+        self.result_json(value) if self.as_json else self.result(text)
+
     def result_json(self, value: object) -> None:
         """A machine-readable result, to stdout: an object or a list of them, each with the name of its schema."""
         rows: List[Any] = value if isinstance(value, list) else [value]
@@ -11767,31 +11771,24 @@ class Command:
 
 
 def fetch_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repos", nargs="*", metavar="REPO[@REV]", help="ORG/NAME, at a branch, tag or commit")
-    parser.add_argument(
-        "-o", "--output", metavar="DIR", help="where NAME/ appears (default: HFSHIP_MODELS_DIR, ~/models)"
-    )
-    parser.add_argument("--name", help="name of the model folder (default: the last part of REPO)")
-    parser.add_argument("--revision", help="revision for REPOs that name none (default: the default branch)")
-    parser.add_argument("--repo-type", choices=REPO_TYPES, default="model", help="default: %(default)s")
-    parser.add_argument(
-        "--include", action="append", default=[], metavar="GLOB", help="fetch only these files; repeatable"
-    )
-    parser.add_argument(
-        "--exclude", action="append", default=[], metavar="GLOB", help="leave these files out; repeatable"
-    )
-    parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
-    parser.add_argument("--token-file", metavar="FILE", help="file with the Hub token (default: HF_TOKEN, ~/.cache)")
-    parser.add_argument("-j", "--jobs", type=int, metavar="N", help="connections (default: as many as bring more)")
-    parser.add_argument("--limit-rate", type=parse_size, metavar="SIZE", help="bytes per second, like 20M")
-    parser.add_argument(
-        "--mirror", action="append", default=[], metavar="URL", help="ask it before the Hub; repeatable"
-    )
-    parser.add_argument("--all-files", action="store_true", help="also weights in formats that vLLM does not read")
-    parser.add_argument("--verify", action="store_true", help="hash what is there and fetch nothing")
-    parser.add_argument("--repair", action="store_true", help="hash what is there and fetch only what is wrong")
-    parser.add_argument("--engine", choices=("own", "aria2"), default="own", help="aria2: leave the transfer to aria2c")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be fetched")
+    add = parser.add_argument
+    add("repos", nargs="*", metavar="REPO[@REV]", help="ORG/NAME, at a branch, tag or commit")
+    add("-o", "--output", metavar="DIR", help="where NAME/ appears (default: HFSHIP_MODELS_DIR, ~/models)")
+    add("--name", help="name of the model folder (default: the last part of REPO)")
+    add("--revision", help="revision for REPOs that name none (default: the default branch)")
+    add("--repo-type", choices=REPO_TYPES, default="model", help="default: %(default)s")
+    add("--include", action="append", default=[], metavar="GLOB", help="fetch only these files; repeatable")
+    add("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out; repeatable")
+    add("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
+    add("--token-file", metavar="FILE", help="file with the Hub token (default: HF_TOKEN, ~/.cache)")
+    add("-j", "--jobs", type=int, metavar="N", help="connections (default: as many as bring more)")
+    add("--limit-rate", type=parse_size, metavar="SIZE", help="bytes per second, like 20M")
+    add("--mirror", action="append", default=[], metavar="URL", help="ask it before the Hub; repeatable")
+    add("--all-files", action="store_true", help="also weights in formats that vLLM does not read")
+    add("--verify", action="store_true", help="hash what is there and fetch nothing")
+    add("--repair", action="store_true", help="hash what is there and fetch only what is wrong")
+    add("--engine", choices=("own", "aria2"), default="own", help="aria2: leave the transfer to aria2c")
+    add("--dry-run", action="store_true", help="show what would be fetched")
 
 
 def cmd_fetch(context: Context) -> Exit:
@@ -11992,14 +11989,8 @@ def show_fetch_plans(plans: Sequence[FetchPlan], context: Context) -> None:
 
 
 def _jobs_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-j",
-        "--jobs",
-        type=_positive,
-        default=default_jobs(),
-        metavar="N",
-        help="workers (default: %(default)s, one per core; 1 reads a slow disk in order)",
-    )
+    what = "workers (default: %(default)s, one per core; 1 reads a slow disk in order)"
+    parser.add_argument("-j", "--jobs", type=_positive, default=default_jobs(), metavar="N", help=what)
 
 
 def _key_argument(parser: argparse.ArgumentParser) -> None:
@@ -12015,33 +12006,24 @@ def _positive(text: str) -> int:
 
 
 def pack_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="*", metavar="NAME|DIR", help="model in the models folder, or any folder")
-    parser.add_argument("--all", action="store_true", help="every model in the models folder")
+    add = parser.add_argument
+    add("models", nargs="*", metavar="NAME|DIR", help="model in the models folder, or any folder")
+    add("--all", action="store_true", help="every model in the models folder")
     where = "where NAME.tar.zst appears (default: HFSHIP_PACKAGE_DIR, ~/transfer_package)"
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
+    add("-o", "--output", type=Path, metavar="DIR", help=where)
     split = "cut into parts: fat32, dvd, bd25, bd50, or e.g. 8G"
-    parser.add_argument("--split", type=parse_split, metavar="MEDIUM|SIZE", help=split)
-    parser.add_argument(
-        "--to",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="a medium for parts, filled before the next; repeatable",
+    add("--split", type=parse_split, metavar="MEDIUM|SIZE", help=split)
+    add(
+        "--to", type=Path, action="append", default=[], metavar="DIR", help="medium for parts; repeat for the next ones"
     )
-    parser.add_argument(
-        "--profile", choices=PROFILES, default="standard", help="smallest: floats in byte planes; store: no compression"
-    )
-    parser.add_argument(
-        "--level", type=int, default=1, choices=range(1, 20), metavar="1-19", help="zstd level (default: 1)"
-    )
-    parser.add_argument(
-        "--since", metavar="MANIFEST|ARCHIVE|DIR", help="leave out files that this version has: a delta"
-    )
-    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA)")
-    parser.add_argument("--name", help="name of the model in the archive (default: as in its manifest)")
-    parser.add_argument("--force", action="store_true", help="replace an archive of the same name")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written")
+    profile = "smallest: floats as byte planes; store: no compression (default: %(default)s)"
+    add("--profile", choices=PROFILES, default="standard", help=profile)
+    add("--level", type=int, default=1, choices=range(1, 20), metavar="1-19", help="zstd level (default: 1)")
+    add("--since", metavar="MANIFEST|ARCHIVE|DIR", help="leave out files that this version has: a delta")
+    add("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA)")
+    add("--name", help="name of the model in the archive (default: as in its manifest)")
+    add("--force", action="store_true", help="replace an archive of the same name")
+    add("--dry-run", action="store_true", help="say what would be written")
     _jobs_argument(parser)
 
 
@@ -12185,11 +12167,10 @@ def _packed_row(packed: Packed) -> Dict[str, Any]:
 
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "targets", nargs="*", metavar="ARCHIVE|PART|DIR|NAME|-", help="archive, any part, model folder, or - for a pipe"
-    )
-    parser.add_argument("--quick", action="store_true", help="archives: prove the medium by checksums, decode nothing")
-    parser.add_argument("--repair-from", metavar="ARCHIVE", help="replace what is damaged by bytes of another copy")
+    add = parser.add_argument
+    add("targets", nargs="*", metavar="ARCHIVE|PART|DIR|NAME|-", help="archive, part, model folder, or - for a pipe")
+    add("--quick", action="store_true", help="archives: prove the medium by checksums, decode nothing")
+    add("--repair-from", metavar="ARCHIVE", help="replace what is damaged by bytes of another copy")
     _key_argument(parser)
     _jobs_argument(parser)
 
@@ -12304,23 +12285,18 @@ def _verify_folder(folder: Path, context: Context) -> str:
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "archives",
-        nargs="*",
-        metavar="ARCHIVE|PART|NAME|-",
-        help="archive, any part, their folder, NAME, or - for a pipe",
-    )
+    add = parser.add_argument
+    what = "archive, any part, their folder, NAME, or - for a pipe"
+    add("archives", nargs="*", metavar="ARCHIVE|PART|NAME|-", help=what)
     where = "where NAME/ appears (default: HFSHIP_SITE_MODELS_DIR, /data/models/huggingface)"
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help=where)
-    parser.add_argument("--name", help="name of the folder (default: as in the archive)")
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="GLOB", help="restore only these files; repeatable"
-    )
-    parser.add_argument("--consume", action="store_true", help="remove parts as their files are safe, to save room")
-    parser.add_argument("--wait", action="store_true", help="ask for media with missing parts, and wait for them")
+    add("-o", "--output", type=Path, metavar="DIR", help=where)
+    add("--name", help="name of the folder (default: as in the archive)")
+    add("--only", action="append", default=[], metavar="GLOB", help="restore only these files; repeatable")
+    add("--consume", action="store_true", help="remove parts as their files are safe, to save room")
+    add("--wait", action="store_true", help="ask for media with missing parts, and wait for them")
     _key_argument(parser)
-    parser.add_argument("--base", type=Path, metavar="DIR", help="an older version with files that a delta leaves out")
-    parser.add_argument("--force", action="store_true", help="replace a folder that has files of its own")
+    add("--base", type=Path, metavar="DIR", help="an older version with files that a delta leaves out")
+    add("--force", action="store_true", help="replace a folder that has files of its own")
     _jobs_argument(parser)
 
 
@@ -12390,16 +12366,15 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
 
 
 def push_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("archives", nargs="*", metavar="ARCHIVE|NAME|DIR", help="archive, part, their folder, or NAME")
-    parser.add_argument(
-        "to", metavar="[USER@]HOST:DIR", help="where to, by ssh; without HOST: a folder of this machine"
-    )
+    add = parser.add_argument
+    add("archives", nargs="*", metavar="ARCHIVE|NAME|DIR", help="archive, part, their folder, or NAME")
+    add("to", metavar="[USER@]HOST:DIR", help="where to, by ssh; without HOST: a folder of this machine")
     port = "port of ssh (default: as in ~/.ssh/config)"
-    parser.add_argument("-p", "--port", dest="ssh_port", type=_positive, metavar="N", help=port)
-    parser.add_argument("-i", "--identity", metavar="FILE", help="private key for ssh (default: those that ssh finds)")
-    parser.add_argument("--bwlimit", metavar="RATE", help="bytes per second of all, like 20M; plain numbers are KiB")
+    add("-p", "--port", dest="ssh_port", type=_positive, metavar="N", help=port)
+    add("-i", "--identity", metavar="FILE", help="private key for ssh (default: those that ssh finds)")
+    add("--bwlimit", metavar="RATE", help="bytes per second of all, like 20M; plain numbers are KiB")
     what = "files at once (default: %(default)s)"
-    parser.add_argument("-j", "--jobs", type=_positive, default=PUSH_JOBS, metavar="N", help=what)
+    add("-j", "--jobs", type=_positive, default=PUSH_JOBS, metavar="N", help=what)
 
 
 def cmd_push(context: Context) -> Exit:
@@ -12765,15 +12740,17 @@ def names_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def stop_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="deployments, or jobs that watch shows")
-    parser.add_argument("--remove", action="store_true", help="also remove container, compile cache, files and key")
-    parser.add_argument("-y", "--yes", action="store_true", help="with --remove: do not ask")
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="deployments, or jobs that watch shows")
+    add("--remove", action="store_true", help="also remove container, compile cache, files and key")
+    add("-y", "--yes", action="store_true", help="with --remove: do not ask")
 
 
 def logs_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="deployment, or job")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
-    parser.add_argument("--tail", default="all", metavar="N", help="only the last N lines (default: all)")
+    add = parser.add_argument
+    add("name", metavar="NAME", help="deployment, or job")
+    add("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    add("--tail", default="all", metavar="N", help="only the last N lines (default: all)")
 
 
 def named_deployment(context: Context, name: str) -> Deployment:
@@ -12807,10 +12784,8 @@ def cmd_status(context: Context) -> Exit:
     rows = [deployment_status(d, problem) for d in found]
     rows += [{**deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), "-"), **NOT_SERVED} for n in absent]
     rows += [deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), p.what) for n, p in wrong.items()]
-    if context.args.json:
-        context.reporter.result_json(rows)
-    elif rows:
-        context.reporter.result(status_text(rows, context.reporter.width))
+    if rows or context.args.json:
+        context.reporter.result_of(status_text(rows, context.reporter.width), rows)
     else:
         context.reporter.info(f"no deployments in {deploy_dir}")
     return max((_STATE_EXIT.get(str(row["state"]), Exit.HOST) for row in rows), default=Exit.OK)
@@ -12996,16 +12971,15 @@ def cmd_watch(context: Context) -> Exit:
 
 
 def mirror_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", nargs="?", metavar="DIR", help="folder with NAME/ or ORG/NAME/ (default: the models folder)"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_free_port, default=8090, help="port, 0 for any free one (default: %(default)s)")
+    add = parser.add_argument
+    add("folder", nargs="?", metavar="DIR", help="folder with NAME/ or ORG/NAME/ (default: the models folder)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=_free_port, default=8090, help="port, 0 for any free one (default: %(default)s)")
     token = "clients must send the token in this file (default: HFSHIP_MIRROR_TOKEN, else none is asked for)"
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help=token)
-    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve https with this certificate (PEM)")
-    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (default: in the same file)")
-    parser.add_argument("--access-log", type=Path, metavar="FILE", help="append a line per request, combined format")
+    add("--token-file", type=Path, metavar="FILE", help=token)
+    add("--tls-cert", type=Path, metavar="FILE", help="serve https with this certificate (PEM)")
+    add("--tls-key", type=Path, metavar="FILE", help="its key (default: in the same file)")
+    add("--access-log", type=Path, metavar="FILE", help="append a line per request, combined format")
 
 
 def cmd_mirror(context: Context) -> Exit:
@@ -13040,12 +13014,8 @@ def cmd_mirror(context: Context) -> Exit:
         names = [repo.repo for repo in library.repos()]
         if not names:
             reporter.warn(f"{folder} holds no whole model yet; new ones are found while the mirror runs")
-        if args.json:
-            reporter.result_json(
-                {"url": server.url, "folder": str(folder), "repos": names, "left_out": library.left_out}
-            )
-        else:
-            reporter.result(f"serving {folder} at {server.url}: {', '.join(names) or 'nothing yet'}")
+        row = {"url": server.url, "folder": str(folder), "repos": names, "left_out": library.left_out}
+        reporter.result_of(f"serving {folder} at {server.url}: {', '.join(names) or 'nothing yet'}", row)
         reach = re.sub(r"//(0\.0\.0\.0|\[::\])", f"//{socket.gethostname()}", server.url)
         secret = "HF_TOKEN=... " if token else ""
         reporter.info(f"use it with: {secret}HF_ENDPOINT={reach} hf download {names[0] if names else 'ORG/NAME'}")
@@ -13259,9 +13229,10 @@ def run_list(command: Command, runs: Mapping[str, Context], reporter: Reporter) 
 
 
 def models_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models_file", nargs="?", metavar="FILE", help="models file (default: HFSHIP_MODELS_FILE)")
-    parser.add_argument("--example", action="store_true", help="print a models file that shows every part, in TOML")
-    parser.add_argument("--schema", action="store_true", help="print a JSON Schema of all keys, for editors")
+    add = parser.add_argument
+    add("models_file", nargs="?", metavar="FILE", help="models file (default: HFSHIP_MODELS_FILE)")
+    add("--example", action="store_true", help="print a models file that shows every part, in TOML")
+    add("--schema", action="store_true", help="print a JSON Schema of all keys, for editors")
 
 
 def cmd_models(context: Context) -> Exit:
@@ -13274,10 +13245,7 @@ def cmd_models(context: Context) -> Exit:
     file = models_file(args)
     if not file:
         raise UsageError("no models file is named", "", "hfship models --example > models.toml")
-    if args.json:
-        models = [{**asdict(model), "deployment": model.deployment} for model in file.models]
-        reporter.result_json({"path": str(file.path), "defaults": file.defaults, "models": models})
-        return Exit.OK
+    models = [{**asdict(model), "deployment": model.deployment} for model in file.models]
     header = ("name", "repo", "revision", "serve")
     rows = [
         [
@@ -13289,7 +13257,8 @@ def cmd_models(context: Context) -> Exit:
         for m in file.models
     ]
     text = table(rows, header) if rows else f"{file.path} lists no model"
-    reporter.result("\n".join(line[: reporter.width] for line in text.splitlines()))
+    value = {"path": str(file.path), "defaults": file.defaults, "models": models}
+    reporter.result_of("\n".join(line[: reporter.width] for line in text.splitlines()), value)
     return Exit.OK
 
 
@@ -13297,16 +13266,13 @@ def cmd_models(context: Context) -> Exit:
 
 
 def clean_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folders", nargs="*", metavar="DIR", help="folder of models or archives (default: both of ours)"
-    )
-    parser.add_argument(
-        "--cache", action="store_true", help="also caches of hf: what is unfinished or unused, Xet chunks"
-    )
-    parser.add_argument("--old-revisions", action="store_true", help="with --cache: also revisions without a ref")
-    parser.add_argument("--older-than", type=_age, default=0, metavar="AGE", help="only what is older, like 12h or 7d")
-    parser.add_argument("--dry-run", action="store_true", help="show what would go")
-    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    add = parser.add_argument
+    add("folders", nargs="*", metavar="DIR", help="folder of models or archives (default: both of ours)")
+    add("--cache", action="store_true", help="also caches of hf: what is unfinished or unused, Xet chunks")
+    add("--old-revisions", action="store_true", help="with --cache: also revisions without a ref")
+    add("--older-than", type=_age, default=0, metavar="AGE", help="only what is older, like 12h or 7d")
+    add("--dry-run", action="store_true", help="show what would go")
+    add("-y", "--yes", action="store_true", help="do not ask")
 
 
 def _age(text: str) -> int:
@@ -13400,12 +13366,11 @@ def _show_leftovers(rows: Sequence[Mapping[str, Any]], total: int, context: Cont
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repo", nargs="?", metavar="REPO[@REV]", help="prove access to it, and measure with its files")
-    parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
-    parser.add_argument(
-        "--mirror", action="append", default=[], metavar="URL", help="compare it with the Hub; repeatable"
-    )
-    parser.add_argument("--offline", action="store_true", help="leave the network alone (also: HF_HUB_OFFLINE)")
+    add = parser.add_argument
+    add("repo", nargs="?", metavar="REPO[@REV]", help="prove access to it, and measure with its files")
+    add("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
+    add("--mirror", action="append", default=[], metavar="URL", help="compare it with the Hub; repeatable")
+    add("--offline", action="store_true", help="leave the network alone (also: HF_HUB_OFFLINE)")
 
 
 def cmd_doctor(context: Context) -> Exit:
@@ -13420,24 +13385,13 @@ def cmd_doctor(context: Context) -> Exit:
     hub = HubDoctor(settings, args.repo, args.mirror, Reporter("none", -1))
     found = [] if offline else list(hub.findings())
     found += [examination.result() for examination in here]
-    if context.args.json:
-        context.reporter.result_json(
-            [
-                {
-                    "check": f.check,
-                    "state": f.state,
-                    "text": f.text,
-                    "next": as_typed(f.next_step),
-                    "exit_code": int(f.code),
-                }
-                for f in found
-            ]
-        )
-    else:
-        context.reporter.result(table([[f.state, f.check, f.text] for f in found]))
-        for finding in found:
-            if finding.next_step:
-                context.reporter.result(f"next  {finding.check}: {as_typed(finding.next_step)}")
+    steps = [as_typed(f.next_step) for f in found]
+    lines = [f"next  {f.check}: {step}" for f, step in zip(found, steps) if step]
+    rows = [
+        {"check": f.check, "state": f.state, "text": f.text, "next": step, "exit_code": int(f.code)}
+        for f, step in zip(found, steps)
+    ]
+    context.reporter.result_of("\n".join([table([[f.state, f.check, f.text] for f in found]), *lines]), rows)
     return next((finding.code for finding in found if finding.state == "fail"), Exit.OK)
 
 
@@ -13518,13 +13472,9 @@ def cmd_version(context: Context) -> Exit:
         facts["verify"] = ("nothing to verify", "hfship.py runs from source")
     elif context.args.verify:
         facts["verify"] = ("as it was built", f"sha256 {verify_own_file(path)}")
-    if context.args.json:
-        context.reporter.result_json(
-            {name: {"version": what, "origin": where} for name, (what, where) in facts.items()}
-        )
-    else:
-        for name, (what, where) in facts.items():
-            context.reporter.result(f"{name:<7} {what} ({where})".replace("\n", "; "))
+    lines = [f"{name:<7} {what} ({where})".replace("\n", "; ") for name, (what, where) in facts.items()]
+    value = {name: {"version": what, "origin": where} for name, (what, where) in facts.items()}
+    context.reporter.result_of("\n".join(lines), value)
     return Exit.OK
 
 
@@ -13550,10 +13500,7 @@ def cmd_completion(context: Context) -> Exit:
     """Print the completion script."""
     shell = context.args.shell
     script = completion_script(shell)
-    if context.args.json:
-        context.reporter.result_json({"shell": shell, "script": script})
-    else:
-        context.reporter.result(script)
+    context.reporter.result_of(script, {"shell": shell, "script": script})
     return Exit.OK
 
 
