@@ -11776,7 +11776,7 @@ def fetch_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", metavar="DIR", help="where NAME/ appears (default: HFSHIP_MODELS_DIR, ~/models)")
     add("--name", help="name of the model folder (default: the last part of REPO)")
     add("--revision", help="revision for REPOs that name none (default: the default branch)")
-    add("--repo-type", choices=REPO_TYPES, default="model", help="default: %(default)s")
+    add("--repo-type", choices=REPO_TYPES, default="model", help="kind of REPO (default: %(default)s)")
     add("--include", action="append", default=[], metavar="GLOB", help="fetch only these files; repeatable")
     add("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out; repeatable")
     add("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
@@ -12435,7 +12435,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     passed_on = "passed on to vllm serve, as is everything after --"
     add("--extra-arg", dest="extra_args", action="append", default=[], metavar="ARG", help=passed_on)
     add = parser.add_argument_group("machine").add_argument
-    add("--device", choices=("auto", "gpu", "cpu"), default="auto", help="default: auto")
+    add("--device", choices=("auto", "gpu", "cpu"), default="auto", help="where it runs (default: %(default)s)")
     add("--gpus", type=_gpus, default="", metavar="0,1|UUID", help="GPUs that may be used (default: the free ones)")
     add("--tensor-parallel-size", "-tp", type=_positive, default=0, metavar="N", help="GPUs to split it over")
     add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU (default: 0.9)")
@@ -13385,13 +13385,11 @@ def cmd_doctor(context: Context) -> Exit:
     hub = HubDoctor(settings, args.repo, args.mirror, Reporter("none", -1))
     found = [] if offline else list(hub.findings())
     found += [examination.result() for examination in here]
-    steps = [as_typed(f.next_step) for f in found]
-    lines = [f"next  {f.check}: {step}" for f, step in zip(found, steps) if step]
-    rows = [
-        {"check": f.check, "state": f.state, "text": f.text, "next": step, "exit_code": int(f.code)}
-        for f, step in zip(found, steps)
-    ]
-    context.reporter.result_of("\n".join([table([[f.state, f.check, f.text] for f in found]), *lines]), rows)
+    facts = [{"check": f.check, "state": f.state, "text": f.text, "next": as_typed(f.next_step)} for f in found]
+    steps = [f"next  {fact['check']}: {fact['next']}" for fact in facts if fact["next"]]
+    text = table([[fact["state"], fact["check"], fact["text"]] for fact in facts])
+    rows = [{**fact, "exit_code": int(f.code)} for fact, f in zip(facts, found)]
+    context.reporter.result_of("\n".join([text, *steps]), rows)
     return next((finding.code for finding in found if finding.state == "fail"), Exit.OK)
 
 
