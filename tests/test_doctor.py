@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import pytest
-from conftest import Program, missing
+from conftest import Program, free_port, missing
 from hub import FaultHub
 
 import hfship
@@ -24,11 +24,6 @@ def doctor(hfship: Program, *args: Any, code: Optional[int] = 0, **options: Any)
     """check -> finding."""
     findings = json.loads(hfship("doctor", "--json", *args, code=code, **options).stdout)
     return {finding["check"]: finding for finding in findings}
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -76,7 +71,7 @@ def test_what_stops_a_fetch_is_named(
     faults, env, args, code, check, words = FAULTS[fault]
     for name, value in faults.items():
         setattr(hub.faults, name, value)
-    port = str(closed_port())
+    port = str(free_port())
     arguments = ["doctor", "--json", *(arg.replace("{closed}", port) for arg in args)]
     arguments += [] if "--endpoint" in args else ["--endpoint", hub.url]
     monkeypatch.setattr(hfship, "PROGRAMS", {})
@@ -106,7 +101,7 @@ def test_mirrors_are_compared(hub: FaultHub, model: Path, pyz: Program, tmp_path
         found = doctor(pyz, *args)
         assert found[f"mirror {same.url}"]["state"] == "ok" and "B/s" in found[f"mirror {same.url}"]["text"]
         assert found[f"mirror {other.url}"]["state"] == "warn"
-        args[2] = f"http://127.0.0.1:{closed_port()}"
+        args[2] = f"http://127.0.0.1:{free_port()}"
         found = doctor(pyz, *args, code=8)
         assert found[f"mirror {same.url}"]["state"] == "ok", "a mirror may be reached when the Hub is not"
 

@@ -20,7 +20,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 import components
 import pytest
 from archives import tar_of
-from conftest import ROOT, Program, missing, program
+from conftest import ROOT, Program, free_port, missing, program
 from hub import FaultHub
 from make_model import make_model
 from test_serve import Site
@@ -258,10 +258,7 @@ def tell(kind: str, root: Path, url: str, as_json: bool) -> Iterator[Tuple[str, 
     site = Site(program(kind, root / "home"), root, root)
     (site.models / "m").unlink()
     home = site.hfship.home
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        places = {name: home / folder for name, folder in FOLDERS.items()}
-        places["port"] = free.getsockname()[1]
+    places = {"port": free_port(), **{name: home / folder for name, folder in FOLDERS.items()}}
     (home / "transfer").mkdir()
     foreign = hfship.load_zstd().compressor(3)(tar_of([("other/config.json", b"{}"), ("other/w.bin", bytes(100_000))]))
     (home / "transfer/other.tar.zst").write_bytes(foreign)
