@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """hfship: carry Hugging Face models across an air gap and put them into service, as one file.
 
-    connected side                        medium                 offline side
-    Hub - fetch -> model dir - pack -> NAME.tar.zst (parts) -> verify - unpack -> model dir - serve -> vLLM
-                   + manifest          + .sha256 + hfship.pyz                     + manifest
+    connected side                      medium, or push          offline side
+    Hub - fetch -> model dir - pack -> NAME.tar.zst (parts) -> verify - unpack -> model dir - serve  -> vLLM
+                   + manifest          + .sha256 + hfship.pyz                     + manifest  - mirror -> hf, vLLM, ...
 
 The promise: what the GPU reads is bit for bit what the Hub published, proven at every hop by the SHA-256 that the
 Hub itself gives, and every step can be killed at any instant and run again.
@@ -12,15 +12,15 @@ Hub itself gives, and every step can be killed at any instant and run again.
 Contents, in the order in which data flows; each section uses only those above it:
 
      1  errors and exit codes      what, why, next step
-     2  reporting                  the one Reporter: log, progress, JSON events, redaction
-     3  settings                   flags > environment > models file > defaults
+     2  reporting                  the one Reporter: logs, progress, JSON, redaction
+     3  settings                   flags > environment > models file > defaults; reading a models file
      4  files and processes        atomic write, lock, room on the target, hashing, running other programs
      5  manifest                   the contract that travels with a model
      6  hub                        Hub API client
      7  download                   ranges, workers, resume journal, verification
      8  frames                     zstd backends, independent frames, seek table, parts, byte planes
      9  pack                       tar stream -> frames -> parts, sidecars, deltas
-    10  unpack                     verify, locate damage, repair, parallel restore, resume
+    10  unpack                     verify, locate damage, repair, parallel restore, resume; archives of other programs
     11  signatures                 who vouches for a model: OpenSSF model signing, through openssl
     12  images                     (reserved)
     13  model facts                config.json + safetensors headers -> what serving needs to know
@@ -29,7 +29,7 @@ Contents, in the order in which data flows; each section uses only those above i
     16  docker                     compose up and down, readiness, status
     17  mirror                     read-only Hub API over a models folder
     18  jobs                       records of runs, background, watch, resume; push, clean, doctor
-    19  command line               argparse tables, thin cmd_* functions, main()
+    19  command line               COMMANDS, their arguments, thin cmd_* functions, main()
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ class HfshipError(Exception):
         return "\n".join(lines)
 
 
-VERBS = ("fetch", "pack", "verify", "unpack", "push", "serve", "status", "stop", "logs", "watch",
-         "models", "mirror", "clean", "doctor", "completion", "version")  # fmt: skip
+# The names of COMMANDS, of which this end of the file knows no more.
+VERBS = "fetch|pack|push|verify|unpack|serve|status|stop|logs|watch|models|mirror|clean|doctor|completion|version"
 
 
 def program_name() -> str:
@@ -178,7 +178,7 @@ def program_name() -> str:
 
 def as_typed(text: str) -> str:
     """`text` with its hfship commands written as they must be typed here."""
-    return re.sub(rf"\bhfship (?=({'|'.join(VERBS)}|--help)\b)", lambda _: program_name() + " ", text)
+    return re.sub(rf"\bhfship (?=({VERBS}|--help)\b)", lambda _: program_name() + " ", text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -718,6 +718,10 @@ class Reporter:
             step = "the work is done; run the same command again to see its result"
             raise DiskError(f"cannot write the result: {exc.strerror}", "", step) from exc
 
+    def result_of(self, text: str, value: object) -> None:
+        """A result that has both forms; --json chooses."""
+        self.result_json(value) if self.as_json else self.result(text)
+
     def result_json(self, value: object) -> None:
         """A machine-readable result, to stdout: an object or a list of them, each with the name of its schema."""
         rows: List[Any] = value if isinstance(value, list) else [value]
@@ -1081,8 +1085,9 @@ def read_models_file(path: Path, schema: Key) -> ModelsFile:
     if not file or found:
         line_of = json_line if path.suffix == ".json" else toml_line
         lines = sorted((line_of(text, where), dotted(where) or "the file", what) for where, what in found)
-        first, *others = [f"{path}:{line}: {key}: {what}" for line, key, what in lines]
-        raise UsageError(first, "\n".join(others), "hfship models --schema lists every key")
+        mistakes = [f"{path}:{line}: {key}: {what}" for line, key, what in lines]
+        what, why = (mistakes[0], "") if len(mistakes) == 1 else (f"{path} has mistakes", "\n".join(mistakes))
+        raise UsageError(what, why, "hfship models --schema lists every key")
     return file
 
 
@@ -7591,7 +7596,7 @@ def verify_foreign(foreign: Foreign) -> str:
     """Read an archive of another program to its end, and say what that proves."""
     manifest = _manifest_on_arrival(foreign, "NAME", list(_receive(foreign, foreign.files(), Sink())), ())
     proof = f"{UNPROVEN}, only {foreign.checked}" if manifest.unproven else "as the manifest in it says"
-    return f"{len(manifest.files)} files, {human_bytes(manifest.size)}, not made by hfship; {proof}"
+    return f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, not made by hfship; {proof}"
 
 
 def _manifest_on_arrival(foreign: Foreign, name: str, entries: Sequence[FileEntry], only: Sequence[str]) -> Manifest:
@@ -10602,7 +10607,7 @@ class JobKeeper:
             moved[stage.name] = size + stage.done - stage.skipped, seconds + max(stage.seconds, 1e-3)
         speeds = [f"{k} {human_bytes(b)} in {human_seconds(t)} ({human_bytes(b / t)}/s)" for k, (b, t) in moved.items()]
         rows = {
-            "command": "hfship " + " ".join(map(shlex.quote, record.words)),
+            "command": command_line("hfship", *record.words),
             "result": "; ".join(reporter.results),
             "moved": "; ".join(speeds),
             "took": human_seconds(took),
@@ -10695,7 +10700,7 @@ def stop_job(job: Job) -> str:
 def again(record: JobRecord) -> str:
     """The command of a job, to be typed once more."""
     place = "" if record.cwd == current_folder() else f"cd {shlex.quote(record.cwd)} && "
-    return place + program_name() + " " + " ".join(map(shlex.quote, record.words))
+    return place + as_typed(command_line("hfship", *record.words))
 
 
 def with_job(exc: InUseError, jobs: Sequence[Job], asked: str) -> InUseError:
@@ -10732,9 +10737,8 @@ def follow_log(job: Job, follow: bool, tail: str, reporter: Reporter) -> None:
             time.sleep(RECORD_INTERVAL_S)
 
 
-def resume_jobs(jobs: Sequence[Job], reporter: Reporter) -> List[HfshipError]:
-    """Start again what was interrupted in the background on this machine. Returns what could not be."""
-    problems: List[HfshipError] = []
+def resume_jobs(jobs: Sequence[Job], reporter: Reporter) -> Iterator[Dict[str, Any]]:
+    """Start again what was interrupted in the background on this machine; rows that say what came of each."""
     for job in jobs:
         record = job.record
         if not job.resumable or job.uid != os.geteuid() or record.host != socket.gethostname():
@@ -10743,15 +10747,16 @@ def resume_jobs(jobs: Sequence[Job], reporter: Reporter) -> List[HfshipError]:
             reporter.info(f"{record.name} ran in the foreground, and is left to you: {again(record)}")
             continue
         try:
-            resume_job(record, reporter)
+            name = resume_job(record, reporter)
+            yield {"name": name, "state": "resumed", "text": f"resumed {name}"}
         except HfshipError as exc:
-            problems.append(exc)
             reporter.error(exc)
-    return problems
+            yield {"name": record.name, **error_row(exc), "text": ""}
 
 
-def resume_job(record: JobRecord, reporter: Reporter) -> None:
-    """Run a job's command again, with its folder and environment. Secrets come from where they always come from."""
+def resume_job(record: JobRecord, reporter: Reporter) -> str:
+    """Run a job's command again, with its folder and environment; the job's name. Secrets come from where they always
+    come from."""
     what, step = f"cannot resume {record.name}", again(record)
     if "***" in " ".join(record.words):
         raise UsageError(what, "its command line had a secret, and no secret is written down", step)
@@ -10765,13 +10770,13 @@ def resume_job(record: JobRecord, reporter: Reporter) -> None:
     done = run_program([sys.executable, str(own_file()), *record.words], env=env, cwd=Path(record.cwd))
     if done.code:
         raise IncompleteError(f"{what}: exit code {done.code}", done.err.strip(), step)
-    reporter.result(f"resumed {done.out.strip() or record.name}")
+    return done.out.strip() or record.name
 
 
 def install_text(argv: Sequence[str], home: Path) -> str:
     """How to resume jobs after a reboot: a systemd user unit, and a line for cron where there is no systemd. Neither
     can wait for the network, so they give it a minute; a job that finds none is resumable again."""
-    command = " ".join(map(shlex.quote, argv))
+    command = command_line(*argv)
     unit = home / ".config/systemd/user/hfship-resume.service"
     return f"""\
 # With systemd: save these lines as {unit}, then run
@@ -10890,15 +10895,17 @@ def watch_on_screen(jobs: Callable[[], Sequence[Job]], interval_s: float, report
 
 
 def watch_in_lines(jobs: Callable[[], Sequence[Job]], interval_s: float, as_json: bool, reporter: Reporter) -> None:
-    """A line per job and interval until no job runs, for files and pipes; with `as_json` an array of jobs per line."""
+    """A line per job and interval until no job runs (one each if none does), for files and pipes; with `as_json` an
+    array of jobs per line."""
     seen: Set[str] = set()
     with contextlib.suppress(KeyboardInterrupt):
         while True:
             now = jobs()
             running = {job.label for job in now if job.state == "running"}
-            told = [job for job in now if job.label in running | seen]
+            told = [job for job in now if job.label in running | seen] if running | seen else now
             if as_json:
-                reporter.show(json.dumps([job_row(job) for job in now], ensure_ascii=False) + "\n")
+                rows = [{"schema": reporter.schema, **job_row(job)} for job in now]
+                reporter.show(json.dumps(rows, ensure_ascii=False) + "\n")
             for job in [] if as_json else told:
                 reporter.show(
                     f"{utc()} {job.label}: {'  '.join(filter(None, map(str.strip, job_cells(job, time.time()))))}\n"
@@ -11178,7 +11185,7 @@ def push(
     seconds, total = time.monotonic() - started, sum(parcel.size for parcel in parcels)
     speed = f", sent {human_bytes(sum(sent))} in {human_seconds(seconds)} ({human_bytes(sum(sent) / seconds)}/s)"
     there = f", {human_bytes(total - sum(sent))} were there already" if sum(sent) < total else ""
-    text = f"pushed to {to}: {len(rows)} files, {human_bytes(total)}, every sum proven there"
+    text = f"pushed to {to}: {counted(len(rows), 'file')}, {human_bytes(total)}, every sum proven there"
     amounts = {"bytes": total, "bytes_sent": sum(sent), "seconds": round(seconds, 2)}
     return {"to": str(to), **amounts, "files": rows, "text": text + speed * bool(sum(sent)) + there}
 
@@ -11648,7 +11655,7 @@ class HubDoctor:
             raise Doubt(f"no {PROBE_REPO} here to try", "hfship doctor ORG/NAME") from exc
         source = self._snapshot.source
         gate = "gated, access granted; " if source.gated else ""
-        files = f"{len(self._snapshot.files)} files, {human_bytes(self._snapshot.size)}"
+        files = f"{counted(len(self._snapshot.files), 'file')}, {human_bytes(self._snapshot.size)}"
         return f"{source.resolved_repo}: {gate}{files}, commit {source.commit[:12]}"
 
     @staticmethod
@@ -11764,23 +11771,24 @@ class Command:
 
 
 def fetch_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repos", nargs="*", metavar="REPO[@REV]", help="ORG/NAME, at a branch, tag or commit")
-    parser.add_argument("-o", "--output", metavar="DIR", help="folder in which NAME/ appears (default: ~/models)")
-    parser.add_argument("--name", help="name of the model folder (default: the last part of REPO)")
-    parser.add_argument("--revision", help="revision for REPOs that name none (default: the default branch)")
-    parser.add_argument("--repo-type", choices=REPO_TYPES, default="model")
-    parser.add_argument("--include", action="append", default=[], metavar="GLOB", help="fetch only these files")
-    parser.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out")
-    parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
-    parser.add_argument("--token-file", metavar="FILE", help="file with the Hub token (default: HF_TOKEN, ~/.cache)")
-    parser.add_argument("-j", "--jobs", type=int, metavar="N", help="connections (default: as many as bring more)")
-    parser.add_argument("--limit-rate", type=parse_size, metavar="SIZE", help="bytes per second, like 20M")
-    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="ask this mirror of the Hub first")
-    parser.add_argument("--all-files", action="store_true", help="also weights in formats that vLLM does not read")
-    parser.add_argument("--verify", action="store_true", help="hash what is there and fetch nothing")
-    parser.add_argument("--repair", action="store_true", help="hash what is there and fetch only what is wrong")
-    parser.add_argument("--engine", choices=("own", "aria2"), default="own", help="aria2: leave the transfer to aria2c")
-    parser.add_argument("--dry-run", action="store_true", help="show what would be fetched")
+    add = parser.add_argument
+    add("repos", nargs="*", metavar="REPO[@REV]", help="ORG/NAME, at a branch, tag or commit")
+    add("-o", "--output", metavar="DIR", help="where NAME/ appears (default: HFSHIP_MODELS_DIR, ~/models)")
+    add("--name", help="name of the model folder (default: the last part of REPO)")
+    add("--revision", help="revision for REPOs that name none (default: the default branch)")
+    add("--repo-type", choices=REPO_TYPES, default="model", help="kind of REPO (default: %(default)s)")
+    add("--include", action="append", default=[], metavar="GLOB", help="fetch only these files; repeatable")
+    add("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out; repeatable")
+    add("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
+    add("--token-file", metavar="FILE", help="file with the Hub token (default: HF_TOKEN, ~/.cache)")
+    add("-j", "--jobs", type=int, metavar="N", help="connections (default: as many as bring more)")
+    add("--limit-rate", type=parse_size, metavar="SIZE", help="bytes per second, like 20M")
+    add("--mirror", action="append", default=[], metavar="URL", help="ask it before the Hub; repeatable")
+    add("--all-files", action="store_true", help="also weights in formats that vLLM does not read")
+    add("--verify", action="store_true", help="hash what is there and fetch nothing")
+    add("--repair", action="store_true", help="hash what is there and fetch only what is wrong")
+    add("--engine", choices=("own", "aria2"), default="own", help="aria2: leave the transfer to aria2c")
+    add("--dry-run", action="store_true", help="show what would be fetched")
 
 
 def cmd_fetch(context: Context) -> Exit:
@@ -11937,19 +11945,19 @@ def report_fetch(
     plans: Sequence[FetchPlan], failures: Sequence[HfshipError], came: int, seconds: float, context: Context
 ) -> None:
     """Write the manifests and say what is there now; `came` is what all of them together had to fetch (bytes)."""
-    rows = []
-    for plan in plans:
-        manifest, source = finish_fetch(plan), plan.snapshot.source
-        fields = {"name": plan.name, "repo": source.repo, "commit": source.commit}
-        counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_files": len(plan.jobs)}
-        rows.append({**fields, "folder": str(plan.folder), **counts})
-        proof = "every file verified" if plan.jobs or context.args.verify else "verified earlier, nothing to fetch"
-        text = f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, commit {source.commit[:12]}"
-        context.reporter.next_step = command_line("hfship", "pack", plan.folder)
-        if not context.args.json:
-            context.reporter.result(f"{plan.folder}: {text}; {proof}")
-    if context.args.json:
-        context.reporter.result_json([*rows, *map(error_row, failures)])
+
+    def rows() -> Iterator[Dict[str, Any]]:
+        for plan in plans:
+            manifest, source = finish_fetch(plan), plan.snapshot.source
+            fields = {"name": plan.name, "repo": source.repo, "commit": source.commit, "folder": str(plan.folder)}
+            counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_files": len(plan.jobs)}
+            proof = "every file verified" if plan.jobs or context.args.verify else "verified earlier, nothing to fetch"
+            text = f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, commit {source.commit[:12]}"
+            context.reporter.next_step = command_line("hfship", "pack", plan.folder)
+            yield {**fields, **counts, "text": f"{plan.folder}: {text}; {proof}"}
+        yield from ({**error_row(failure), "text": ""} for failure in failures)
+
+    _tell_rows(context, rows())
     if came:
         speed = f"{human_bytes(came / seconds)}/s"
         context.reporter.info(f"fetched {human_bytes(came)} in {human_seconds(seconds)} ({speed})")
@@ -11981,14 +11989,8 @@ def show_fetch_plans(plans: Sequence[FetchPlan], context: Context) -> None:
 
 
 def _jobs_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "-j",
-        "--jobs",
-        type=_positive,
-        default=default_jobs(),
-        metavar="N",
-        help="workers (default: %(default)s, one per core; 1 reads a slow disc in order)",
-    )
+    what = "workers (default: %(default)s, one per core; 1 reads a slow disk in order)"
+    parser.add_argument("-j", "--jobs", type=_positive, default=default_jobs(), metavar="N", help=what)
 
 
 def _key_argument(parser: argparse.ArgumentParser) -> None:
@@ -12004,27 +12006,24 @@ def _positive(text: str) -> int:
 
 
 def pack_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models", nargs="*", metavar="NAME|DIR", help="model in the models folder, or any folder")
-    parser.add_argument("--all", action="store_true", help="every model in the models folder")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where NAME.tar.zst appears")
+    add = parser.add_argument
+    add("models", nargs="*", metavar="NAME|DIR", help="model in the models folder, or any folder")
+    add("--all", action="store_true", help="every model in the models folder")
+    where = "where NAME.tar.zst appears (default: HFSHIP_PACKAGE_DIR, ~/transfer_package)"
+    add("-o", "--output", type=Path, metavar="DIR", help=where)
     split = "cut into parts: fat32, dvd, bd25, bd50, or e.g. 8G"
-    parser.add_argument("--split", type=parse_split, metavar="MEDIUM|SIZE", help=split)
-    parser.add_argument(
-        "--to", type=Path, action="append", default=[], metavar="DIR", help="a medium for parts, filled before the next"
+    add("--split", type=parse_split, metavar="MEDIUM|SIZE", help=split)
+    add(
+        "--to", type=Path, action="append", default=[], metavar="DIR", help="medium for parts; repeat for the next ones"
     )
-    parser.add_argument(
-        "--profile", choices=PROFILES, default="standard", help="smallest: floats in byte planes; store: no compression"
-    )
-    parser.add_argument(
-        "--level", type=int, default=1, choices=range(1, 20), metavar="1-19", help="zstd level (default: 1)"
-    )
-    parser.add_argument(
-        "--since", metavar="MANIFEST|ARCHIVE|DIR", help="leave out files that this version has: a delta"
-    )
-    parser.add_argument("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA)")
-    parser.add_argument("--name", help="name of the model in the archive (default: as in its manifest)")
-    parser.add_argument("--force", action="store_true", help="replace an archive of the same name")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be written")
+    profile = "smallest: floats as byte planes; store: no compression (default: %(default)s)"
+    add("--profile", choices=PROFILES, default="standard", help=profile)
+    add("--level", type=int, default=1, choices=range(1, 20), metavar="1-19", help="zstd level (default: 1)")
+    add("--since", metavar="MANIFEST|ARCHIVE|DIR", help="leave out files that this version has: a delta")
+    add("--sign", type=Path, metavar="KEY.pem", help="sign with this private key (ECDSA)")
+    add("--name", help="name of the model in the archive (default: as in its manifest)")
+    add("--force", action="store_true", help="replace an archive of the same name")
+    add("--dry-run", action="store_true", help="say what would be written")
     _jobs_argument(parser)
 
 
@@ -12071,6 +12070,7 @@ def cmd_pack(context: Context) -> Exit:
                 if len(folders) == 1:
                     raise
                 failures.append(exc)
+                yield {"name": folder.name, **error_row(exc), "text": ""}
 
     _tell_rows(context, packed_rows())
     return summarize_failures(failures, len(folders), reporter)
@@ -12167,11 +12167,10 @@ def _packed_row(packed: Packed) -> Dict[str, Any]:
 
 
 def verify_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "targets", nargs="*", metavar="ARCHIVE|PART|DIR|NAME|-", help="archive, any part, model folder, or - for a pipe"
-    )
-    parser.add_argument("--quick", action="store_true", help="archives: prove the medium by checksums, decode nothing")
-    parser.add_argument("--repair-from", metavar="ARCHIVE", help="replace what is damaged by bytes of another copy")
+    add = parser.add_argument
+    add("targets", nargs="*", metavar="ARCHIVE|PART|DIR|NAME|-", help="archive, part, model folder, or - for a pipe")
+    add("--quick", action="store_true", help="archives: prove the medium by checksums, decode nothing")
+    add("--repair-from", metavar="ARCHIVE", help="replace what is damaged by bytes of another copy")
     _key_argument(parser)
     _jobs_argument(parser)
 
@@ -12286,27 +12285,26 @@ def _verify_folder(folder: Path, context: Context) -> str:
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "archives",
-        nargs="*",
-        metavar="ARCHIVE|PART|NAME|-",
-        help="archive, any part, their folder, NAME, or - for a pipe",
-    )
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the folder NAME appears")
-    parser.add_argument("--name", help="name of the folder (default: as in the archive)")
-    parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="restore only these files")
-    parser.add_argument("--consume", action="store_true", help="remove parts as their files are safe, to save room")
-    parser.add_argument("--wait", action="store_true", help="ask for media with missing parts, and wait for them")
+    add = parser.add_argument
+    what = "archive, any part, their folder, NAME, or - for a pipe"
+    add("archives", nargs="*", metavar="ARCHIVE|PART|NAME|-", help=what)
+    where = "where NAME/ appears (default: HFSHIP_SITE_MODELS_DIR, /data/models/huggingface)"
+    add("-o", "--output", type=Path, metavar="DIR", help=where)
+    add("--name", help="name of the folder (default: as in the archive)")
+    add("--only", action="append", default=[], metavar="GLOB", help="restore only these files; repeatable")
+    add("--consume", action="store_true", help="remove parts as their files are safe, to save room")
+    add("--wait", action="store_true", help="ask for media with missing parts, and wait for them")
     _key_argument(parser)
-    parser.add_argument("--base", type=Path, metavar="DIR", help="an older version with files that a delta leaves out")
-    parser.add_argument("--force", action="store_true", help="replace a folder that has files of its own")
+    add("--base", type=Path, metavar="DIR", help="an older version with files that a delta leaves out")
+    add("--force", action="store_true", help="replace a folder that has files of its own")
     _jobs_argument(parser)
 
 
 def cmd_unpack(context: Context) -> Exit:
     """Unpack archives, one after another."""
     args, settings, reporter = context.args, context.settings, context.reporter
-    found = merged(files for argument in args.archives for files in _archives_to_unpack(argument, settings))
+    places, step = [settings.transfer_dir, settings.package_dir], "give the path of NAME.tar.zst or of any part"
+    found = merged(files for argument in args.archives for files in named_archives(argument, places, step))
     if args.name and len(found) > 1:
         raise UsageError("--name is for one archive", "", "unpack them one by one")
     out = args.output or settings.site_models_dir
@@ -12338,11 +12336,12 @@ def cmd_unpack(context: Context) -> Exit:
     return Exit.OK
 
 
-def _archives_to_unpack(argument: str, settings: Settings) -> List[ArchiveFiles]:
-    found = find_archives(argument, [settings.transfer_dir, settings.package_dir])
+def named_archives(argument: str, places: Sequence[Path], step: str) -> List[ArchiveFiles]:
+    """The archives that an argument means. Raises NotFoundError, with the next step, when there are none."""
+    found = find_archives(argument, places)
     if not found:
-        looked = "" if "/" in argument else f"looked in {settings.transfer_dir} and {settings.package_dir}"
-        raise NotFoundError(f"no archive {argument}", looked, "give the path of NAME.tar.zst or of any part")
+        looked = "" if "/" in argument else "looked in " + " and ".join(map(str, places))
+        raise NotFoundError(f"no archive {argument}", looked, step)
     return found
 
 
@@ -12367,16 +12366,15 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
 
 
 def push_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("archives", nargs="*", metavar="ARCHIVE|NAME|DIR", help="archive, part, their folder, or NAME")
-    parser.add_argument(
-        "to", metavar="[USER@]HOST:DIR", help="where to, by ssh; without HOST: a folder of this machine"
-    )
+    add = parser.add_argument
+    add("archives", nargs="*", metavar="ARCHIVE|NAME|DIR", help="archive, part, their folder, or NAME")
+    add("to", metavar="[USER@]HOST:DIR", help="where to, by ssh; without HOST: a folder of this machine")
     port = "port of ssh (default: as in ~/.ssh/config)"
-    parser.add_argument("-p", "--port", dest="ssh_port", type=_positive, metavar="N", help=port)
-    parser.add_argument("-i", "--identity", metavar="FILE", help="private key for ssh (default: those that ssh finds)")
-    parser.add_argument("--bwlimit", metavar="RATE", help="bytes per second of all, like 20M; plain numbers are KiB")
+    add("-p", "--port", dest="ssh_port", type=_positive, metavar="N", help=port)
+    add("-i", "--identity", metavar="FILE", help="private key for ssh (default: those that ssh finds)")
+    add("--bwlimit", metavar="RATE", help="bytes per second of all, like 20M; plain numbers are KiB")
     what = "files at once (default: %(default)s)"
-    parser.add_argument("-j", "--jobs", type=_positive, default=PUSH_JOBS, metavar="N", help=what)
+    add("-j", "--jobs", type=_positive, default=PUSH_JOBS, metavar="N", help=what)
 
 
 def cmd_push(context: Context) -> Exit:
@@ -12389,14 +12387,13 @@ def cmd_push(context: Context) -> Exit:
     if args.bwlimit:
         limit = parse_size(args.bwlimit + "KiB" * args.bwlimit.isdigit())
         options = [f"--bwlimit={max(1, limit // 1024 // args.jobs)}"]
-    found = [find_archives(name, [settings.package_dir, settings.transfer_dir]) for name in args.archives]
-    for name, files in zip(args.archives, found):
-        if not files:
-            step = (
-                f"hfship pack {name}" if find_folder(name, [settings.models_dir]) else "give a path, or pack it first"
-            )
-            raise NotFoundError(f"no archive {name}", f"looked in {settings.package_dir}", step)
-    parcels = parcels_of(merged(files for few in found for files in few), reporter)
+    places = [settings.package_dir, settings.transfer_dir]
+    found: List[ArchiveFiles] = []
+    for name in args.archives:
+        packable = find_folder(name, [settings.models_dir])
+        step = command_line("hfship", "pack", name) if packable else "give a path, or pack it first"
+        found += named_archives(name, places, step)
+    parcels = parcels_of(merged(found), reporter)
     with open_line(to, os.isatty(0) and reporter.err.isatty(), reporter) as there:
         _tell_rows(context, [push(there, parcels, args.jobs, options, reporter)])
     return Exit.OK
@@ -12414,9 +12411,16 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--name", help="name of the deployment (default: the folder's name)")
     add("--reset", action="store_true", help="forget the options of earlier calls, which are kept otherwise")
     add = parser.add_argument_group("model").add_argument
-    instead = "name in the API, instead of NAME and ORG/NAME"
+    instead = "name in the API, instead of NAME and ORG/NAME; repeatable"
     add("--served-model-name", dest="served_names", action="append", default=[], metavar="NAME", help=instead)
-    add("--alias", dest="aliases", action="append", default=[], metavar="NAME", help="one more name in the API")
+    add(
+        "--alias",
+        dest="aliases",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="one more name in the API; repeatable",
+    )
     changed = "serve although this file is not as published (edited here); weights never"
     add("--allow-changed", action="append", default=[], metavar="FILE", help=changed)
     add("--max-model-len", type=_positive, default=0, metavar="TOKENS", help="context (default: the most that fits)")
@@ -12431,13 +12435,20 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     passed_on = "passed on to vllm serve, as is everything after --"
     add("--extra-arg", dest="extra_args", action="append", default=[], metavar="ARG", help=passed_on)
     add = parser.add_argument_group("machine").add_argument
-    add("--device", choices=("auto", "gpu", "cpu"), default="auto", help="default: %(default)s")
+    add("--device", choices=("auto", "gpu", "cpu"), default="auto", help="where it runs (default: %(default)s)")
     add("--gpus", type=_gpus, default="", metavar="0,1|UUID", help="GPUs that may be used (default: the free ones)")
     add("--tensor-parallel-size", "-tp", type=_positive, default=0, metavar="N", help="GPUs to split it over")
-    add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU that it takes")
+    add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU (default: 0.9)")
     add("--assume-gpus", metavar="2xH100|2x80GB", help="with --plan: plan for a machine with these")
     add("--image", default="", help="docker image (default: the newest vLLM image that is loaded)")
-    add("--host", dest="bind", type=_address, default="127.0.0.1", metavar="IP", help="to listen on (%(default)s)")
+    add(
+        "--host",
+        dest="bind",
+        type=_address,
+        default="127.0.0.1",
+        metavar="IP",
+        help="to listen on (default: %(default)s)",
+    )
     add("--port", type=_port, default=0, help="port to listen on (default: the first free one from 8000)")
     add("--shm-size", default="", metavar="SIZE", help="shared memory of the container, like 16gb")
     wait = "to wait until it answers (default: %(default)s)"
@@ -12729,15 +12740,17 @@ def names_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def stop_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("names", nargs="*", metavar="NAME", help="deployments, or jobs that watch shows")
-    parser.add_argument("--remove", action="store_true", help="also remove container, compile cache, files and key")
-    parser.add_argument("--yes", action="store_true", help="with --remove: do not ask")
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="deployments, or jobs that watch shows")
+    add("--remove", action="store_true", help="also remove container, compile cache, files and key")
+    add("-y", "--yes", action="store_true", help="with --remove: do not ask")
 
 
 def logs_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="deployment, or job")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
-    parser.add_argument("--tail", default="all", metavar="N", help="only the last N lines")
+    add = parser.add_argument
+    add("name", metavar="NAME", help="deployment, or job")
+    add("-f", "--follow", action="store_true", help="go on until Ctrl-C")
+    add("--tail", default="all", metavar="N", help="only the last N lines (default: all)")
 
 
 def named_deployment(context: Context, name: str) -> Deployment:
@@ -12771,10 +12784,8 @@ def cmd_status(context: Context) -> Exit:
     rows = [deployment_status(d, problem) for d in found]
     rows += [{**deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), "-"), **NOT_SERVED} for n in absent]
     rows += [deployment_status(Deployment(deploy_dir / n, Plan(name=n), ""), p.what) for n, p in wrong.items()]
-    if context.args.json:
-        context.reporter.result_json(rows)
-    elif rows:
-        context.reporter.result(status_text(rows, context.reporter.width))
+    if rows or context.args.json:
+        context.reporter.result_of(status_text(rows, context.reporter.width), rows)
     else:
         context.reporter.info(f"no deployments in {deploy_dir}")
     return max((_STATE_EXIT.get(str(row["state"]), Exit.HOST) for row in rows), default=Exit.OK)
@@ -12864,7 +12875,7 @@ def cmd_stop(context: Context) -> Exit:
 def confirm(question: str, reporter: Reporter) -> None:
     """Go on if the operator says yes. Raises UsageError for any other answer, and where there is nobody to ask."""
     if not sys.stdin or not sys.stdin.isatty():
-        raise UsageError(question, "there is no terminal to ask on", "the same command with --yes")
+        raise UsageError("nothing was removed", f"no terminal to ask on: {question}", "the same command with --yes")
     reporter.warn(f"{question} [y/N]")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was removed", "the answer was not yes", "")
@@ -12935,8 +12946,8 @@ def cmd_watch(context: Context) -> Exit:
         reporter.show(install_text(argv, Path.home()))
         return Exit.OK
     if args.resume_all:
-        problems = resume_jobs(read_jobs([context.settings.log_dir], reporter.warn), reporter)
-        return Exit.INCOMPLETE if problems else Exit.OK
+        rows = _tell_rows(context, resume_jobs(read_jobs([context.settings.log_dir], reporter.warn), reporter))
+        return Exit.INCOMPLETE if any("error" in row for row in rows) else Exit.OK
     for name in args.jobs:
         named_job(context, name)
     read_jobs(log_folders(context), reporter.warn)
@@ -12960,16 +12971,15 @@ def cmd_watch(context: Context) -> Exit:
 
 
 def mirror_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folder", nargs="?", metavar="DIR", help="folder with NAME/ or ORG/NAME/ (default: the models folder)"
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--port", type=_free_port, default=8090, help="port, 0 for any free one (default: %(default)s)")
+    add = parser.add_argument
+    add("folder", nargs="?", metavar="DIR", help="folder with NAME/ or ORG/NAME/ (default: the models folder)")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=_free_port, default=8090, help="port, 0 for any free one (default: %(default)s)")
     token = "clients must send the token in this file (default: HFSHIP_MIRROR_TOKEN, else none is asked for)"
-    parser.add_argument("--token-file", type=Path, metavar="FILE", help=token)
-    parser.add_argument("--tls-cert", type=Path, metavar="FILE", help="serve https with this certificate (PEM)")
-    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="its key (default: in the same file)")
-    parser.add_argument("--access-log", type=Path, metavar="FILE", help="append a line per request, combined format")
+    add("--token-file", type=Path, metavar="FILE", help=token)
+    add("--tls-cert", type=Path, metavar="FILE", help="serve https with this certificate (PEM)")
+    add("--tls-key", type=Path, metavar="FILE", help="its key (default: in the same file)")
+    add("--access-log", type=Path, metavar="FILE", help="append a line per request, combined format")
 
 
 def cmd_mirror(context: Context) -> Exit:
@@ -13004,12 +13014,8 @@ def cmd_mirror(context: Context) -> Exit:
         names = [repo.repo for repo in library.repos()]
         if not names:
             reporter.warn(f"{folder} holds no whole model yet; new ones are found while the mirror runs")
-        if args.json:
-            reporter.result_json(
-                {"url": server.url, "folder": str(folder), "repos": names, "left_out": library.left_out}
-            )
-        else:
-            reporter.result(f"serving {folder} at {server.url}: {', '.join(names) or 'nothing yet'}")
+        row = {"url": server.url, "folder": str(folder), "repos": names, "left_out": library.left_out}
+        reporter.result_of(f"serving {folder} at {server.url}: {', '.join(names) or 'nothing yet'}", row)
         reach = re.sub(r"//(0\.0\.0\.0|\[::\])", f"//{socket.gethostname()}", server.url)
         secret = "HF_TOKEN=... " if token else ""
         reporter.info(f"use it with: {secret}HF_ENDPOINT={reach} hf download {names[0] if names else 'ORG/NAME'}")
@@ -13186,8 +13192,8 @@ def run_models(context: Context) -> Exit:
     if len(runs) == 1:
         (only,) = runs.values()
         if command.models and not getattr(only.args, command.models) and command.name not in ("pack", "status"):
-            what = f"{command.name} needs a model"
-            raise UsageError(what, "", f"{examples_of(command.name)[0]}\nhfship {command.name} --help shows more")
+            what, why = f"nothing to {command.name}", "no name is given"
+            raise UsageError(what, why, f"{examples_of(command.name)[0]}\nhfship {command.name} --help shows more")
         return command.run(only)
     single = {"--name": "name", "--port": "port", "--served-model-name": "served_names", "--alias": "aliases"}
     wrong = [option for option, dest in single.items() if dest in context.asked]
@@ -13217,15 +13223,16 @@ def run_list(command: Command, runs: Mapping[str, Context], reporter: Reporter) 
             reporter.result_json(gathered)
     failed = sum(code != Exit.OK for code in codes.values())
     rows = [[f"  {name}", code.name.lower().replace("_", " ")] for name, code in codes.items()]
-    said = f"{command.name}: {len(runs)} models, {len(runs) - failed} ok, {failed} failed"
+    said = f"{command.name}: {counted(len(runs), 'model')}, {len(runs) - failed} ok, {failed} failed"
     reporter.info(said + ("\n" + table(rows)) * bool(failed))
     return Exit.INCOMPLETE if failed else Exit.OK
 
 
 def models_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("models_file", nargs="?", metavar="FILE", help="models file (default: HFSHIP_MODELS_FILE)")
-    parser.add_argument("--example", action="store_true", help="print a models file that shows every part, in TOML")
-    parser.add_argument("--schema", action="store_true", help="print a JSON Schema of all keys, for editors")
+    add = parser.add_argument
+    add("models_file", nargs="?", metavar="FILE", help="models file (default: HFSHIP_MODELS_FILE)")
+    add("--example", action="store_true", help="print a models file that shows every part, in TOML")
+    add("--schema", action="store_true", help="print a JSON Schema of all keys, for editors")
 
 
 def cmd_models(context: Context) -> Exit:
@@ -13238,17 +13245,20 @@ def cmd_models(context: Context) -> Exit:
     file = models_file(args)
     if not file:
         raise UsageError("no models file is named", "", "hfship models --example > models.toml")
-    if args.json:
-        models = [{**asdict(model), "deployment": model.deployment} for model in file.models]
-        reporter.result_json({"path": str(file.path), "defaults": file.defaults, "models": models})
-        return Exit.OK
+    models = [{**asdict(model), "deployment": model.deployment} for model in file.models]
     header = ("name", "repo", "revision", "serve")
     rows = [
-        [m.name, m.repo or "-", m.wishes.get("revision", "-"), " ".join(f"{k}={v}" for k, v in m.serve.items())]
+        [
+            m.name,
+            m.repo or "-",
+            m.wishes.get("revision", "-"),
+            " ".join(f"{k}={json.dumps(v)}" for k, v in m.serve.items()),
+        ]
         for m in file.models
     ]
     text = table(rows, header) if rows else f"{file.path} lists no model"
-    reporter.result("\n".join(line[: reporter.width] for line in text.splitlines()))
+    value = {"path": str(file.path), "defaults": file.defaults, "models": models}
+    reporter.result_of("\n".join(line[: reporter.width] for line in text.splitlines()), value)
     return Exit.OK
 
 
@@ -13256,16 +13266,13 @@ def cmd_models(context: Context) -> Exit:
 
 
 def clean_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "folders", nargs="*", metavar="DIR", help="folder of models or archives (default: both of ours)"
-    )
-    parser.add_argument(
-        "--cache", action="store_true", help="also caches of hf: what is unfinished or unused, Xet chunks"
-    )
-    parser.add_argument("--old-revisions", action="store_true", help="with --cache: also revisions without a ref")
-    parser.add_argument("--older-than", type=_age, default=0, metavar="AGE", help="only what is older, like 12h or 7d")
-    parser.add_argument("--dry-run", action="store_true", help="show what would go")
-    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
+    add = parser.add_argument
+    add("folders", nargs="*", metavar="DIR", help="folder of models or archives (default: both of ours)")
+    add("--cache", action="store_true", help="also caches of hf: what is unfinished or unused, Xet chunks")
+    add("--old-revisions", action="store_true", help="with --cache: also revisions without a ref")
+    add("--older-than", type=_age, default=0, metavar="AGE", help="only what is older, like 12h or 7d")
+    add("--dry-run", action="store_true", help="show what would go")
+    add("-y", "--yes", action="store_true", help="do not ask")
 
 
 def _age(text: str) -> int:
@@ -13305,7 +13312,7 @@ def cmd_clean(context: Context) -> Exit:
             amounts = {"bytes": total, "removed": len(removed), "freed": freed_by(removed)}
             reporter.result_json({"leftovers": rows, **amounts})
     if removed and not args.json:
-        reporter.result(f"removed {len(removed)} files, freed {human_bytes(freed_by(removed))}")
+        reporter.result(f"removed {counted(len(removed), 'file')}, freed {human_bytes(freed_by(removed))}")
     return Exit.OK
 
 
@@ -13359,10 +13366,11 @@ def _show_leftovers(rows: Sequence[Mapping[str, Any]], total: int, context: Cont
 
 
 def doctor_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repo", nargs="?", metavar="REPO[@REV]", help="prove access to it, and measure with its files")
-    parser.add_argument("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
-    parser.add_argument("--mirror", action="append", default=[], metavar="URL", help="compare this mirror with the Hub")
-    parser.add_argument("--offline", action="store_true", help="leave the network alone (also: HF_HUB_OFFLINE)")
+    add = parser.add_argument
+    add("repo", nargs="?", metavar="REPO[@REV]", help="prove access to it, and measure with its files")
+    add("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
+    add("--mirror", action="append", default=[], metavar="URL", help="compare it with the Hub; repeatable")
+    add("--offline", action="store_true", help="leave the network alone (also: HF_HUB_OFFLINE)")
 
 
 def cmd_doctor(context: Context) -> Exit:
@@ -13377,15 +13385,11 @@ def cmd_doctor(context: Context) -> Exit:
     hub = HubDoctor(settings, args.repo, args.mirror, Reporter("none", -1))
     found = [] if offline else list(hub.findings())
     found += [examination.result() for examination in here]
-    if context.args.json:
-        context.reporter.result_json(
-            [{**asdict(f), "next_step": as_typed(f.next_step), "code": int(f.code)} for f in found]
-        )
-    else:
-        context.reporter.result(table([[f.state, f.check, f.text] for f in found]))
-        for finding in found:
-            if finding.next_step:
-                context.reporter.result(f"next  {finding.check}: {as_typed(finding.next_step)}")
+    facts = [{"check": f.check, "state": f.state, "text": f.text, "next": as_typed(f.next_step)} for f in found]
+    steps = [f"next  {fact['check']}: {fact['next']}" for fact in facts if fact["next"]]
+    text = table([[fact["state"], fact["check"], fact["text"]] for fact in facts])
+    rows = [{**fact, "exit_code": int(f.code)} for fact, f in zip(facts, found)]
+    context.reporter.result_of("\n".join([text, *steps]), rows)
     return next((finding.code for finding in found if finding.state == "fail"), Exit.OK)
 
 
@@ -13466,13 +13470,9 @@ def cmd_version(context: Context) -> Exit:
         facts["verify"] = ("nothing to verify", "hfship.py runs from source")
     elif context.args.verify:
         facts["verify"] = ("as it was built", f"sha256 {verify_own_file(path)}")
-    if context.args.json:
-        context.reporter.result_json(
-            {name: {"version": what, "origin": where} for name, (what, where) in facts.items()}
-        )
-    else:
-        for name, (what, where) in facts.items():
-            context.reporter.result(f"{name:<7} {what} ({where})".replace("\n", "; "))
+    lines = [f"{name:<7} {what} ({where})".replace("\n", "; ") for name, (what, where) in facts.items()]
+    value = {name: {"version": what, "origin": where} for name, (what, where) in facts.items()}
+    context.reporter.result_of("\n".join(lines), value)
     return Exit.OK
 
 
@@ -13498,112 +13498,92 @@ def cmd_completion(context: Context) -> Exit:
     """Print the completion script."""
     shell = context.args.shell
     script = completion_script(shell)
-    if context.args.json:
-        context.reporter.result_json({"shell": shell, "script": script})
-    else:
-        context.reporter.result(script)
+    context.reporter.result_of(script, {"shell": shell, "script": script})
     return Exit.OK
 
 
 # ---- the table and main --------------------------------------------------------------
 
+# In the order in which models go. Fields of a row: see Command.
 COMMANDS: Tuple[Command, ...] = (
     Command("fetch", "download models from the Hub, resumable and verified", fetch_arguments, cmd_fetch, "repos", True),
     Command("pack", "pack models into NAME.tar.zst, whole or in parts", pack_arguments, cmd_pack, "models", True),
-    Command(
-        "verify",
-        "prove archives or model folders offline; names what is damaged and the shortest repair",
-        verify_arguments,
-        cmd_verify,
-        "targets",
-        job=True,
-    ),
+    Command("push", "copy archives to a host or medium, proven there", push_arguments, cmd_push, "archives", True),
+    Command("verify", "prove archives and models; name what is damaged", verify_arguments, cmd_verify, "targets", True),
     Command("unpack", "restore models from archives, verified", unpack_arguments, cmd_unpack, "archives", True),
+    Command("serve", "start vLLM in docker, and wait until it answers", serve_arguments, cmd_serve, "names", True),
     Command(
-        "push",
-        "copy archives to another host by rsync over ssh, proven there",
-        push_arguments,
-        cmd_push,
-        "archives",
-        True,
-    ),
-    Command(
-        "serve",
-        "put models into service with vLLM in docker, and wait until they answer",
-        serve_arguments,
-        cmd_serve,
-        "names",
-        job=True,
-    ),
-    Command(
-        "status",
-        "show whether deployments answer; exit code 0 healthy, 3 loading or degraded, 9 down or unknown",
-        names_arguments,
-        cmd_status,
-        "names",
+        "status", "ask deployments whether they answer; exits with 0, 3 or 9", names_arguments, cmd_status, "names"
     ),
     Command("stop", "stop deployments and jobs; their files stay", stop_arguments, cmd_stop, "names"),
     Command("logs", "show the log of a deployment or job", logs_arguments, cmd_logs),
-    Command("watch", "show running and recent jobs live; resume them after a reboot", watch_arguments, cmd_watch),
+    Command("watch", "show jobs live; resume them after a reboot", watch_arguments, cmd_watch),
     Command("models", "check and list a models file, or print an example", models_arguments, cmd_models),
     Command("mirror", "serve a folder of models as a private, read-only Hub", mirror_arguments, cmd_mirror),
-    Command("clean", "remove what killed downloads, packs and pushes left behind", clean_arguments, cmd_clean),
-    Command(
-        "doctor", "what this machine and its way to the Hub can do, and what stops it", doctor_arguments, cmd_doctor
-    ),
-    Command(
-        "completion",
-        "print the script that makes bash or zsh complete hfship and hfship.pyz",
-        completion_arguments,
-        cmd_completion,
-    ),
-    Command(
-        "version", "print version, Python and zstd backend; --verify checks this file", version_arguments, cmd_version
-    ),
+    Command("clean", "remove what killed downloads, packs and pushes left", clean_arguments, cmd_clean),
+    Command("doctor", "say what this machine and its network can do", doctor_arguments, cmd_doctor),
+    Command("completion", "print what makes bash or zsh complete hfship", completion_arguments, cmd_completion),
+    Command("version", "print the version; --verify proves this file", version_arguments, cmd_version),
 )
+
+# What --help says above a command, and below all of them.
+GROUPS = {"fetch": "connected side", "verify": "offline side", "watch": "both sides"}
+EXIT_CODES = """\
+exit codes:
+    0  ok
+    2  the command line or a models file is wrong
+    3  incomplete, or still loading: the same command goes on
+    4  the token is missing, wrong, or has no access
+    5  not found
+    6  integrity: bytes are not what they must be
+    7  the disk is full, or refuses
+    8  the network failed for too long
+    9  this machine cannot do it: docker, GPU, image, memory
+  130  interrupted: the same command goes on
+"""
 
 # Each command shows its own lines.
 EXAMPLES = """\
 hfship fetch Qwen/Qwen3-8B
 hfship fetch org/name@v1.0 --exclude 'onnx/' -o /mnt/disk
 hfship fetch --models models.toml
-hfship pack Qwen3-14B
-hfship pack --split fat32 -o /media/usb Qwen3-14B
-hfship verify /media/usb/Qwen3-14B.tar.zst.0001
-hfship verify /data/models/huggingface/Qwen3-14B
-hfship push Qwen3-14B ops@gpu1:/data/transfer
-hfship push Qwen3-14B /media/usb
-hfship push --port 2222 --identity ~/.ssh/site --bwlimit 50M Qwen3-14B.tar.zst.0001 ops@gpu1:transfer
-hfship unpack /data/transfer/Qwen3-14B.tar.zst
-hfship unpack Qwen3-14B -o /data/models/huggingface
-hfship unpack - < Qwen3-14B.tar.zst                       # or: cat Qwen3-14B.tar.zst.0* | ssh HOST hfship unpack -
+hfship fetch Qwen/Qwen3-8B --background     # prints the name of the job: fetch-Qwen3-8B
+hfship pack Qwen3-8B
+hfship pack Qwen3-8B --split fat32 -o /media/usb
+hfship pack Qwen3-8B --since /media/old/Qwen3-8B.tar.zst     # only what is new since then
+hfship push Qwen3-8B ops@gpu1:/data/transfer
+hfship push Qwen3-8B /media/usb
+hfship push Qwen3-8B.tar.zst.0001 ops@gpu1:transfer --port 2222 --identity ~/.ssh/site --bwlimit 50M
+hfship verify /media/usb/Qwen3-8B.tar.zst.0001
+hfship verify /data/models/huggingface/Qwen3-8B
+hfship unpack /data/transfer/Qwen3-8B.tar.zst
+hfship unpack Qwen3-8B -o /data/models/huggingface
+hfship unpack - < Qwen3-8B.tar.zst     # or: cat Qwen3-8B.tar.zst.0* | ssh HOST hfship unpack -
 hfship serve Qwen3-8B
-hfship serve --models models.toml Qwen3-8B
 hfship serve Qwen3-8B --plan --assume-gpus 2xH100
 hfship serve Llama-3.1-70B --gpus 0,1 --max-model-len 32768 -- --enable-auto-tool-choice
-hfship status
+hfship serve --models models.toml
+hfship status     # exit code: 0 all healthy, 3 one is loading or degraded, 9 one is down or unknown
 hfship status Qwen3-8B --json
 hfship stop Qwen3-8B
 hfship stop Qwen3-8B --remove
-hfship models --example > models.toml
-hfship models models.toml
+hfship stop fetch-Qwen3-8B     # a job
 hfship logs Qwen3-8B --tail 100
-hfship logs Qwen3-8B -f
-hfship fetch Qwen/Qwen3-8B --background     # prints the name of the job: fetch-Qwen3-8B
 hfship logs -f fetch-Qwen3-8B
-hfship stop fetch-Qwen3-8B
 hfship watch
 hfship watch --json --interval 5
 hfship watch --resume-all
 hfship watch --install
+hfship models --example > models.toml
+hfship models models.toml
 hfship mirror /data/models/huggingface --host 0.0.0.0     # then: HF_ENDPOINT=http://HOST:8090 hf download ORG/NAME
-hfship completion bash > ~/.hfship-completion    # then in ~/.bashrc: source ~/.hfship-completion
-hfship completion zsh > ~/.zfunc/_hfship         # with fpath+=(~/.zfunc) before compinit in ~/.zshrc
 hfship clean
 hfship clean --cache --older-than 7d --dry-run
 hfship clean --yes /data/models/huggingface
 hfship doctor
 hfship doctor meta-llama/Llama-3.1-8B --mirror https://hf-mirror.com
+hfship completion bash > ~/.hfship-completion    # then in ~/.bashrc: source ~/.hfship-completion
+hfship completion zsh > ~/.zfunc/_hfship         # with fpath+=(~/.zfunc) before compinit in ~/.zshrc
 hfship version
 hfship version --verify
 """
@@ -13631,16 +13611,29 @@ def examples_of(command: str) -> List[str]:
     return [line for line in EXAMPLES.splitlines() if line.split()[1] == command]
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are told like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, "", f"{self.prog} --help")
+
+
+class _AllParser(_Parser):
+    """The parser of all commands, whose help argparse would print as one list."""
+
+    def format_help(self) -> str:
+        lines = [self.format_usage(), "Carry Hugging Face models across an air gap and put them into service."]
+        for command in COMMANDS:
+            lines += [f"\n{GROUPS[command.name]}:"] if command.name in GROUPS else []
+            lines.append(f"  {command.name:<10}  {command.summary}")
+        return "\n".join([*lines, f"\n{self.prog} COMMAND --help shows options and examples.\n", EXIT_CODES])
+
+
 def build_parser(defaults: bool = True) -> argparse.ArgumentParser:
     """The argument parser, made from COMMANDS. Without defaults, its results hold what was given and no more."""
-    parser = argparse.ArgumentParser(
-        prog=program_name(),
-        description="Carry Hugging Face models across an air gap and put them into service.",
-        epilog="exit codes: 0 ok, 2 usage, 3 incomplete but resumable, 4 auth or gated, 5 not found, 6 integrity, "
-        "7 disk, 8 network, 9 this machine cannot do it, 130 interrupted with state saved",
-    )
+    parser = _AllParser(prog=program_name())
     parser.add_argument("--version", action="version", version=f"hfship {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
     for command in COMMANDS:
         examples = map(as_typed, examples_of(command.name))
         sub = subparsers.add_parser(
@@ -13652,10 +13645,10 @@ def build_parser(defaults: bool = True) -> argparse.ArgumentParser:
         )
         command.arguments(sub)
         if command.models:
-            listed = "do it to what this models file lists, or to what is named of it"
+            listed = "do it for all models of this file, or for those that are named"
             sub.add_argument("--models", dest="models_file", metavar="FILE", help=listed)
         if command.job:
-            sub.add_argument("--background", action="store_true", help="go on without this terminal; see hfship watch")
+            sub.add_argument("--background", action="store_true", help="go on without this terminal; watch shows it")
         add_common_arguments(sub)
         for action in [] if defaults else sub._actions:
             action.default = argparse.SUPPRESS
@@ -13691,7 +13684,13 @@ def parse_words(words: Sequence[str]) -> Tuple[argparse.Namespace, Dict[str, Any
         known = textwrap.fill("the commands are: " + ", ".join(names), 70)
         raise UsageError(what, known, "hfship --help")
     words = with_passed_on(words)
-    return build_parser().parse_args(words), vars(build_parser(defaults=False).parse_args(words))
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        (commands,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+        close = nearest(unknown[0], commands[args.command]._option_string_actions)
+        raise UsageError(f"{args.command} does not know {unknown[0]}{close}", "", f"hfship {args.command} --help")
+    return args, vars(build_parser(defaults=False).parse_args(words))
 
 
 def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import pytest
-from conftest import Program, missing
+from conftest import Program, free_port, missing
 from hub import FaultHub
 
 import hfship
@@ -24,11 +24,6 @@ def doctor(hfship: Program, *args: Any, code: Optional[int] = 0, **options: Any)
     """check -> finding."""
     findings = json.loads(hfship("doctor", "--json", *args, code=code, **options).stdout)
     return {finding["check"]: finding for finding in findings}
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -76,7 +71,7 @@ def test_what_stops_a_fetch_is_named(
     faults, env, args, code, check, words = FAULTS[fault]
     for name, value in faults.items():
         setattr(hub.faults, name, value)
-    port = str(closed_port())
+    port = str(free_port())
     arguments = ["doctor", "--json", *(arg.replace("{closed}", port) for arg in args)]
     arguments += [] if "--endpoint" in args else ["--endpoint", hub.url]
     monkeypatch.setattr(hfship, "PROGRAMS", {})
@@ -87,7 +82,7 @@ def test_what_stops_a_fetch_is_named(
     said = capsys.readouterr()
     failing = [finding for finding in json.loads(said.out) if finding["state"] == "fail"]
     assert failing[0]["check"].split()[0] == check and words in failing[0]["text"], failing
-    assert failing[0]["next_step"] and failing[0]["code"] == code
+    assert failing[0]["next"] and failing[0]["exit_code"] == code
     assert "secret" not in said.out + said.err
 
 
@@ -106,7 +101,7 @@ def test_mirrors_are_compared(hub: FaultHub, model: Path, pyz: Program, tmp_path
         found = doctor(pyz, *args)
         assert found[f"mirror {same.url}"]["state"] == "ok" and "B/s" in found[f"mirror {same.url}"]["text"]
         assert found[f"mirror {other.url}"]["state"] == "warn"
-        args[2] = f"http://127.0.0.1:{closed_port()}"
+        args[2] = f"http://127.0.0.1:{free_port()}"
         found = doctor(pyz, *args, code=8)
         assert found[f"mirror {same.url}"]["state"] == "ok", "a mirror may be reached when the Hub is not"
 
@@ -138,7 +133,7 @@ def test_who_signs_is_told(through_proxy: bool, model: Path, pyz: Program, tmp_p
         hub.add(model)
         env = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}", "NO_PROXY": ""} if through_proxy else {}
         found = doctor(pyz, "--endpoint", hub.url, env=env, code=8)
-        assert "Snoop Ltd" in found["tls"]["text"] and "SSL_CERT_FILE" in found["tls"]["next_step"]
+        assert "Snoop Ltd" in found["tls"]["text"] and "SSL_CERT_FILE" in found["tls"]["next"]
         env["SSL_CERT_FILE"] = str(tmp_path / "cert")
         tls = doctor(pyz, "--endpoint", hub.url, env=env)["tls"]
         assert tls["state"] == "warn" and "signed by Snoop Ltd" in tls["text"] and "opens TLS" in tls["text"]
@@ -148,9 +143,9 @@ def test_who_signs_is_told(through_proxy: bool, model: Path, pyz: Program, tmp_p
 def test_a_certificate_that_ends_soon(model: Path, pyz: Program, tmp_path: Path) -> None:
     with FaultHub(tmp_path / "hub2", certificate(tmp_path, days=2)) as hub:
         env = {"SSL_CERT_FILE": str(tmp_path / "cert")}
-        assert "renew" in doctor(pyz, "--endpoint", hub.url, env=env)["tls"]["next_step"]
+        assert "renew" in doctor(pyz, "--endpoint", hub.url, env=env)["tls"]["next"]
         env = {"SSL_CERT_FILE": str(tmp_path / "nothing")}
-        assert "correct SSL_CERT_FILE" in doctor(pyz, "--endpoint", hub.url, env=env, code=8)["tls"]["next_step"]
+        assert "correct SSL_CERT_FILE" in doctor(pyz, "--endpoint", hub.url, env=env, code=8)["tls"]["next"]
 
 
 class ConnectProxy:
@@ -230,7 +225,7 @@ def test_this_machine(pyz: Program, tmp_path: Path) -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
     )  # fmt: skip
     found = {finding["check"]: finding for finding in json.loads(done.stdout)}
-    assert "files up to 52.4 MB" in found["disk"]["text"] and "--split" in found["disk"]["next_step"]
+    assert "files up to 52.4 MB" in found["disk"]["text"] and "--split" in found["disk"]["next"]
     assert found["rsync"]["state"] == "warn" and "ends with 3" in found["rsync"]["text"]
     assert found["zstd"]["state"] == "warn" and "not installed" in found["zstd"]["text"]
 

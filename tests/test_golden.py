@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,13 +19,15 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Tuple
 
 import components
 import pytest
-from conftest import ROOT, Program, program
+from archives import tar_of
+from conftest import ROOT, Program, free_port, missing, program
 from hub import FaultHub
 from make_model import make_model
 from test_serve import Site
 
 import hfship
 
+FOLDERS = {"models": "models", "packages": "transfer_package", "site": "site"}
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = os.environ.get("HFSHIP_GOLDEN") == "write"
 HELP = ["", *(command.name for command in hfship.COMMANDS)]
@@ -38,19 +41,47 @@ class Step(NamedTuple):
     code: int = 0
     play: str = ""
     before: str = ""  # shell, run in the home folder
+    needs: str = ""  # a program without which it is left out
 
+
+MODELS_FILE = """
+[[model]]
+repo = "org/tiny"
+revision = "main"
+[model.serve]
+max_model_len = 1024
+aliases = ["chat"]
+[[model]]
+repo = "org/nothing"
+"""
+WRONG_FILE = MODELS_FILE.replace("revision", "revison").replace("1024", '"long"') + "[gateway]\nport = 443\n"
+LEFTOVERS = """
+mkdir -p models/gone/.hfship/partial
+touch models/gone/.hfship/verified.jsonl
+head -c 1M /dev/zero | tee models/gone/model.safetensors.incomplete > transfer_package/gone.tar.zst.0002.incomplete
+touch -d '2 days ago' models/gone/*.incomplete transfer_package/*.incomplete
+"""
+JOB_RUNS = "until grep -q fetching logs/hfship/fetch-tiny.json; do sleep 0.05; done"
 
 # In the order in which they run; each is run a second time with --json where `JSON` names it.
 STORY = [
+    Step("models-example", "models --example"),
     Step("fetch-dry-run", "fetch org/tiny --dry-run"),
     Step("fetch", "fetch org/tiny"),
     Step("fetch-nothing-to-do", "fetch org/tiny"),
+    Step("models", "models models.toml", before=f"cat > models.toml <<'END'\n{MODELS_FILE}END"),
+    Step("fetch-models", "fetch --models models.toml", 3),
+    Step("fetch-models-named", "fetch --models models.toml tiny"),
     Step("pack-dry-run", "pack tiny --dry-run"),
     Step("pack", "pack tiny --split 6M"),
     Step("pack-again", "pack tiny --split 6M"),
+    Step("push", "push tiny usb", needs="rsync"),
+    Step("push-again", "push tiny usb", needs="rsync"),
     Step("verify", "verify {packages}/tiny.tar.zst.0001 {models}/tiny"),
     Step("unpack", "unpack {packages}/tiny.tar.zst.0001"),
     Step("unpack-again", "unpack {packages}/tiny.tar.zst.0001"),
+    Step("unpack-foreign", "unpack other.tar.zst"),
+    Step("verify-foreign", "verify {site}/other"),
     Step("status-nothing", "status"),
     Step("serve-plan", "serve tiny --plan --gpus 0"),
     Step("serve-write-only", "serve tiny --write-only --gpus 0 --port {port}"),
@@ -59,6 +90,18 @@ STORY = [
     Step("logs", "logs tiny"),
     Step("stop", "stop tiny"),
     Step("status-down", "status", 9),
+    Step("stop-remove", "stop tiny --remove --yes"),
+    Step("clean-dry-run", "clean --dry-run", before=LEFTOVERS),
+    Step("error-clean", "clean", 2),
+    Step("clean", "clean --yes"),
+    Step("clean-again", "clean"),
+    Step("doctor", "doctor --offline"),
+    Step("watch", "watch --once fetch-tiny pack-tiny verify-tiny+1 unpack-tiny unpack-other serve-tiny"),
+    Step("watch-one", "watch pack-tiny"),
+    Step("background", "fetch org/tiny -o other --limit-rate 1M --background"),
+    Step("error-job-in-the-way", "fetch org/tiny -o other", 3, before=JOB_RUNS),
+    Step("stop-job", "stop fetch-tiny"),
+    Step("stop-job-again", "stop fetch-tiny"),
     Step("error-verify-damaged", "verify {models}/tiny", 6, before="printf x >> models/tiny/config.json"),
     Step(
         "error-verify-archive", "verify {packages}/tiny.tar.zst.0001", 6, before="rm transfer_package/tiny.tar.zst.0002"
@@ -78,22 +121,37 @@ STORY = [
     Step("error-no-archive", "unpack nowhere.tar.zst", 5),
     Step("error-no-model", "serve nowhere", 5),
     Step("error-no-deployment", "logs nowhere", 5),
+    Step("error-no-job", "watch nowhere", 5),
+    Step("error-no-command", "fetsch org/tiny", 2),
+    Step("error-no-option", "fetch org/tiny --output-dir x", 2),
+    Step("error-no-models", "unpack", 2),
+    Step("error-models-file", "fetch --models wrong.toml", 2, before=f"cat > wrong.toml <<'END'\n{WRONG_FILE}END"),
+    Step("error-not-listed", "pack --models models.toml big", 5),
+    Step("error-push", "push nowhere usb", 5),
     Step("error-no-docker", "serve tiny", 9, "down"),
     Step("error-no-gpu", "serve tiny --gpus 7 --plan", 2),
     Step("error-mirror-folder", "mirror nowhere", 5),
 ]
-# step -> command whose schema its JSON has
+# step -> schema of its JSON
 JSON = {
-    step.name: step.line.split()[0]
+    step.name: "background" if "--background" in step.line else step.line.split()[0]
     for step in STORY
-    if not step.name.startswith("error-") and step.name not in ("logs", "serve-write-only")
+    if step.name not in ("logs", "models-example")
 }
 
 MASKS = [
     (r"python3 \S*hfship\.pyz", "hfship"),
     (r"(http://127\.0\.0\.1:)\d+", r"\1PORT"),
     (r'("port": )\d+', r"\g<1>8000"),
-    (r"\b\d+(\.\d+)? (s\b|ms\b)( ago)?", "# s"),
+    (r"\b(less than )?\d+(\.\d+)? (s\b|ms\b)( ago)?", "# s"),
+    (r"\b\d+s ago", "# s ago"),
+    (r"(?m)(^  .*), push-tiny\b", r"\1"),  # where there is no rsync
+    (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"),
+    (rf"process \d+ on {re.escape(socket.gethostname())}", "process # on HOST"),
+    (r'("pid": )\d+', r"\1#"),
+    (r"(?m)^(ok|warn) +(python|disk|docker|nvidia-smi|rsync|ssh|aria2c|zstd|openssl) .*", r"STATE  \2  FOUND"),
+    (r"(?m)^next +(python|disk|docker|nvidia-smi|rsync|ssh|aria2c|zstd|openssl): .*\n", ""),
+    (r"  +[\d.]+ [kMGT]?B/s", "  # MB/s"),
     (r"\b\d+ min \d\d s", "# s"),
     (r"\b\d+ h \d\d min", "# s"),
     (r"(?m)(?<=\S) {2,}(?=.*(uptime|# s))", "  "),  # columns are as wide as the masked time was
@@ -200,17 +258,20 @@ def tell(kind: str, root: Path, url: str, as_json: bool) -> Iterator[Tuple[str, 
     site = Site(program(kind, root / "home"), root, root)
     (site.models / "m").unlink()
     home = site.hfship.home
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        places = {"models": home / "models", "packages": home / "transfer_package", "port": free.getsockname()[1]}
+    places = {"port": free_port(), **{name: home / folder for name, folder in FOLDERS.items()}}
+    (home / "transfer").mkdir()
+    foreign = hfship.load_zstd().compressor(3)(tar_of([("other/config.json", b"{}"), ("other/w.bin", bytes(100_000))]))
+    (home / "transfer/other.tar.zst").write_bytes(foreign)
     shown = {"HOME": str(home), "~": str(root)}
     try:
         for step in STORY:
-            subprocess.run(["sh", "-ec", step.before or ":"], cwd=home, check=True)
+            if step.needs and not shutil.which(step.needs):
+                continue
+            subprocess.run(["sh", "-ec", step.before or ":"], cwd=home, check=True, timeout=60)
             words = shlex.split(step.line.format(**places))
             options = ["--json"] if as_json and step.name in JSON else []
             env = {"HF_ENDPOINT": url, "COLUMNS": "100", "HFSHIP_STUB_GPUS": "2x H200 143771", **os_path(site)}
-            done = site(*words, *options, play=step.play, code=step.code, env=env)
+            done = site(*words, *options, play=step.play, code=step.code, env=env, cwd=home)
             value = json.loads(done.stdout) if options else None
             text = f"$ hfship {step.line}\n{done.stdout}"
             text += f"--- stderr\n{done.stderr}" if done.stderr else ""
@@ -227,7 +288,9 @@ def os_path(site: Site) -> Dict[str, str]:
 
 @pytest.mark.parametrize("name", [step.name for step in STORY])
 def test_words(name: str, story: Dict[str, Said]) -> None:
-    compare(GOLDEN / "said" / f"{name}.txt", story[name].text, words_only=name == "error-usage")
+    if name not in story:
+        missing(next(step.needs for step in STORY if step.name == name))
+    compare(GOLDEN / "said" / f"{name}.txt", story[name].text)
 
 
 # -- JSON: docs/json.md is the contract
@@ -283,16 +346,43 @@ def faults(value: Any, schema: Any, where: str = "") -> List[str]:
 
 @pytest.mark.parametrize("name", JSON)
 def test_json_fits_its_schema(name: str, story: Dict[str, Said]) -> None:
-    value = story[name].value
+    if name not in story:
+        missing(next(step.needs for step in STORY if step.name == name))
+    value, failed = story[name].value, next(step.code for step in STORY if step.name == name)
     for row in value if isinstance(value, list) else [value]:
         schema = schemas()[row["schema"]]
-        assert row["schema"].startswith(f"hfship-{JSON[name]}/")
+        assert row["schema"] in [f"hfship-{JSON[name]}/1"] + ["hfship-error/1"] * bool(failed)
         variants = schema.get("oneOf", [schema])
         assert [] in [faults(row, variant) for variant in variants], [faults(row, variant) for variant in variants]
 
 
 def test_every_schema_is_that_of_a_command_and_the_other_way_round() -> None:
-    assert {name.split("/")[0] for name in schemas()} == {f"hfship-{c.name}" for c in hfship.COMMANDS} - {"hfship-logs"}
+    other = {"hfship-error", "hfship-background", "hfship-job"}
+    assert {name.split("/")[0] for name in schemas()} - other == {f"hfship-{c.name}" for c in hfship.COMMANDS} - {
+        "hfship-logs"
+    }
+
+
+def test_records_of_jobs_fit_their_schema(hfship: Program, model: Path, tmp_path: Path) -> None:
+    hfship("pack", model, "-o", tmp_path)
+    with (tmp_path / "tiny.tar.zst").open("r+b") as archive:
+        archive.seek(1 << 20)
+        archive.write(bytes(9))
+    hfship("verify", tmp_path / "tiny.tar.zst", code=6)
+    for name, state in (("pack-tiny", "done"), ("verify-tiny", "failed")):
+        record = json.loads((hfship.home / f"logs/hfship/{name}.json").read_text())
+        assert faults(record, schemas()["hfship-job/1"]) == [] and record["state"] == state
+
+
+def test_watch_fits_its_schema_in_lines_and_when_it_resumes(hfship: Program, model: Path, tmp_path: Path) -> None:
+    hfship("pack", model, "-o", tmp_path)
+    (jobs,) = [json.loads(line) for line in hfship("watch", "--json", "--interval", 1).stdout.splitlines()]
+    path = hfship.home / "logs/hfship/pack-tiny.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "state": "interrupted", "background": True}))
+    rows = jobs + json.loads(hfship("watch", "--resume-all", "--json").stdout)
+    assert len(rows) == 2
+    for row, variant in zip(rows, schemas()["hfship-watch/1"]["oneOf"]):
+        assert faults(row, variant) == []
 
 
 def test_completion_mirror_and_version_fit_their_schemas(hfship: Program, tmp_path: Path) -> None:

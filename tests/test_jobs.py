@@ -412,7 +412,7 @@ def test_a_forged_record_ends_no_foreign_process(tmp_path: Path) -> None:
         assert forged.label == f"{forged.user}:fetch-x" and forged.state == "running"
         with pytest.raises(hfship.HostError, match="cannot stop"):
             hfship.stop_job(forged)
-        assert not hfship.resume_jobs([forged._replace(state="interrupted")], hfship.Reporter("none"))
+        assert not list(hfship.resume_jobs([forged._replace(state="interrupted")], hfship.Reporter("none")))
         assert victim.poll() is None
         victim.kill()
 

@@ -324,4 +324,4 @@ def test_the_file_of_the_environment_serves_single_calls(hfship: Program, listed
     hfship("fetch", "org/other", "--name", "mine", env=env)
     hfship("pack", "tiny", "mine", env=env)
     assert len(list((listed.parent / "p").glob("*.zst"))) == 2
-    assert "fetch needs a model" in hfship("fetch", env=env, code=2).stderr
+    assert "nothing to fetch" in hfship("fetch", env=env, code=2).stderr

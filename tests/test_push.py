@@ -19,7 +19,7 @@ from typing import Any, Dict, Iterator, List, Optional
 
 import pytest
 from archives import noise
-from conftest import Program, missing
+from conftest import Program, free_port, missing
 
 import hfship
 
@@ -123,11 +123,6 @@ class Site:
         self.line.close()
         self.daemon.terminate()
         self.daemon.wait(20)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

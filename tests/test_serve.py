@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
 import pytest
-from conftest import PYZ, Program
+from conftest import PYZ, Program, free_port
 
 import hfship as program
 
@@ -39,9 +39,11 @@ class Site:
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(0o755)
 
-    def __call__(self, *args: Any, play: str = "", code: int = 0, env: Optional[Dict[str, str]] = None) -> Any:
+    def __call__(
+        self, *args: Any, play: str = "", code: int = 0, env: Optional[Dict[str, str]] = None, **options: Any
+    ) -> Any:
         settings = {"PATH": str(self.bin), "FAKE_STATE": str(self.state), "FAKE_DOCKER": play, **(env or {})}
-        return self.hfship(*args, env=settings, code=code)
+        return self.hfship(*args, env=settings, code=code, **options)
 
     def calls(self) -> List[List[str]]:
         path = self.state / "calls"
@@ -298,31 +300,19 @@ def plan_of(site: Site, name: str = "m") -> Dict[str, Any]:
 
 
 def test_a_second_serve_keeps_what_was_asked_for(site: Site) -> None:
-    first = (
-        "--host",
-        "0.0.0.0",
-        "--port",
-        8123,
-        "--max-model-len",
-        "512",
-        "--env",
-        "A=b",
-        "--gpus",
-        "1",
-        "--alias",
-        "x",
-    )
+    port = free_port()
+    first = f"--host 0.0.0.0 --port {port} --max-model-len 512 --env A=b --gpus 1 --alias x".split()
     site("serve", "m", "--write-only", *first, "--", "--enforce-eager")
     before = plan_of(site)
     again = site("serve", "m", "--write-only")
     assert plan_of(site) == before and before["served_names"][-1] == "x"
-    assert "m: as asked for before: " in again.stderr and "--port 8123" in again.stderr
+    assert "m: as asked for before: " in again.stderr and f"--port {port}" in again.stderr
     assert "--env A=... " in again.stderr  # the value may be secret
     site("serve", "m", "--write-only", "--max-model-len", "1024")
     now = plan_of(site)
     assert (now["bind"], now["port"], now["max_model_len"], now["extra_args"]) == (
         "0.0.0.0",
-        8123,
+        port,
         1024,
         ["--enforce-eager"],
     )
