@@ -95,8 +95,9 @@ def test_the_clock(ahead: float, state: str, hub: FaultHub, pyz: Program) -> Non
 def test_mirrors_are_compared(hub: FaultHub, model: Path, pyz: Program, tmp_path: Path) -> None:
     with FaultHub(tmp_path / "same") as same, FaultHub(tmp_path / "other") as other:
         same.add(model)
-        changed = other.add(model)
+        changed = shutil.copytree(model, tmp_path / "changed", ignore=shutil.ignore_patterns(".hfship"))
         (changed / "config.json").write_text("{}")
+        other.add(changed)
         args = ["org/tiny", "--endpoint", hub.url, "--mirror", same.url, "--mirror", other.url]
         found = doctor(pyz, *args)
         assert found[f"mirror {same.url}"]["state"] == "ok" and "B/s" in found[f"mirror {same.url}"]["text"]
