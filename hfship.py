@@ -5660,7 +5660,7 @@ def find_archives(argument: str, folders: Sequence[Path]) -> List[ArchiveFiles]:
     if path.is_dir():
         return archives_in(path)
     match = _PART.match(path.name)
-    name = match["archive"] if match else re.sub(r"\.sha256$", "", path.name)
+    name = match["archive"] if match else re.sub(r"\.(sha256|sig)$", "", path.name)
     for folder in [path.parent] if "/" in argument or path.exists() else folders:
         named = [files for files in archives_in(folder) if files.name in (name, f"{name}.tar.zst")]
         found = [files for files in named if files.numbers or not match]
@@ -6754,7 +6754,8 @@ class ArchiveCheck:
                     self._follow(step, size is None, told, flusher, after)
                     lane = self._lanes[step.lane]
                     stage.add(lane.frames[step.at][1].length)
-                    stage.finish(len(lane.files) * (step.at == len(lane.frames) - 1))
+                    ended = len(lane.files) * (step.at == len(lane.frames) - 1)
+                    stage.finish(ended if self._quick else sum(call == "finish" for call, *_ in told))
             flusher.drain()
         found: List[Damage] = []
         for damage in sorted(self._damages, key=lambda d: (d.offset is None, d.offset or 0, bool(d.frames))):
@@ -7406,7 +7407,7 @@ def _proven_files(tree: Tree, manifest: Manifest, jobs: int, reporter: Reporter)
 
     total = sum(entry.size for entry in present)
     with reporter.stage("prove", total) as stage, Workers(workers_for(jobs, total), prove, stage.add) as workers:
-        return {entry.path for entry, good in zip(present, workers.map(present)) if good}
+        return {entry.path for entry, good in zip(present, stage.each(workers.map(present), len(present))) if good}
 
 
 def _restore(
@@ -7422,7 +7423,8 @@ def _restore(
     journal = Journal(tree)
     left = [entry for entry in manifest.files if entry.path not in kept]
     resume = {} if isinstance(archive, Streamed) else journal.read(left)
-    _require_room_for_files(tree.root, left, sum(resume.values()), archive if options.consume else None)
+    freeing, consumable = archive if options.consume else None, not isinstance(archive, Streamed)
+    _require_room_for_files(tree.root, left, sum(resume.values()), freeing, consumable)
     freed = _PartsToFree(archive, tree) if options.consume else None
     sparse = options.consume or bool(options.only)
     others = {s.entry.path for s in archive.segments if s.entry} - {entry.path for entry in left}
@@ -7652,9 +7654,13 @@ class _PartsToFree:
             free_file(part.path, max(self._keep - part.start, 0))
 
 
-def _require_room_for_files(folder: Path, files: Sequence[FileEntry], there: int, freeing: Optional[Archive]) -> None:
-    """`there` bytes are written already; `freeing` is an archive whose parts go as their files come."""
-    what, hint = f"unpack into {folder}", "free space, give --consume, or choose another folder with -o DIR"
+def _require_room_for_files(
+    folder: Path, files: Sequence[FileEntry], there: int, freeing: Optional[Archive], consumable: bool
+) -> None:
+    """`there` bytes are written already; `freeing` is an archive whose parts go as their files come, `consumable` is
+    whether one could be asked to."""
+    tip = "give --consume, " if consumable and not freeing else ""
+    what, hint = f"unpack into {folder}", f"free space, {tip}or choose another folder with -o DIR"
     largest = max((entry.size for entry in files), default=0)
     needed = sum(entry.size for entry in files) - there
     if freeing and os.stat(freeing.files.path).st_dev == os.stat(folder).st_dev:

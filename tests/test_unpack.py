@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import archives as a
 import pytest
@@ -415,8 +416,9 @@ def test_a_disk_that_runs_full_keeps_what_was_proven(tmp_path, small_disk, monke
     a.make_model(tmp_path / "m", {f"w{i}.bin": a.noise(2_000_000, i) for i in range(4)})
     archive = a.pack(tmp_path / "m", tmp_path / "out")
     disk = small_disk(7)
-    with pytest.raises(h.DiskError, match="free, 8.0 MB needed"):
+    with pytest.raises(h.DiskError, match="free, 8.0 MB needed") as caught:
         a.unpack(archive, disk)
+    assert "--consume" in caught.value.next_step
     monkeypatch.setattr(h, "require_room", lambda *_: None)
     with pytest.raises(h.DiskError, match="the disk is full"):
         a.unpack(archive, disk)
@@ -424,6 +426,33 @@ def test_a_disk_that_runs_full_keeps_what_was_proven(tmp_path, small_disk, monke
     subprocess.run(["mount", "-o", "remount,size=20M", disk], check=True)
     assert a.unpack(archive, disk).written < 4
     assert a.tree(disk / "m") == a.tree(tmp_path / "m")
+
+
+def test_a_full_disk_is_not_told_to_consume_what_cannot_be(small_disk, tmp_path, hfship):
+    a.make_model(tmp_path / "m", {"w.bin": a.noise(8_000_000, 1)})
+    archive = a.pack(tmp_path / "m", tmp_path / "out")
+    disk = small_disk(7)
+    for arguments in (("-",), (archive.path, "--consume")):
+        with archive.path.open("rb") as stream:
+            done = hfship("unpack", *arguments, "-o", disk, code=7, stdin=stream)
+        assert "free space, or choose" in done.stderr and "--consume" not in done.stderr
+
+
+def test_verify_takes_all_that_a_shells_star_gives(small, tmp_path, hfship):
+    """NAME.tar.zst* names what lies beside the archive, too."""
+    _, files = small
+    Path(f"{files.path}.sig").write_text("{}")
+    beside = sorted(files.folder.glob(f"{files.name}*"))
+    assert len(beside) == 3 and hfship("verify", *beside).stdout.count("ok: ") == 1
+
+
+def test_files_that_were_lost_are_not_counted_as_done(parts):
+    _, files = parts
+    part_of(files, 2).unlink()
+    with h.Reporter().stage("verify", 1) as stage:
+        damages = h.ArchiveCheck(h.open_archive(files), h.Sink(), 1).run(stage)
+    lost = {path for damage in damages for path, *_ in damage.files}
+    assert lost and stage.finished == stage.files - len(lost)
 
 
 def test_inodes_are_counted_first(tmp_path, small_disk):
