@@ -90,6 +90,7 @@ from itertools import accumulate, chain, islice, tee
 from operator import getitem
 from pathlib import Path
 from socketserver import TCPServer
+from ssl import SSLError
 from types import MappingProxyType
 from typing import (
     IO,
@@ -9965,7 +9966,7 @@ class HubHandler(BaseHTTPRequestHandler):
         self.server.answering.add(self)
         try:
             self.route(urlsplit(self.path))
-        except (ConnectionError, TimeoutError):
+        except (ConnectionError, TimeoutError, SSLError):
             self.close_connection = True
         except OSError as exc:  # a file that vanished or cannot be read must not end the mirror
             self.close_connection = True
