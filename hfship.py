@@ -379,7 +379,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
-    """Columns padded to their widest cell; numbers (cells that start with a digit) are aligned right.
+    """Columns padded to their widest cell; those of numbers (cells that start with a digit, or "-") are aligned right.
 
     >>> print(table([["a", "1 B"], ["long", "10 B"]], ["name", "size"]))
     name  size
@@ -388,9 +388,12 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
     """
     cells = [list(header)] * bool(header) + [list(row) for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
+    numbers = [all(cell[:1].isdigit() or cell in ("", "-") for cell in column) for column in zip(*rows)]
     lines = []
     for row in cells:
-        padded = [c.rjust(w) if c[:1].isdigit() else c.ljust(w) for c, w in zip(row, widths)]
+        padded = [
+            c.rjust(w) if c[:1].isdigit() and n else c.ljust(w) for c, w, n in zip(row, widths, numbers or widths)
+        ]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
@@ -10582,8 +10585,9 @@ class JobKeeper:
         self._seen.append((stage, now, new))
         _, then, old = self._seen[0]
         rate = round(max(new - old, 0) / (now - then)) if now - then > 1 else round(stage.rate)
-        record = replace(record, files=stage.files, finished=stage.finished, rate=rate)
-        return replace(record, done=stage.done, total=stage.total, unit=stage.unit)
+        alike = [s for s in self._reporter.past if s.name == stage.name and s is not stage] + [stage]  # one per model
+        record = replace(record, files=sum(s.files for s in alike), finished=sum(s.finished for s in alike), rate=rate)
+        return replace(record, done=sum(s.done for s in alike), total=sum(s.total for s in alike), unit=stage.unit)
 
     def _write(self, record: JobRecord) -> None:
         self._record = record
@@ -10620,7 +10624,8 @@ class JobKeeper:
         reporter.log("info", "summary", rows=rows)
         reporter.event("summary", **rows)
         if reporter.progress != "json" and reporter.verbosity >= (took < PLAIN_INTERVAL_S):
-            reporter.say(labelled(**rows))
+            said = ("why", "next") if code else ()  # by the error itself
+            reporter.say(labelled(**{label: text for label, text in rows.items() if label not in said}))
 
 
 # ---- background ----------------------------------------------------------------------
@@ -10837,7 +10842,9 @@ def watch_lines(jobs: Sequence[Job], now: float, width: int, height: int) -> Lis
     running = [job for job in jobs if job.state == "running"]
     speed = sum(job.record.rate for job in running if job.record.unit == "B")
     together = f", {human_bytes(speed)}/s together" if speed else ""
-    title = f"{len(running)} running{together}; {len(jobs) - len(running)} ended" if jobs else "no jobs yet"
+    title = f"{len(running)} running{together}; {len(jobs) - len(running)} ended"
+    if not jobs:
+        return ["no jobs yet"[:width]]
     shown = jobs[: max(height - 5, 1)]
     rest = table([job_cells(job, now) for job in shown], _WATCH_HEADER).splitlines()
     room = max(width - max(map(len, rest)) - 2, 8)
@@ -10963,7 +10970,7 @@ _PUSH_FAILURES: Sequence[Tuple[str, Type[HfshipError], str, str]] = (
     (r"IDENTIFICATION HAS CHANGED", AuthError, "the host key of {host} is not the one that is known here",
      "ask the owner of {host}, not over this line, whether the key was changed; only then: {remove}"),
     (r"Host key verification failed", AuthError, "the host key of {host} is not known here",
-     "ssh {host} once in a terminal, compare the fingerprint, then run the same command again"),
+     "{ssh} once in a terminal, compare the fingerprint, then run the same command again"),
     (r"Permission denied|Too many authentication failures", AuthError, "{host} does not let us in",
      "ssh-copy-id, or name the key with --identity, or run it in a terminal to be asked for the password"),
     (r"Could not resolve hostname", NetworkError, "no host {host} is known", "check the name, or give the address"),
@@ -11001,7 +11008,8 @@ class Destination:
         remove = (re.findall(r"ssh-keygen .*-R .*", done.out) or [f"ssh-keygen -R {host.rpartition('@')[2]}"])[0]
         for pattern, kind, what, step in _PUSH_FAILURES:
             if re.search(pattern, done.out):
-                names = {"host": host, "place": str(self), "remove": remove}
+                ssh = re.sub(r" -o \S+| --(?= )", "", shlex.join(self.command()))
+                names = {"host": host, "place": str(self), "remove": remove, "ssh": ssh}
                 return kind(what.format(**names), why, step.format(**names))
         again = "run the same command again: what arrived is kept"
         if done.code in (10, 12, 30, 35, 255):  # of rsync, and of ssh
@@ -13612,7 +13620,16 @@ def examples_of(command: str) -> List[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are told like all others."""
+    """A parser whose errors are told like all others, and which takes names and options in any order, too."""
+
+    _within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse alone refuses `push NAME -p 22 HOST:DIR`."""
+        if self._within or "--" in (args or []):  # parse_known_intermixed_args calls us, and knows no "--"
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        return self.parse_known_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, "", f"{self.prog} --help")
