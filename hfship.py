@@ -11389,7 +11389,7 @@ def why_kept(
         if is_locked(item.path):
             return f"a process holds {name}"
         if age < YOUNG_S and item.path.parent.name != WORK_DIR:  # there the lock knows better
-            return f"{name} changed {max(age, 0):.0f} s ago"
+            return f"{name} changed {max(age, 0):.0f} s ago, which is too new: try again in a minute"
     if (group / WORK_DIR).is_dir() and not (group / WORK_DIR).is_symlink():
         try:
             stack.enter_context(FolderLock(group))
@@ -11943,8 +11943,13 @@ def fetch_files(
             fetch_with_aria2(client, theirs, stage, transfer)
         came += stage.total - stage.skipped
     if ours:
-        with client.reporter.stage("fetching", sum(job.remote.size for job in ours)) as stage:
-            Download(client, ours, stage, stop, transfer).run()
+        here = [file.size for plan in plans for file in plan.wanted if file.path in plan.present]
+        with client.reporter.stage("fetching", sum(job.remote.size for job in ours) + sum(here)) as stage:
+            download = Download(client, ours, stage, stop, transfer)
+            stage.skip(sum(here))  # what an earlier run brought counts too
+            stage.files += len(here)
+            stage.finish(len(here))
+            download.run()
         came += stage.total - stage.skipped
     return came
 

@@ -129,6 +129,9 @@ def test_killed_and_resumed_byte_for_byte(hfship: Program, hub: FaultHub, fetch:
     assert same_files(published, Path(fetch[5]) / "tiny")
     size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
     assert hub.traffic.body_bytes < 1.9 * size
+    ended, manifest = job(hfship, "fetch-tiny").record, Path(fetch[5]) / "tiny/.hfship/manifest.json"
+    listed = json.loads(manifest.read_text())["files"]
+    assert ended.files == ended.finished == len(listed) and ended.done == sum(file["size"] for file in listed)
 
 
 def test_stop_saves_the_state_and_means_it(hfship: Program, fetch: List[Any], published: Path) -> None:
