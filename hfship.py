@@ -13625,19 +13625,22 @@ def examples_of(command: str) -> List[str]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are told like all others, and which takes names and options in any order, too."""
+    """A parser whose errors are told like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, "", f"{self.prog} --help")
+
+
+class _CommandParser(_Parser):
+    """Takes names and options in any order; argparse alone refuses `push NAME -p 22 HOST:DIR`."""
 
     _within = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """argparse alone refuses `push NAME -p 22 HOST:DIR`."""
         if self._within or "--" in (args or []):  # parse_known_intermixed_args calls us, and knows no "--"
             return super().parse_known_args(args, namespace)
         self._within = True
         return self.parse_known_intermixed_args(args, namespace)
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, "", f"{self.prog} --help")
 
 
 class _AllParser(_Parser):
@@ -13655,7 +13658,7 @@ def build_parser(defaults: bool = True) -> argparse.ArgumentParser:
     """The argument parser, made from COMMANDS. Without defaults, its results hold what was given and no more."""
     parser = _AllParser(prog=program_name())
     parser.add_argument("--version", action="version", version=f"hfship {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser)
     for command in COMMANDS:
         examples = map(as_typed, examples_of(command.name))
         sub = subparsers.add_parser(
