@@ -380,7 +380,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
-    """Columns padded to their widest cell; numbers (cells that start with a digit) are aligned right.
+    """Columns padded to their widest cell; those of numbers (cells that start with a digit, or "-") are aligned right.
 
     >>> print(table([["a", "1 B"], ["long", "10 B"]], ["name", "size"]))
     name  size
@@ -389,9 +389,12 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
     """
     cells = [list(header)] * bool(header) + [list(row) for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))] if cells else []
+    numbers = [all(cell[:1].isdigit() or cell in ("", "-") for cell in column) for column in zip(*rows)]
     lines = []
     for row in cells:
-        padded = [c.rjust(w) if c[:1].isdigit() else c.ljust(w) for c, w in zip(row, widths)]
+        padded = [
+            c.rjust(w) if c[:1].isdigit() and n else c.ljust(w) for c, w, n in zip(row, widths, numbers or widths)
+        ]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
@@ -10589,8 +10592,9 @@ class JobKeeper:
         self._seen.append((stage, now, new))
         _, then, old = self._seen[0]
         rate = round(max(new - old, 0) / (now - then)) if now - then > 1 else round(stage.rate)
-        record = replace(record, files=stage.files, finished=stage.finished, rate=rate)
-        return replace(record, done=stage.done, total=stage.total, unit=stage.unit)
+        alike = [s for s in self._reporter.past if s.name == stage.name and s is not stage] + [stage]  # one per model
+        record = replace(record, files=sum(s.files for s in alike), finished=sum(s.finished for s in alike), rate=rate)
+        return replace(record, done=sum(s.done for s in alike), total=sum(s.total for s in alike), unit=stage.unit)
 
     def _write(self, record: JobRecord) -> None:
         self._record = record
@@ -10627,7 +10631,8 @@ class JobKeeper:
         reporter.log("info", "summary", rows=rows)
         reporter.event("summary", **rows)
         if reporter.progress != "json" and reporter.verbosity >= (took < PLAIN_INTERVAL_S):
-            reporter.say(labelled(**rows))
+            said = ("why", "next") if code else ()  # by the error itself
+            reporter.say(labelled(**{label: text for label, text in rows.items() if label not in said}))
 
 
 # ---- background ----------------------------------------------------------------------
@@ -10844,7 +10849,9 @@ def watch_lines(jobs: Sequence[Job], now: float, width: int, height: int) -> Lis
     running = [job for job in jobs if job.state == "running"]
     speed = sum(job.record.rate for job in running if job.record.unit == "B")
     together = f", {human_bytes(speed)}/s together" if speed else ""
-    title = f"{len(running)} running{together}; {len(jobs) - len(running)} ended" if jobs else "no jobs yet"
+    title = f"{len(running)} running{together}; {len(jobs) - len(running)} ended"
+    if not jobs:
+        return ["no jobs yet"[:width]]
     shown = jobs[: max(height - 5, 1)]
     rest = table([job_cells(job, now) for job in shown], _WATCH_HEADER).splitlines()
     room = max(width - max(map(len, rest)) - 2, 8)
@@ -10970,7 +10977,7 @@ _PUSH_FAILURES: Sequence[Tuple[str, Type[HfshipError], str, str]] = (
     (r"IDENTIFICATION HAS CHANGED", AuthError, "the host key of {host} is not the one that is known here",
      "ask the owner of {host}, not over this line, whether the key was changed; only then: {remove}"),
     (r"Host key verification failed", AuthError, "the host key of {host} is not known here",
-     "ssh {host} once in a terminal, compare the fingerprint, then run the same command again"),
+     "{ssh} once in a terminal, compare the fingerprint, then run the same command again"),
     (r"Permission denied|Too many authentication failures", AuthError, "{host} does not let us in",
      "ssh-copy-id, or name the key with --identity, or run it in a terminal to be asked for the password"),
     (r"Could not resolve hostname", NetworkError, "no host {host} is known", "check the name, or give the address"),
@@ -11008,7 +11015,8 @@ class Destination:
         remove = (re.findall(r"ssh-keygen .*-R .*", done.out) or [f"ssh-keygen -R {host.rpartition('@')[2]}"])[0]
         for pattern, kind, what, step in _PUSH_FAILURES:
             if re.search(pattern, done.out):
-                names = {"host": host, "place": str(self), "remove": remove}
+                ssh = re.sub(r" -o \S+| --(?= )", "", shlex.join(self.command()))
+                names = {"host": host, "place": str(self), "remove": remove, "ssh": ssh}
                 return kind(what.format(**names), why, step.format(**names))
         again = "run the same command again: what arrived is kept"
         if done.code in (10, 12, 30, 35, 255):  # of rsync, and of ssh
@@ -11388,7 +11396,7 @@ def why_kept(
         if is_locked(item.path):
             return f"a process holds {name}"
         if age < YOUNG_S and item.path.parent.name != WORK_DIR:  # there the lock knows better
-            return f"{name} changed {max(age, 0):.0f} s ago"
+            return f"{name} changed {max(age, 0):.0f} s ago, which is too new: try again in a minute"
     if (group / WORK_DIR).is_dir() and not (group / WORK_DIR).is_symlink():
         try:
             stack.enter_context(FolderLock(group))
@@ -11942,8 +11950,13 @@ def fetch_files(
             fetch_with_aria2(client, theirs, stage, transfer)
         came += stage.total - stage.skipped
     if ours:
-        with client.reporter.stage("fetching", sum(job.remote.size for job in ours)) as stage:
-            Download(client, ours, stage, stop, transfer).run()
+        here = [file.size for plan in plans for file in plan.wanted if file.path in plan.present]
+        with client.reporter.stage("fetching", sum(job.remote.size for job in ours) + sum(here)) as stage:
+            download = Download(client, ours, stage, stop, transfer)
+            stage.skip(sum(here))  # what an earlier run brought counts too
+            stage.files += len(here)
+            stage.finish(len(here))
+            download.run()
         came += stage.total - stage.skipped
     return came
 
@@ -13625,6 +13638,18 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message, "", f"{self.prog} --help")
 
 
+class _CommandParser(_Parser):
+    """Takes names and options in any order; argparse alone refuses `push NAME -p 22 HOST:DIR`."""
+
+    _within = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._within or "--" in (args or []):  # parse_known_intermixed_args calls us, and knows no "--"
+            return super().parse_known_args(args, namespace)
+        self._within = True
+        return self.parse_known_intermixed_args(args, namespace)
+
+
 class _AllParser(_Parser):
     """The parser of all commands, whose help argparse would print as one list."""
 
@@ -13640,7 +13665,7 @@ def build_parser(defaults: bool = True) -> argparse.ArgumentParser:
     """The argument parser, made from COMMANDS. Without defaults, its results hold what was given and no more."""
     parser = _AllParser(prog=program_name())
     parser.add_argument("--version", action="version", version=f"hfship {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser)
     for command in COMMANDS:
         examples = map(as_typed, examples_of(command.name))
         sub = subparsers.add_parser(

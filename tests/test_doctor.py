@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -43,6 +44,7 @@ def test_all_is_well(hub: FaultHub, hfship: Program) -> None:
     assert found["speed"]["text"].endswith("from localhost"), "the CDN, not the Hub"
     said = hfship("doctor", "org/tiny", "--endpoint", hub.url, env=env)
     assert "hf_right1234" not in said.stdout + said.stderr and "repository" in said.stdout
+    assert not re.search(r"\S {12,}\S", said.stdout), "a text that begins with a number is no number"
 
 
 # fault -> (settings of the Hub, environment, arguments, exit code, failing check, words)

@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -128,6 +129,9 @@ def test_killed_and_resumed_byte_for_byte(hfship: Program, hub: FaultHub, fetch:
     assert same_files(published, Path(fetch[5]) / "tiny")
     size = sum(path.stat().st_size for path in published.rglob("*") if path.is_file())
     assert hub.traffic.body_bytes < 1.9 * size
+    ended, manifest = job(hfship, "fetch-tiny").record, Path(fetch[5]) / "tiny/.hfship/manifest.json"
+    listed = json.loads(manifest.read_text())["files"]
+    assert ended.files == ended.finished == len(listed) and ended.done == sum(file["size"] for file in listed)
 
 
 def test_stop_saves_the_state_and_means_it(hfship: Program, fetch: List[Any], published: Path) -> None:
@@ -206,6 +210,29 @@ def test_every_job_command_runs_in_the_background(hfship: Program, model: Path, 
         ended = until(lambda name=started["job"]: (j := job(hfship, name)).state == "done" and j)
         assert ended.record.files == ended.record.finished > 1 and ended.record.done == ended.record.total
     assert same_files(model, tmp_path / "out/tiny")
+
+
+def test_a_list_is_counted_whole(hfship: Program, model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model, tmp_path / "other", ignore=shutil.ignore_patterns(".hfship"))
+    hfship("pack", model, tmp_path / "other", "-o", tmp_path / "packed")
+    alone = job(
+        hfship, json.loads(hfship("pack", model, "-o", tmp_path / "one", "--background", "--json").stdout)["job"]
+    )
+    alone = until(lambda: (j := job(hfship, alone.record.name)).state == "done" and j)
+    both = job(hfship, f"pack-{model.name}+1")
+    assert both.record.files == both.record.finished == 2 * alone.record.files > 2
+    assert both.record.done == both.record.total > 1.9 * alone.record.done
+
+
+def test_the_summary_does_not_tell_an_error_twice(hfship: Program, model: Path, tmp_path: Path) -> None:
+    hfship("pack", model, "-o", tmp_path)
+    archive = tmp_path / "tiny.tar.zst"
+    with archive.open("r+b") as stream:
+        stream.seek(archive.stat().st_size // 2)
+        stream.write(bytes(64))
+    said = hfship("verify", archive, "-v", code=6).stderr
+    assert "\n  exit     6 (failed)" in said and len(re.findall(r"^  (?:next|why) ", said, re.M)) <= 2, said
+    assert "summary: next" in (logs_of(hfship) / "verify-tiny.log").read_text()
 
 
 # ---- secrets -------------------------------------------------------------------------
@@ -305,6 +332,10 @@ STATES = st.sampled_from(["running", "done", "failed", "stopped", "interrupted"]
 def test_watch_fits_every_screen(jobs: List[Any], width: int, height: int) -> None:
     lines = hfship.watch_lines([hfship.Job(r, Path("/x"), 0, s) for r, s in jobs], time.time(), width, height)
     assert len(lines) <= height and all(len(line) <= width and line.isprintable() for line in lines), lines
+
+
+def test_watch_without_jobs_says_so_and_no_more() -> None:
+    assert hfship.watch_lines([], 0, 80, 24) == ["no jobs yet"]
 
 
 def screens(output: bytes) -> List[List[str]]:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pty
+import re
 import resource
 import shutil
 import signal
@@ -315,6 +316,8 @@ def test_what_is_wrong_is_told_with_its_way_out(
         (tmp_path / "far").write_text("a file")
     said = pyz(*args, code=code, env=env).stderr
     assert words in said, said
+    if case == "host key unknown":
+        assert re.search(rf"next  ssh .*-p {site.port} .*root@127.0.0.1 once", said), said
     if case == "host key changed":
         assert f"{site.known}:1" in said and "whether the key was changed" in said
 
@@ -367,3 +370,18 @@ def test_parts_without_a_sum_are_not_pushed(package: Path, pyz: Program, tmp_pat
 def test_a_host_is_never_taken_for_an_option(text: str) -> None:
     with pytest.raises(hfship.UsageError):
         hfship.parse_destination(text)
+
+
+@pytest.mark.parametrize(
+    "words, dest, names",
+    [
+        ("push A -p 2 B me@h:x", "archives", ["A", "B"]),
+        ("push A --models m.toml -p 2 h:x", "archives", ["A"]),
+        ("push -- -A.tar.zst h:x", "archives", ["-A.tar.zst"]),
+        ("fetch a/b --limit-rate 5M c/d", "repos", ["a/b", "c/d"]),
+        ("pack A --split 8G B --dry-run", "models", ["A", "B"]),
+    ],
+)
+def test_names_and_options_come_in_any_order(words: str, dest: str, names: List[str]) -> None:
+    for values in (vars(hfship.parse_words(words.split())[0]), hfship.parse_words(words.split())[1]):
+        assert values[dest] == names and (words[:4] != "push" or values["to"].endswith("h:x"))
