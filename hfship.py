@@ -12075,7 +12075,7 @@ def cmd_pack(context: Context) -> Exit:
             return _plan_row(plan, out)
         signature = sign_manifest(plan.manifest, args.sign) if args.sign else ""  # a wrong key is said before the work
         packed = pack_model(plan, out, reporter, media)
-        reporter.next_step = f"hfship verify {packed.parts[0].path}"
+        reporter.next_step = command_line("hfship", "verify", packed.parts[0].path)
         for place in [out, *media] if args.sign else []:
             atomic_write(place / (plan.archive + SIGNATURE), signature)
         return _packed_row(packed)
@@ -12349,7 +12349,7 @@ def cmd_unpack(context: Context) -> Exit:
         with contextlib.suppress(FileNotFoundError):
             bundle = (files.folder / (files.name + SIGNATURE)).read_bytes()
             atomic_write(done.folder / SIGNATURE_PATH, bundle)
-        reporter.next_step = f"hfship serve {done.folder}"
+        reporter.next_step = "" if args.only else command_line("hfship", "serve", done.folder)
         return _unpacked_row(done)
 
     _tell_rows(context, map(unpack, found))
@@ -12896,7 +12896,7 @@ def confirm(question: str, reporter: Reporter) -> None:
     """Go on if the operator says yes. Raises UsageError for any other answer, and where there is nobody to ask."""
     if not sys.stdin or not sys.stdin.isatty():
         raise UsageError("nothing was removed", f"no terminal to ask on: {question}", "the same command with --yes")
-    reporter.warn(f"{question} [y/N]")
+    reporter.say(f"{question} [y/N]")
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UsageError("nothing was removed", "the answer was not yes", "")
 
@@ -13734,7 +13734,7 @@ def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:
         reporter.failed(exc)
         return int(exc.code), "failed"
     except KeyboardInterrupt as exc:
-        reporter.failed(Interrupted("interrupted", "", "run the same command again: it goes on where it stopped"))
+        reporter.failed(Interrupted("interrupted", "", "run the same command again: what is complete is kept"))
         return int(Exit.INTERRUPTED), "interrupted" if isinstance(exc, Terminated) else "stopped"
     except BrokenPipeError:  # the reader (head, less) of what we only show went away
         silence(1)
