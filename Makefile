@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# `serve` takes the first free port from 8000 before docker binds it: tests of these run one at a time.
+SERVING := $(patsubst %,tests/test_%.py,serve models jobs golden readme end_to_end components)
 
 .PHONY: demo test golden build lint bench clean
 
@@ -26,7 +28,8 @@ lint: $(VENV)/.ready
 	$(BIN)/mypy
 
 test: build lint
-	$(BIN)/python -m pytest -n 3 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 $(addprefix --ignore=,$(SERVING)) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SERVING) $(PYTEST_ARGS)
 
 golden: build $(VENV)/.ready
 	HFSHIP_GOLDEN=write $(BIN)/python -m pytest -q tests/test_golden.py -k "words or (help and source)"

@@ -38,17 +38,6 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
-# `serve` takes the first free port from 8000 before docker binds it, as it does beside other programs: one at a time.
-SERVING = ("test_serve", "test_models", "test_jobs", "test_golden", "test_readme", "test_end_to_end", "test_components")
-
-
-def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
-    """Which tests may not run beside each other (`--dist loadgroup`)."""
-    for item in items:
-        if item.path.stem in SERVING:
-            item.add_marker(pytest.mark.xdist_group("serving"))
-
-
 class Program:
     """hfship as an operator runs it: one process per call."""
 

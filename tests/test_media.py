@@ -95,8 +95,8 @@ def test_killed_pack_goes_on_behind_its_last_part(seed, tmp_path, hfship):
     inodes = {p.stat().st_ino for p in found[: max(complete, 0)]}
     said = hfship(*argv).stderr
     assert contents(tmp_path / "out") == whole
-    if complete > 0 and found:  # else it was killed when all had their names
-        assert f"{complete} complete part" in said
+    if complete > 1 and found:  # else it was killed when all had their names; the last may not be in its folder yet
+        assert any(f"behind {count} complete part" in said for count in (complete, complete - 1))
         assert inodes <= {p.stat().st_ino for p in (tmp_path / "out").glob("*.0*")}
 
 
@@ -193,6 +193,7 @@ def test_a_killed_unpack_goes_on_inside_a_file(tmp_path, monkeypatch, hfship):
     def failing(self, frame):
         count.append(frame)
         if len(count) > 12:
+            time.sleep(0.5)  # the leader is told what was taken before, and writes its journal
             raise KeyboardInterrupt
         return original(self, frame)
 
