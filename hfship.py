@@ -6807,6 +6807,8 @@ class ArchiveCheck:
             flusher.call(getattr(self._sink, call), *args)
         if frame is lane.frames[-1][1]:
             flusher.call(self._tell, after, frame.stop)
+        if after:  # what may go is gone before more is written: there is room for one part only
+            flusher.drain()
 
     def _tell(self, after: Optional[Callable[[int], None]], position: int) -> None:
         starts = [self.archive.frames[d.frames[0] - 1].start if d.frames else -1 for d in self._damages]
