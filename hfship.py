@@ -38,6 +38,7 @@ import argparse
 import base64
 import calendar
 import contextlib
+import copy
 import errno
 import fcntl
 import gc
@@ -1692,6 +1693,202 @@ def follow_program(
     return Completed(process.returncode, "\n".join([*kept, rest.decode("utf-8", "replace")]).strip(), "")
 
 
+def default_jobs() -> int:
+    """One worker per core that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+FORK_SIZE = 8 << 20  # bytes from which on workers are forked
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Outcome(NamedTuple):
+    """How a worker's task ended: what it raised and the cause of that, or its result."""
+
+    error: Optional[BaseException] = None
+    cause: Optional[BaseException] = None
+    result: Any = None
+
+
+class Workers:
+    """Processes that each run `work(count, *task)` for the tasks they are sent, one after the other.
+
+    They are forked, so they know all that we know; tasks and results are small, data goes through files and slots.
+    They die with us, and an error of theirs is raised here. What a task tells its `count`, `progress` hears. With 0 of
+    them the tasks run in this process: forking is not worth it.
+    """
+
+    def __init__(self, count: int, work: Callable[..., Any], progress: Callable[[Any], None] = lambda _: None) -> None:
+        self.count, self._work, self._progress = count, work, progress
+        self._tasks: List[Deque[Tuple[Any, ...]]] = [deque() for _ in range(max(count, 1))]
+        self._links: List[Any] = []
+        self._pids: List[int] = []
+        self._ready: Deque[Any] = deque()  # links that have a result; without workers the results
+
+    def __enter__(self) -> Workers:
+        if not self.count:
+            return self
+        with contextlib.suppress(AttributeError):  # else a frame's memory goes back to the kernel, which zeroes it anew
+            _libc().mallopt(_M_MMAP_THRESHOLD, FORK_SIZE)
+            _libc().mallopt(_M_TRIM_THRESHOLD, 8 * FORK_SIZE)
+        caught: List[int] = []  # Python forgets an exception that comes while it forks
+        ending = [number for number in _ENDING if callable(signal.getsignal(number))]
+        handlers: Dict[int, Any] = {n: signal.signal(n, lambda got, _: caught.append(got)) for n in ending}
+        gc.freeze()  # else the first collection of a worker would copy all that it shares with us
+        try:
+            for _ in range(self.count):
+                self._fork()
+        except OSError as exc:
+            self.__exit__()
+            raise _short_of_memory("cannot start a worker", str(exc)) from exc
+        finally:
+            gc.unfreeze()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        if caught:
+            self.__exit__()
+            handlers[caught[0]](caught[0], None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self._pids:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self._pids:  # the links are left to whoever still waits at one
+            os.waitpid(pid, 0)
+
+    def _fork(self) -> None:
+        from multiprocessing.connection import Pipe
+
+        ours, theirs = Pipe()
+        libc, parent = _libc(), os.getpid()
+        with warnings.catch_warnings():
+            # Python 3.12 warns if there are threads. Ours, progress and a lock's heartbeat, share no lock with workers.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if not pid:
+            try:
+                for name in _ENDING:  # these are for the parent, which then ends us
+                    signal.signal(name, signal.SIG_IGN)
+                if libc:
+                    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                for link in [*self._links, ours]:
+                    link.close()
+                if os.getppid() == parent:
+                    self._serve(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._links.append(ours)
+        self._pids.append(pid)
+
+    def _serve(self, link: Any) -> None:
+        """What a worker does until its parent is gone."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                task = link.recv()
+                try:
+                    outcome = Outcome(result=self._work(link.send, *task))
+                except BaseException as exc:  # noqa: BLE001 - the parent raises it
+                    cause = exc.__cause__ if isinstance(exc, HfshipError) else RuntimeError(traceback.format_exc())
+                    outcome = Outcome(exc, cause if isinstance(cause, (OSError, RuntimeError)) else None)
+                link.send(outcome)
+
+    def send(self, worker: int, *task: Any) -> None:
+        """Give a worker another task."""
+        self._tasks[worker].append(task)
+        if not self._links:
+            self._ready.append(self._work(self._progress, *task))
+            return
+        with contextlib.suppress(ConnectionError):  # it died, as `receive` will tell
+            self._links[worker].send(task)
+
+    @property
+    def busy(self) -> bool:
+        return any(self._tasks)
+
+    def receive(self) -> Tuple[int, Tuple[Any, ...], Any]:
+        """(worker, task, result) of the next task that is done. Raises what it raised."""
+        if not self._links:
+            return 0, self._tasks[0].popleft(), self._ready.popleft()
+        from multiprocessing.connection import wait
+
+        while True:
+            if not self._ready:
+                self._ready.extend(wait(self._links))
+            worker = self._links.index(self._ready.popleft())
+            outcome = self._hear(worker)
+            if outcome:
+                return worker, self._tasks[worker].popleft(), outcome.result
+
+    def call(self, worker: int, *task: Any) -> Any:
+        """Run a task on a worker that nobody else uses meanwhile, and wait for its result: for a thread per worker."""
+        self.send(worker, *task)
+        outcome = None
+        while outcome is None:
+            outcome = self._hear(worker)
+        self._tasks[worker].popleft()
+        return outcome.result
+
+    def _hear(self, worker: int) -> Optional[Outcome]:
+        """The next message of a worker: None if it was progress. Raises what its task raised."""
+        try:
+            message = self._links[worker].recv()
+        except (EOFError, ConnectionError) as exc:
+            raise self._died(worker) from exc
+        if not isinstance(message, Outcome):
+            self._progress(message)
+            return None
+        if isinstance(message.error, MemoryError):
+            raise _short_of_memory("a worker got no more memory", "") from message.error
+        if message.error:
+            raise message.error from message.cause
+        return message
+
+    def _died(self, worker: int) -> HostError:
+        how = "us"
+        with contextlib.suppress(ChildProcessError):
+            end = os.waitid(os.P_PID, self._pids[worker], os.WEXITED | os.WNOWAIT)  # `__exit__` buries it
+            if end:
+                how = f"status {end.si_status}" if end.si_code == os.CLD_EXITED else signal.Signals(end.si_status).name
+        return _short_of_memory(f"a worker was ended by {how}", "where memory is short, the kernel does so")
+
+    def run(self, next_task: Callable[[int, bool], Optional[Tuple[Any, ...]]]) -> Iterator[Tuple[Any, ...]]:
+        """Keep every worker at up to two tasks that `next_task(worker, idle)` has for it; yield (worker, task, result)
+        as they are done, until there are no more."""
+        while True:
+            for worker, waiting in enumerate(self._tasks):
+                while len(waiting) < 2:
+                    task = next_task(worker, not waiting)
+                    if task is None:
+                        break
+                    self.send(worker, *task)
+            if not self.busy:
+                return
+            yield self.receive()
+
+    def map(self, items: Sequence[Any]) -> List[Any]:
+        """The results of `work(count, item)` for all items, in their order."""
+        left, results = iter(items), {}
+        for _, (item,), result in self.run(lambda _, idle: next(((item,) for item in left), None) if idle else None):
+            results[item] = result
+        return [results[item] for item in items]
+
+
+_PR_SET_PDEATHSIG, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = 1, -3, -1  # linux/prctl.h, malloc.h
+
+
+@lru_cache(maxsize=None)
+def _libc() -> Any:
+    """The C library; None for a Python without ctypes."""
+    with contextlib.suppress(ImportError, OSError):
+        return importlib.import_module("ctypes").CDLL(None)
+    return None
+
+
+def _short_of_memory(what: str, why: str) -> HostError:
+    return HostError(what, why, "run the same command again, it goes on where it stopped; -j 1 needs least memory")
+
+
 # ======================================================================================
 # §5 Manifest
 #
@@ -2232,6 +2429,25 @@ class Gate:
                 return
 
 
+class Voice:
+    """What a forked process has for a Reporter and a Gate: its parent's, which hears (name, arguments...)."""
+
+    def __init__(self, tell: Callable[[Tuple[Any, ...]], None]) -> None:
+        self._tell = tell
+
+    def info(self, text: str) -> None:
+        self._tell(("info", text))
+
+    def detail(self, text: str) -> None:
+        self._tell(("detail", text))
+
+    def hold(self, seconds: float, reason: str) -> None:
+        self._tell(("hold", seconds, reason))
+
+    def wait(self) -> None:
+        """The parent waits, before it sends us a task."""
+
+
 def import_requests() -> Any:
     """requests, imported only where the network is used. Raises HostError on a Python that is too old for it."""
     if sys.version_info < (3, 10):
@@ -2356,6 +2572,13 @@ class HubClient:
         if source.resolved_repo != repo:
             self.reporter.info(f"{repo} is now {source.resolved_repo}")
         return Snapshot(source, tuple(self._tree(source)))
+
+    def forked(self, voice: Voice) -> HubClient:
+        """The same client in a forked process: with connections of its own, and its parent's reporter and gate."""
+        twin = copy.copy(self)
+        vars(twin).update(reporter=voice, gate=voice)
+        twin._session.close()  # our copies of the parent's connections; it keeps the TLS contexts
+        return twin
 
     def get(self, url: str, headers: Mapping[str, str]) -> Any:
         """One GET without redirects, body not yet read. Raises RetryableError for faults of the network."""
@@ -2548,8 +2771,11 @@ READ_SIZE = 1 << 20
 PUBLISH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S = 2.0
 SYNC_BYTES = 256 << 20
+MIN_WINDOW = 16 << 10  # a reader reports when it has written a window: this much is lost by a kill
+MAX_WINDOW = 8 << 20
+WINDOW_S = 0.02  # worth of the connection's speed
+REPORT_S = 0.2  # a reader whose window takes longer reports in between
 HASH_STEP = 64 << 20  # bytes a hash thread takes from one file before it looks for another
-HASH_THREADS = 2
 WORKER_FAILURES = 8  # in a row and without a byte of progress anywhere, per worker
 
 MAX_CONNECTIONS = 32
@@ -2607,16 +2833,21 @@ class Intervals:
 
 class Flight:
     """A range on its way: [position, stop) of file number `file` is still to come. `stop` shrinks when an idle
-    worker takes over the rear."""
+    worker takes over the rear, but not below `granted`: up to there its reader may be writing already."""
 
-    __slots__ = ("file", "position", "start", "stop")
+    __slots__ = ("file", "granted", "position", "start", "stop")
 
     def __init__(self, file: int, start: int, stop: int) -> None:
-        self.file, self.start, self.position, self.stop = file, start, start, stop
+        self.file, self.start, self.position, self.stop, self.granted = file, start, start, stop, start
 
     @property
     def left(self) -> int:
         return self.stop - self.position
+
+    @property
+    def free(self) -> int:
+        """Bytes at its rear that another worker may take over."""
+        return self.stop - self.granted
 
 
 class Scheduler:
@@ -2647,10 +2878,15 @@ class Scheduler:
                 return self._depart(file, request_size)
         return self._steal()
 
+    def grant(self, flight: Flight, window: int) -> int:
+        """Allow the flight's reader to write `window` bytes, or what is left; returns up to where that is."""
+        flight.granted = min(flight.stop, flight.position + window)
+        return flight.granted
+
     def advance(self, flight: Flight, count: int) -> int:
         """`count` bytes at flight.position are written; returns how many of them were not there before."""
         have = self.have[flight.file]
-        before, count = have.total, min(count, flight.left)  # nothing counts that was given away meanwhile
+        before, count = have.total, min(count, flight.left)  # nothing counts of a file that was given up meanwhile
         have.add(flight.position, flight.position + count)
         flight.position += count
         return have.total - before
@@ -2667,18 +2903,22 @@ class Scheduler:
         self._gaps[flight.file] = []
         flight.stop = self._sizes[flight.file]
 
-    def restart(self, file: int) -> int:
-        """The bytes of this file are wrong: fetch all of it again. Returns how many they were; flights on their way
-        bring nothing any more."""
-        lost, self.have[file], self._gaps[file] = self.have[file].total, Intervals(), []
+    def give_up(self, file: int) -> None:
+        """The bytes of this file are wrong: flights on their way bring nothing any more, and none departs."""
+        self._gaps[file] = []
         for flight in self._flights:
             if flight.file == file:
                 flight.stop = flight.position
+
+    def restart(self, file: int) -> int:
+        """Fetch all of a file again that was given up and is quiet. Returns how many bytes of it were there."""
+        lost, self.have[file] = self.have[file].total, Intervals()
         self._reopen(file, (0, self._sizes[file]))
         return lost
 
-    def ranged(self, file: int) -> bool:
-        return self._ranged[file]
+    def quiet(self, file: int) -> bool:
+        """Is nobody on the way with bytes of this file? Only then it may be finished, or begun anew."""
+        return all(flight.file != file for flight in self._flights)
 
     def _least_busy(self, queue: Deque[int]) -> Optional[int]:
         """Of the first ACTIVE_FILES files of a queue, the one with something to hand out and the fewest flights."""
@@ -2702,11 +2942,11 @@ class Scheduler:
 
     def _steal(self) -> Optional[Flight]:
         """The rear half of the flight with most left, taken from its worker."""
-        splittable = [f for f in self._flights if f.left >= 2 * MIN_STEAL and self._ranged[f.file]]
+        splittable = [f for f in self._flights if f.free >= 2 * MIN_STEAL and self._ranged[f.file]]
         if not splittable:
             return None
-        victim = max(splittable, key=lambda f: f.left)
-        middle = victim.stop - victim.left // 2
+        victim = max(splittable, key=lambda f: f.free)
+        middle = victim.stop - victim.free // 2
         flight = Flight(victim.file, middle, victim.stop)
         victim.stop = middle
         self._flights.append(flight)
@@ -2826,6 +3066,11 @@ def request_size(bytes_per_second: float) -> int:
     return int(min(MAX_REQUEST, max(MIN_REQUEST, bytes_per_second * REQUEST_SECONDS)))
 
 
+def window_size(bytes_per_second: float) -> int:
+    """How much a reader at this speed writes before it reports."""
+    return int(min(MAX_WINDOW, max(MIN_WINDOW, bytes_per_second * WINDOW_S)))
+
+
 def check_range_answer(status: int, headers: Mapping[str, str], start: int, stop: int, size: int) -> bool:
     """Is this the answer to a request for [start, stop) of a file of `size` bytes? True: exactly that range follows;
     False: the server ignored Range and the whole file follows. Raises RetryableError for anything else.
@@ -2878,48 +3123,52 @@ class FileJob:
         os.replace(self.incomplete, self.target)
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where the bytes of a file are, as far as is known: the (signed) URL that the Hub redirects to, until when it can
+    be used (Unix time), and the ETag of the object there."""
+
+    url: Optional[str] = field(default=None, repr=False)
+    renew_at: float = float("inf")
+    etag: str = ""
+    etag_of: str = ""  # the URL without its signature
+    changes: int = 0
+
+    @property
+    def usable(self) -> bool:
+        return self.url is not None and time.time() < self.renew_at
+
+
 class FileAddress:
     """Where the bytes of one file are: the Hub's resolve address first, then the (signed) address it redirects to,
     which all ranges share until it expires or is refused. The Hub's quota counts resolves, not ranges. `endpoint` is
     the Hub or a mirror of it; a mirror that has not got the file is no reason to give up."""
 
-    def __init__(self, client: HubClient, job: FileJob, endpoint: str) -> None:
-        self._client, self._job = client, job
+    def __init__(self, client: HubClient, job: FileJob, endpoint: str, known: Address = Address()) -> None:
+        self._client, self._job, self.known = client, job, known
         self._source = replace(job.source, endpoint=endpoint)
-        self._lock = threading.Lock()
-        self._url: Optional[str] = None
-        self._renew_at = float("inf")
-        self._validator = ("", "")  # (address without its signature, ETag of the object there)
-        self._changes = 0
 
     def open(self, start: int, stop: int) -> Any:
         """The response to a request for [start, stop), body unread. Raises RetryableError or HfshipError."""
-        url = self._known()
-        if url is None:
-            with self._lock:
-                url = self._known()
-                if url is None:
-                    return self._resolve(start, stop)
-        response = self._get(url, start, stop)
+        if self.known.url is None or not self.known.usable:
+            return self._resolve(start, stop)
+        response = self._get(self.known.url, start, stop)
         if response.status_code not in (200, 206):
-            self._refused(response, url)
+            self._refused(response, self.known.url)
         return response
 
     def forget(self) -> None:
         """Resolve again before the next request."""
-        self._url = None
+        self.known = replace(self.known, url=None)
 
     def locate(self) -> str:
         """The address that another program can fetch the file from, for as long as it is signed."""
         self.open(0, 1).close()
-        return self._url or ""
-
-    def _known(self) -> Optional[str]:
-        return self._url if time.time() < self._renew_at else None
+        return self.known.url or ""
 
     def _get(self, url: str, start: int, stop: int) -> Any:
-        place, etag = self._validator
-        known = etag if place == url.partition("?")[0] and self._changes < MAX_CHANGES else ""
+        same = self.known.etag_of == url.partition("?")[0] and self.known.changes < MAX_CHANGES
+        known = self.known.etag if same else ""
         # RFC 9110 §13.1.5: send all of another object rather than a part of it
         condition = {"If-Range": known} if known else {}
         response = self._client.get(url, {"Range": f"bytes={start}-{stop - 1}", **condition})
@@ -2933,14 +3182,14 @@ class FileAddress:
         etag = response.headers.get("ETag", "")
         if not etag or etag.startswith("W/"):
             return
-        self._validator = (url.partition("?")[0], etag)
+        self.known = replace(self.known, etag=etag, etag_of=url.partition("?")[0])
         if known and etag != known:
-            self._changes += 1
+            self.known = replace(self.known, url=None, changes=self.known.changes + 1)
             response.close()
-            self.forget()
             raise ObjectChanged(f"{origin(url)[1]} has another file there than before")
         if known and response.status_code == 200:
-            self._changes = MAX_CHANGES  # ask without, and not for the whole file: others are on their way with ranges
+            # ask without, and not for the whole file: others are on their way with ranges
+            self.known = replace(self.known, changes=MAX_CHANGES)
             response.close()
             raise RetryableError(f"{origin(url)[1]} does not understand If-Range")
 
@@ -2961,8 +3210,8 @@ class FileAddress:
     def _remember(self, url: str) -> None:
         now = time.time()
         expires = url_expiry(url, now)
-        self._renew_at = float("inf") if expires is None else expires - min(URL_RENEWAL_S, (expires - now) / 10)
-        self._url = url
+        renew_at = float("inf") if expires is None else expires - min(URL_RENEWAL_S, (expires - now) / 10)
+        self.known = replace(self.known, url=url, renew_at=renew_at)
         life = f", for {human_seconds(expires - now)}" if expires else ""
         self._client.reporter.detail(f"{self._job.remote.path}: comes from {urlsplit(url).netloc}{life}")
 
@@ -2993,6 +3242,110 @@ class FileAddress:
                 raise IntegrityError(what, why, "run the same command again; if it stays so, the mirror is out of date")
 
 
+class SharedAddress:
+    """What all readers know of where a file is. While nobody does, one of them asks and the others wait for it."""
+
+    def __init__(self) -> None:
+        self.known = Address()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[Address]:
+        """What a reader is to open the file with; what it found out meanwhile goes to `learn`."""
+        if not self.known.usable:
+            with self._lock:
+                if not self.known.usable:
+                    yield self.known
+                    return
+        yield self.known
+
+    def learn(self, given: Address, found: Address) -> None:
+        """A reader was given one and came back with the other."""
+        if found != given:
+            self.known = found
+
+    def forget(self) -> None:
+        """Resolve again before the next request."""
+        self.known = replace(self.known, url=None)
+
+
+class RangeReader:
+    """What a forked process does for one worker: ask for a range, and write what comes into `.incomplete`.
+
+    A process per connection, because only one thread of a Python at a time can take a TLS record: eight threads of one
+    process on 16 cores used thrice the CPU of one and were slower than two. Whoever sends the tasks decides everything.
+    """
+
+    def __init__(self, client: HubClient, jobs: Sequence[FileJob], endpoints: Sequence[str]) -> None:
+        self._client, self._jobs, self._endpoints = client, jobs, endpoints
+        self._buffer: Optional[memoryview] = None
+        self._response: Any = None
+        self._fd = -1
+        self._position = self._asked = 0
+
+    def do(self, tell: Callable[[Any], None], step: str, *args: Any) -> Any:
+        """The task of Workers: one of the steps below."""
+        if self._buffer is None:
+            self._buffer = memoryview(bytearray(READ_SIZE))
+            self._client = self._client.forked(Voice(tell))
+        return getattr(self, step)(*args)
+
+    def open(
+        self, file: int, place: int, known: Address, start: int, stop: int
+    ) -> Tuple[Union[bool, HfshipError, RetryableError], Address]:
+        """Ask for [start, stop) of a file. (Does exactly that follow, or the whole file, or what went wrong; where the
+        file is, as far as is known now.)"""
+        self._job = self._jobs[file]
+        address = FileAddress(self._client, self._job, self._endpoints[place], known)
+        try:
+            self._response = address.open(start, stop)
+            answer = self._response.status_code, self._response.headers
+            ranged = check_range_answer(*answer, start, stop, self._job.remote.size)
+        except (RetryableError, HfshipError) as exc:
+            return exc, address.known
+        try:
+            self._fd = os.open(self._job.incomplete, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as exc:
+            raise disk_error(exc, "open", self._job.incomplete) from exc
+        self._position, self._asked = start, stop if ranged else self._job.remote.size
+        return ranged, address.known
+
+    def read(self, stop: int) -> Tuple[int, Optional[RetryableError]]:
+        """Go on to byte `stop`, or for REPORT_S. (Everything before this byte is written, what broke the connection.)
+
+        The inner http.client response reads straight into our buffer, several times faster than urllib3's stream();
+        it reports a connection closed early as a plain end, so the count decides.
+        """
+        assert self._buffer
+        until = time.monotonic() + REPORT_S
+        while self._position < stop and time.monotonic() < until:
+            try:
+                count = self._response.raw._fp.readinto(self._buffer[: stop - self._position])
+            except (OSError, HTTPException, ValueError, AttributeError) as exc:
+                return self._position, RetryableError(f"the connection broke: {_root_cause(exc)}")
+            if not count:
+                left = self._asked - self._position
+                return self._position, RetryableError(f"the connection ended {left} bytes early")
+            self._write(self._buffer[:count])
+        return self._position, None
+
+    def _write(self, data: memoryview) -> None:
+        try:
+            pwrite_all(self._fd, data, self._position)
+        except OSError as exc:
+            step = "free space, then run the same command again: what arrived is kept"
+            raise disk_error(exc, "write", self._job.incomplete, step) from exc
+        self._position += len(data)
+
+    def close(self, keep: bool) -> None:
+        """Done with the range; `keep` the connection, whose answer is read to its end."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        if self._response is not None:
+            self._response.raw.release_conn() if keep else self._response.close()
+        self._fd, self._response = -1, None
+
+
 class PartialFile:
     """A file under way: its `.incomplete`, the journal of what is in it, and a hash of its unbroken beginning.
 
@@ -3005,9 +3358,6 @@ class PartialFile:
         self._filesystem = filesystem
         self._lock = threading.Lock()  # opening, publishing and committing exclude each other
         self._fd = -1
-        self._idle = threading.Condition()
-        self._writers = [0]  # under way now
-        self._committed = False
         self._synced: List[Tuple[int, int]] = []
         self._published: List[Tuple[int, int]] = []
 
@@ -3028,8 +3378,9 @@ class PartialFile:
             return Intervals()
         return Intervals((max(0, start), min(stop, remote.size)) for start, stop in spans)
 
-    def _descriptor(self) -> int:
-        if self._fd >= 0:  # writers must not wait for the lock: it is held while the disk syncs
+    def create(self) -> int:
+        """Have the file there, at its final size. Returns a descriptor of it; raises DiskError."""
+        if self._fd >= 0:  # workers must not wait for the lock: it is held while the disk syncs
             return self._fd
         with self._lock:
             if self._fd < 0:
@@ -3042,33 +3393,12 @@ class PartialFile:
                     raise disk_error(exc, "create", self.job.incomplete) from exc
             return self._fd
 
-    def write(self, data: memoryview, flight: Flight) -> None:
-        """Write at the flight's position, if its bytes are still wanted. Raises DiskError.
-
-        Whoever starts over or commits waits for those who write, so nothing changes behind the hash, and nobody
-        writes to a descriptor that was closed and may be another file's now.
-        """
-        with self._idle:
-            if self._committed or flight.left <= 0:
-                return
-            writers = self._writers
-            writers[0] += 1
-        try:
-            pwrite_all(self._descriptor(), data, flight.position)
-        except OSError as exc:
-            step = "free space, then run the same command again: what arrived is kept"
-            raise disk_error(exc, "write", self.job.incomplete, step) from exc
-        finally:
-            with self._idle:
-                writers[0] -= 1
-                self._idle.notify_all()
-
     def publish(self, spans: List[Tuple[int, int]], sync: bool) -> None:
         """Write the journal: `spans` are in the file; with `sync` they are on the disk before the journal says so."""
         remote = self.job.remote
         with self._lock:
             unchanged = spans == (self._synced if sync else self._published)
-            if unchanged or self._committed or self._fd < 0 or remote.size <= SMALL_FILE:
+            if unchanged or self._fd < 0 or remote.size <= SMALL_FILE:
                 return
             if sync:
                 os.fdatasync(self._fd)
@@ -3083,7 +3413,7 @@ class PartialFile:
         """Let the hash follow to byte `stop`, from the page cache."""
         while self.hasher.position < stop:
             size = min(CHUNK, stop - self.hasher.position)
-            piece = pread_exactly(self._descriptor(), size, self.hasher.position)
+            piece = pread_exactly(self.create(), size, self.hasher.position)
             if not piece:
                 raise IntegrityError(
                     f"{self.job.incomplete} became shorter", "", "leave the folder alone while it is fetched"
@@ -3091,25 +3421,20 @@ class PartialFile:
             self.hasher.update(piece)
 
     def start_over(self) -> None:
-        """Forget everything that arrived, on flights that the scheduler has ended."""
-        with self._idle:
-            ended, self._writers = self._writers, [0]
-            self._idle.wait_for(lambda: not ended[0])
+        """Forget everything that arrived. No reader may be on the file."""
         self.hasher = FileHasher(self.job.remote)
         self._synced = []
         self.publish([], sync=False)
 
     def commit(self) -> os.stat_result:
-        """The content is proven: give the file its name, durably. Returns its stat."""
-        fd = self._descriptor()
-        with self._idle:
-            self._committed = True
-            self._idle.wait_for(lambda: not self._writers[0])
+        """The content is proven and no reader is on the file: give it its name, durably. Returns its stat."""
+        fd = self.create()
         with self._lock:
             try:
                 os.fsync(fd)
                 stat = os.fstat(fd)
                 os.close(fd)
+                self._fd = -1
                 self.job.publish()
                 fsync_dir(self.job.target.parent)
                 with contextlib.suppress(FileNotFoundError):
@@ -3246,9 +3571,9 @@ class Transfer:
 class Download:
     """Brings a list of files through a pool of workers. Use once: `run()`.
 
-    Threads: the workers fetch and write; hash threads follow the unbroken beginning of each file and finish it; one
-    thread publishes journals and sets the number of workers that may work; the caller waits. All shared state is
-    behind one condition variable.
+    Threads: each worker has a forked reader at a connection, which it sends for one range after the other; hash threads
+    follow the unbroken beginning of each file and finish it; one thread publishes journals and sets the number of
+    workers that may work; the caller waits. All shared state is behind one condition variable.
     """
 
     def __init__(
@@ -3260,7 +3585,7 @@ class Download:
         self._partials = [PartialFile(job, filesystem) for job in jobs]
         self._endpoints = (*transfer.mirrors, client.endpoint)
         self._sources = Sources(len(self._endpoints))
-        self._addresses: Dict[Tuple[int, int], FileAddress] = {}
+        self._addresses: Dict[Tuple[int, int], SharedAddress] = {}
         have = [partial.found() for partial in self._partials]
         self._scheduler = Scheduler([job.remote.size for job in jobs], have)
         self._changed = threading.Condition()
@@ -3270,8 +3595,11 @@ class Download:
         self._finished = 0
         self._rejected: Dict[int, int] = {}
         self._failure: Optional[BaseException] = None
-        self._count = ConnectionCount(transfer.workers)
-        self._limit = transfer.connections or self._count.limit
+        pieces = sum(1 + (job.remote.size - had.total) // MIN_STEAL for job, had in zip(jobs, have))
+        reader = RangeReader(client, self._jobs, self._endpoints)
+        self._readers = Workers(min(transfer.workers, pieces), reader.do, self._heard)
+        self._count = ConnectionCount(self._readers.count)
+        self._limit = self._readers.count if transfer.connections else self._count.limit
         self._working: Set[int] = set()
         self._complained = 0.0
         self._rate = RateLimit(transfer.limit_bps, stop)
@@ -3283,18 +3611,19 @@ class Download:
     def run(self) -> None:
         """Fetch, verify and finish every file. Raises the first HfshipError of any thread, or KeyboardInterrupt;
         either way what arrived is kept for the next run."""
-        for role in [self._hash] * HASH_THREADS + [self._keep_house]:
-            threading.Thread(target=self._guard, args=(role,), daemon=True).start()
-        try:
-            with self._changed:
-                self._hire()
-                while self._failure is None and not self._complete() and not self._stop.is_set():
-                    self._changed.wait(0.2)
-        finally:
-            self._stop.set()
-            with self._changed:
-                self._changed.notify_all()
-            self._publish(sync=False)
+        with self._readers:
+            try:
+                for role in [self._hash] * min(ACTIVE_FILES, default_jobs()) + [self._keep_house]:
+                    threading.Thread(target=self._guard, args=(role,), daemon=True).start()
+                with self._changed:
+                    self._hire()
+                    while self._failure is None and not self._complete() and not self._stop.is_set():
+                        self._changed.wait(0.2)
+            finally:
+                self._stop.set()
+                with self._changed:
+                    self._changed.notify_all()
+        self._publish(sync=False)
         if isinstance(self._failure, AuthError):
             self._failure.next_step += "\nthen run the same command again: what arrived is kept"
         if self._failure is not None:
@@ -3326,7 +3655,6 @@ class Download:
     # -- workers
 
     def _work(self, number: int) -> None:
-        buffer = memoryview(bytearray(READ_SIZE))
         failures = 0
         while True:
             flight = self._next_flight(number)
@@ -3334,16 +3662,11 @@ class Download:
                 return
             with self._changed:
                 place = self._sources.choose(flight.file)
+            failure: Optional[RetryableError] = None
             try:
-                self._fetch(flight, place, number, buffer)
-                failures = 0
+                self._fetch(flight, place, number)
             except RetryableError as exc:
-                with self._changed:
-                    self._sources.fault(place)
-                failures = 1 if flight.position > flight.start else failures + 1
-                if isinstance(exc, ObjectChanged):
-                    self._fetch_anew(flight.file)
-                self._after_failure(flight, failures, exc)
+                failure = exc
             except HfshipError:
                 if place == self._sources.hub:
                     raise
@@ -3351,6 +3674,25 @@ class Download:
                     self._sources.refuse(flight.file, place)
             finally:
                 self._land(flight)
+            failures = 0 if failure is None else 1 if flight.position > flight.start else failures + 1
+            if failure:
+                with self._changed:
+                    self._sources.fault(place)
+                self._after_failure(flight, failures, failure)
+
+    def _heard(self, remark: Tuple[Any, ...]) -> None:
+        """A reader has something for the reporter, or for the gate."""
+        name, *args = remark
+        getattr(self._client.gate if name == "hold" else self._client.reporter, name)(*args)
+
+    def _reader(self, number: int, step: str, *args: Any) -> Any:
+        """Let a reader take a step. Raises KeyboardInterrupt when it is gone because the run is being stopped."""
+        try:
+            return self._readers.call(number, step, *args)
+        except HostError as exc:
+            if self._stop.is_set():
+                raise KeyboardInterrupt from exc
+            raise
 
     def _next_flight(self, number: int) -> Optional[Flight]:
         """Wait for something to fetch; None when everything is finished, the run ends, or worker `number` is one too
@@ -3381,6 +3723,8 @@ class Download:
             self._hash_file(file)
 
     def _after_failure(self, flight: Flight, failures: int, exc: RetryableError) -> None:
+        if isinstance(exc, ObjectChanged):
+            self._fetch_anew(flight.file)
         now = time.monotonic()
         loud = failures > 1 and now - self._complained > 5
         say = self._client.reporter.info if loud else self._client.reporter.detail
@@ -3392,17 +3736,23 @@ class Download:
             raise NetworkError(f"the download does not get on: {exc}", kept, step) from exc
         self._stop.wait(backoff(failures) if exc.wait_s is None else exc.wait_s)
 
-    def _fetch(self, flight: Flight, place: int, number: int, buffer: memoryview) -> None:
-        """Bring one flight, or as much of it as comes. Raises RetryableError."""
-        size, asked = self._jobs[flight.file].remote.size, flight.stop
-        address = self._address(flight.file, place)
-        response = address.open(flight.start, asked)
-        keep = False
+    def _fetch(self, flight: Flight, place: int, number: int) -> None:
+        """Send reader `number` for one flight, or as much of it as comes. Raises RetryableError."""
+        self._partials[flight.file].create()
+        with self._changed:
+            address = self._addresses.setdefault((flight.file, place), SharedAddress())
+        asked, keep = flight.stop, False
         try:
-            if not check_range_answer(response.status_code, response.headers, flight.start, asked, size):
+            with address.turn() as known:
+                self._client.gate.wait()
+                answer, found = self._reader(number, "open", flight.file, place, known, flight.start, asked)
+                address.learn(known, found)
+            if isinstance(answer, Exception):
+                raise answer
+            if not answer:
                 self._take_whole(flight)
-                asked = size
-            self._stream(flight, response.raw, number, buffer)
+                asked = flight.stop
+            self._stream(flight, number)
             with self._changed:
                 self._sources.success(flight.file, place)
             keep = flight.position == asked and not self._too_slow(number)
@@ -3410,15 +3760,7 @@ class Download:
             address.forget()
             raise
         finally:
-            if keep:
-                response.raw.release_conn()  # the body is read to its end: the connection can be used again
-            else:
-                response.close()
-
-    def _address(self, file: int, place: int) -> FileAddress:
-        new = FileAddress(self._client, self._jobs[file], self._endpoints[place])
-        with self._changed:
-            return self._addresses.setdefault((file, place), new)
+            self._reader(number, "close", keep)
 
     def _too_slow(self, number: int) -> bool:
         """Is this worker's connection so much slower than the fastest one that dialling again is worth it?"""
@@ -3440,29 +3782,23 @@ class Download:
                 raise RetryableError("the server ignores Range: the file must come in one piece")
             self._scheduler.without_ranges(flight)
 
-    def _stream(self, flight: Flight, raw: Any, number: int, buffer: memoryview) -> None:
-        """Read the body into the file until the flight's (moving) end, or until the connection proves slow or one too
-        many: a server that punishes crowds does so for as long as they stay.
-
-        The inner http.client response reads straight into our buffer, several times faster than urllib3's stream();
-        it reports a connection closed early as a plain end, so the count decides.
-        """
-        partial, began, step = self._partials[flight.file], time.monotonic(), 16 << 10
+    def _stream(self, flight: Flight, number: int) -> None:
+        """Have the body written up to the flight's (moving) end, or until the connection proves slow or one too many: a
+        server that punishes crowds does so for as long as they stay."""
+        began, speed = time.monotonic(), self._speeds.get(number, 0.0)
         while flight.left > 0 and number < self._limit and not self._stop.is_set():
-            try:
-                count = raw._fp.readinto(buffer[: min(step, flight.left)])
-            except (OSError, HTTPException, ValueError, AttributeError) as exc:
-                raise RetryableError(f"the connection broke: {_root_cause(exc)}") from exc
-            if not count:
-                raise RetryableError(f"the connection ended {flight.left} bytes early")
-            partial.write(buffer[:count], flight)
+            with self._changed:
+                stop = self._scheduler.grant(flight, window_size(speed))
+            position, broken = self._reader(number, "read", stop)
+            count = position - flight.position
             with self._changed:
                 new = self._scheduler.advance(flight, count)
             self._stage.add(new)
+            if broken:
+                raise broken
             self._rate.wait(count)
             seconds = max(time.monotonic() - began, 1e-3)
             speed = (flight.position - flight.start) / seconds
-            step = int(min(READ_SIZE, max(16 << 10, speed / 50)))  # 20 ms worth: little is lost by a kill
             if seconds > SLOW_AFTER_S or flight.left == 0:
                 self._speeds[number] = speed
                 if flight.left > MIN_STEAL and self._too_slow(number):
@@ -3507,12 +3843,20 @@ class Download:
         if not partial.hasher.matches():
             self._reject(file)
             return
+        with self._changed:
+            self._await_quiet(file)
         accept_file(partial)
         self._client.reporter.detail(f"{partial.job.remote.path}: verified, SHA-256 {partial.hasher.sha256}")
         with self._changed:
             self._open.discard(file)
             self._finished += 1
         self._stage.finish(1)
+
+    def _await_quiet(self, file: int) -> None:
+        """Return when no reader can be writing to a file any more. Raises KeyboardInterrupt when the run ends."""
+        self._changed.wait_for(lambda: self._scheduler.quiet(file) or self._stop.is_set())
+        if self._stop.is_set():
+            raise KeyboardInterrupt
 
     def _fetch_anew(self, file: int) -> None:
         """What came of this file is of another object than what comes now."""
@@ -3527,6 +3871,8 @@ class Download:
     def _throw_away(self, file: int) -> None:
         """Forget what came of a file, which nobody else hashes now, and hand all of it out again."""
         with self._changed:
+            self._scheduler.give_up(file)
+            self._await_quiet(file)
             self._stage.add(-self._scheduler.restart(file))
         self._partials[file].start_over()
 
@@ -3536,9 +3882,9 @@ class Download:
         self._rejected[file] = self._rejected.get(file, 0) + 1
         with self._changed:
             banned = self._sources.bytes_were_wrong(file)
+            self._addresses.pop((file, self._sources.choose(file)), None)
         for place in banned:
             self._client.reporter.warn(f"{self._endpoints[place]} sends wrong bytes and is not asked again")
-        self._address(file, self._sources.choose(file)).forget()
         self._throw_away(file)
         if self._rejected[file] > 1 + len(self._transfer.mirrors):
             why = f"its hash is not {job.remote.etag}, again; the bytes were thrown away"
@@ -3967,7 +4313,6 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 FRAME_SIZE = 4 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
 MOST_JOBS = 10  # workers hold frames: more would need more than 300 MB
 MOST_PACKERS = 8  # more would wait for the SHA-256 of what they write
-FORK_SIZE = 8 << 20  # bytes from which on workers are forked
 LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
 WEIGHT_SIZE = 1 << 20  # files from here on have frames of their own
 PLANES_BLOCK = 4 << 20  # bytes of a file in one block of planes; part of the format
@@ -5177,173 +5522,6 @@ class StreamCheck:
             self._sink.abandon(segment.entry, lost=False)
 
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Workers:
-    """Processes that each run `work(count, *task)` for the tasks they are sent, one after the other.
-
-    They are forked, so they know all that we know; tasks and results are small, data goes through files and slots.
-    They die with us, and an error of theirs is raised here. `count` is told of progress, and `progress` hears it. With
-    0 of them the tasks run in this process: forking is not worth it.
-    """
-
-    def __init__(self, count: int, work: Callable[..., Any], progress: Callable[[int], None] = lambda _: None) -> None:
-        self.count, self._work, self._progress = count, work, progress
-        self._tasks: List[Deque[Tuple[Any, ...]]] = [deque() for _ in range(max(count, 1))]
-        self._links: List[Any] = []
-        self._pids: List[int] = []
-        self._ready: Deque[Any] = deque()  # links that have a result; without workers the results
-
-    def __enter__(self) -> Workers:
-        if not self.count:
-            return self
-        with contextlib.suppress(AttributeError):  # else a frame's memory goes back to the kernel, which zeroes it anew
-            _libc().mallopt(_M_MMAP_THRESHOLD, FORK_SIZE)
-            _libc().mallopt(_M_TRIM_THRESHOLD, 8 * FORK_SIZE)
-        caught: List[int] = []  # Python forgets an exception that comes while it forks
-        ending = [number for number in _ENDING if callable(signal.getsignal(number))]
-        handlers: Dict[int, Any] = {n: signal.signal(n, lambda got, _: caught.append(got)) for n in ending}
-        gc.freeze()  # else the first collection of a worker would copy all that it shares with us
-        try:
-            for _ in range(self.count):
-                self._fork()
-        except OSError as exc:
-            self.__exit__()
-            raise _short_of_memory("cannot start a worker", str(exc)) from exc
-        finally:
-            gc.unfreeze()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
-        if caught:
-            self.__exit__()
-            handlers[caught[0]](caught[0], None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pid in self._pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-        for link in self._links:
-            link.close()
-
-    def _fork(self) -> None:
-        from multiprocessing.connection import Pipe
-
-        ours, theirs = Pipe()
-        libc, parent = _libc(), os.getpid()
-        with warnings.catch_warnings():
-            # Python 3.12 warns if there are threads. Ours, progress and a lock's heartbeat, share no lock with workers.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if not pid:
-            try:
-                for name in _ENDING:  # these are for the parent, which then ends us
-                    signal.signal(name, signal.SIG_IGN)
-                if libc:
-                    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-                for link in [*self._links, ours]:
-                    link.close()
-                if os.getppid() == parent:
-                    self._serve(theirs)
-            finally:
-                os._exit(0)
-        theirs.close()
-        self._links.append(ours)
-        self._pids.append(pid)
-
-    def _serve(self, link: Any) -> None:
-        """What a worker does until its parent is gone."""
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                task = link.recv()
-                reply: Tuple[Any, ...] = ()
-                try:
-                    reply = None, None, self._work(link.send, *task)
-                except BaseException as exc:  # noqa: BLE001 - the parent raises it
-                    cause = exc.__cause__ if isinstance(exc, HfshipError) else RuntimeError(traceback.format_exc())
-                    reply = exc, cause if isinstance(cause, (OSError, RuntimeError)) else None, None
-                link.send(reply)
-
-    def send(self, worker: int, *task: Any) -> None:
-        """Give a worker another task."""
-        self._tasks[worker].append(task)
-        if not self._links:
-            self._ready.append(self._work(self._progress, *task))
-            return
-        with contextlib.suppress(ConnectionError):  # it died, as `receive` will tell
-            self._links[worker].send(task)
-
-    @property
-    def busy(self) -> bool:
-        return any(self._tasks)
-
-    def receive(self) -> Tuple[int, Tuple[Any, ...], Any]:
-        """(worker, task, result) of the next task that is done. Raises what it raised."""
-        if not self._links:
-            return 0, self._tasks[0].popleft(), self._ready.popleft()
-        from multiprocessing.connection import wait
-
-        while True:
-            if not self._ready:
-                self._ready.extend(wait(self._links))
-            worker = self._links.index(self._ready.popleft())
-            try:
-                reply = self._links[worker].recv()
-            except (EOFError, ConnectionError) as exc:
-                raise self._died(worker) from exc
-            if isinstance(reply, int):
-                self._progress(reply)
-                continue
-            error, cause, result = reply
-            if isinstance(error, MemoryError):
-                raise _short_of_memory("a worker got no more memory", "") from error
-            if error:
-                raise error from cause
-            return worker, self._tasks[worker].popleft(), result
-
-    def _died(self, worker: int) -> HostError:
-        _, status = os.waitpid(self._pids.pop(worker), 0)
-        how = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else f"status {status}"
-        return _short_of_memory(f"a worker was ended by {how}", "where memory is short, the kernel does so")
-
-    def run(self, next_task: Callable[[int, bool], Optional[Tuple[Any, ...]]]) -> Iterator[Tuple[Any, ...]]:
-        """Keep every worker at up to two tasks that `next_task(worker, idle)` has for it; yield (worker, task, result)
-        as they are done, until there are no more."""
-        while True:
-            for worker, waiting in enumerate(self._tasks):
-                while len(waiting) < 2:
-                    task = next_task(worker, not waiting)
-                    if task is None:
-                        break
-                    self.send(worker, *task)
-            if not self.busy:
-                return
-            yield self.receive()
-
-    def map(self, items: Sequence[Any]) -> List[Any]:
-        """The results of `work(count, item)` for all items, in their order."""
-        left, results = iter(items), {}
-        for _, (item,), result in self.run(lambda _, idle: next(((item,) for item in left), None) if idle else None):
-            results[item] = result
-        return [results[item] for item in items]
-
-
-_PR_SET_PDEATHSIG, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = 1, -3, -1  # linux/prctl.h, malloc.h
-
-
-@lru_cache(maxsize=None)
-def _libc() -> Any:
-    """The C library; None for a Python without ctypes."""
-    with contextlib.suppress(ImportError, OSError):
-        return importlib.import_module("ctypes").CDLL(None)
-    return None
-
-
-def _short_of_memory(what: str, why: str) -> HostError:
-    return HostError(what, why, "run the same command again, it goes on where it stopped; -j 1 needs least memory")
-
-
 class Step(NamedTuple):
     """What a worker has to do with frame `at` of a lane: make its content, take it, or both. In between the content
     lies in a slot, `size` bytes of it, -1 if it is lost."""
@@ -5487,11 +5665,6 @@ def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str
     """
     more = [f"and {len(items) - limit} more"] * (len(items) > limit)
     return separator.join([*items[:limit], *more])
-
-
-def default_jobs() -> int:
-    """One worker per core that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def workers_for(jobs: int, size: int) -> int:

@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, Iterator, List
+from typing import Any, Dict, Iterator, List, Set
 
 import pytest
 from conftest import Program, missing, program
@@ -776,28 +776,45 @@ def test_intervals_are_a_set_of_integers(spans: Any) -> None:
     seed=st.integers(0, 1 << 30),
 )
 def test_scheduler_hands_out_every_byte_whatever_fails(sizes: List[int], workers: int, seed: int) -> None:
-    """Random speeds, failures and servers without ranges: everything arrives, and no two flights overlap."""
+    """Random speeds, failures, wrong bytes and servers without ranges: everything arrives, no two flights overlap, and
+    what a reader may be writing is taken over by nobody."""
     rng = random.Random(seed)
     have = [hfship.Intervals([(0, rng.randint(0, size))]) for size in sizes]
     scheduler = hfship.Scheduler(sizes, have)
     flights: List[Any] = []
+    whole: Set[int] = set()  # files of a server without ranges
+    given_up: Set[int] = set()
     for _ in range(5000):
         if len(flights) < workers:
             flight = scheduler.take(rng.choice([8 << 20, 64 << 20]))
             if flight:
+                assert flight.file not in given_up
                 flights.append(flight)
                 if rng.random() < 0.02 and flight.start == 0:
                     scheduler.without_ranges(flight)
-        if not flights:
+                    whole.add(flight.file)
+        if not flights and not given_up:
             break
         for one in flights:
-            others = [f for f in flights if f is not one and f.file == one.file and scheduler.ranged(one.file)]
+            others = [f for f in flights if f is not one and f.file == one.file not in whole]
             assert all(f.position >= one.stop or f.stop <= one.position or not f.left for f in others)
-        flight = rng.choice(flights)
-        scheduler.advance(flight, min(flight.left, rng.randint(1, 16 << 20)))
-        if flight.left == 0 or rng.random() < 0.05:
-            scheduler.land(flight)
-            flights.remove(flight)
+            assert all(f.position >= one.granted or f.granted <= one.position for f in others)
+        if flights:
+            flight = rng.choice(flights)
+            upto = scheduler.grant(flight, rng.choice([1 << 10, 1 << 20, 8 << 20]))
+            assert flight.position <= upto <= flight.stop
+            if rng.random() < 0.9:
+                scheduler.advance(flight, rng.randint(1, max(1, upto - flight.position)))
+            if flight.left == 0 or rng.random() < 0.05:
+                scheduler.land(flight)
+                flights.remove(flight)
+            elif rng.random() < 0.01:
+                scheduler.give_up(flight.file)
+                given_up.add(flight.file)
+        for file in [file for file in given_up if scheduler.quiet(file)]:
+            assert all(flight.file != file for flight in flights)
+            scheduler.restart(file)
+            given_up.remove(file)
     assert [intervals.total for intervals in scheduler.have] == sizes
 
 
@@ -936,35 +953,26 @@ def test_gate_wakes_up_when_the_run_ends() -> None:
         gate.wait()
 
 
-@pytest.mark.parametrize("then", ["commit", "start_over"])
-def test_nothing_is_written_behind_the_hash(then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write under way ends before a file is committed or begun anew, and none comes after that."""
+@pytest.mark.parametrize("then", ["_finish", "_throw_away"])
+def test_nothing_is_written_behind_the_hash(then: str, tmp_path: Path) -> None:
+    """A file is neither finished nor begun anew while a reader may still be writing to it."""
     source = hfship.Source("https://hub", "org/m", "main", "org/m", "0" * 40)
     remote = hfship.RemoteFile("w.bin", 8, "", hashlib.sha256(b"rightful").hexdigest())
     job = hfship.FileJob(remote, source, tmp_path, hfship.VerifiedLog(tmp_path))
-    partial = hfship.PartialFile(job, hfship.filesystem_of(tmp_path))
-    flight, late = hfship.Flight(0, 0, 8), hfship.Flight(0, 0, 8)
-    begun, go_on, order = threading.Event(), threading.Event(), []
-
-    def slow_write(fd: int, data: memoryview, offset: int) -> None:
-        begun.set()
-        go_on.wait(10)
-        os.pwrite(fd, data, offset)
-        order.append("written")
-
-    monkeypatch.setattr(hfship, "pwrite_all", slow_write)
-    writer = threading.Thread(target=partial.write, args=(memoryview(b"rightful"), flight))
-    writer.start()
-    assert begun.wait(10)
-    flight.stop = late.stop = late.stop if then == "commit" else 0  # what restart() does to flights
-    ender = threading.Thread(target=lambda: (getattr(partial, then)(), order.append(then)))
-    ender.start()
-    time.sleep(0.1)
-    assert order == []
-    go_on.set()
-    writer.join(10)
-    ender.join(10)
-    assert order == ["written", then]
-    partial.write(memoryview(b"too late"), late)
-    path = tmp_path / ("w.bin" if then == "commit" else "w.bin.incomplete")
-    assert path.read_bytes() == b"rightful"
+    reporter, stop = hfship.Reporter("none", -1), threading.Event()
+    client = hfship.HubClient(hfship.load_settings({}), None, reporter, stop)
+    with reporter.stage("test", 8) as stage:
+        download = hfship.Download(client, [job], stage, stop, hfship.Transfer())
+        flight = download._scheduler.take(8)
+        download._partials[0].create()
+        (tmp_path / "w.bin.incomplete").write_bytes(b"rightful")
+        download._partials[0].hash_up_to(8)
+        ender = threading.Thread(target=getattr(download, then), args=(0,))
+        ender.start()
+        ender.join(0.2)
+        assert ender.is_alive() and not (tmp_path / "w.bin").exists()
+        assert download._scheduler.take(8) is None or then == "_finish"
+        download._land(flight)
+        ender.join(10)
+        assert not ender.is_alive()
+    assert (tmp_path / "w.bin").exists() == (then == "_finish")
