@@ -2577,8 +2577,16 @@ class HubClient:
         """The same client in a forked process: with connections of its own, and its parent's reporter and gate."""
         twin = copy.copy(self)
         vars(twin).update(reporter=voice, gate=voice)
-        twin._session.close()  # our copies of the parent's connections; it keeps the TLS contexts
+        twin._session.close()  # our copies of the parent's connections; the TLS contexts stay
         return twin
+
+    def prepare_tls(self) -> None:
+        """Parse the CA bundle now: each process that is forked later would do so by itself."""
+        url = "https://cdn"
+        verify = self._session.merge_environment_settings(url, {}, True, None, None)["verify"]
+        request = self._requests.Request("GET", url).prepare()
+        with contextlib.suppress(OSError):  # a bundle that is not there: who needs it will say so
+            self._session.get_adapter(url).get_connection_with_tls_context(request, verify)
 
     def get(self, url: str, headers: Mapping[str, str]) -> Any:
         """One GET without redirects, body not yet read. Raises RetryableError for faults of the network."""
@@ -3611,6 +3619,7 @@ class Download:
     def run(self) -> None:
         """Fetch, verify and finish every file. Raises the first HfshipError of any thread, or KeyboardInterrupt;
         either way what arrived is kept for the next run."""
+        self._client.prepare_tls()
         with self._readers:
             try:
                 for role in [self._hash] * min(ACTIVE_FILES, default_jobs()) + [self._keep_house]:
@@ -11457,6 +11466,7 @@ def folder_leftovers(folder: Path) -> List[Leftover]:
         left = [path for path in paths if model in path.parents and path not in going]
         if all(re.match(r"\.(hfship|cache/huggingface)/", path.relative_to(model).as_posix()) for path in left):
             found += [Leftover(path, "empty model folder", model, paths[path]) for path in left]
+            going.update(left)  # a model may lie in another one
     return found
 
 

@@ -77,11 +77,11 @@ VERSIONS = {"nginx": "-v", "curl": "--version", "aria2c": "--version", "openssl"
 
 
 class Run(NamedTuple):
-    """One measured command: wall and CPU seconds (of the command and all its children), and its largest RSS (bytes)."""
+    """One measured command: wall and CPU seconds (of the command and all its children), and the most memory they held (bytes)."""
 
     seconds: float
     cpu: float
-    rss: int
+    memory: int
 
 
 def program(name: str) -> str:
@@ -122,14 +122,14 @@ def family(pid: int) -> List[int]:
     return found
 
 
-def peak_memory(pid: int) -> int:
-    """Largest peak RSS in a process's family so far, in bytes (a rusage counts what its parent had when it forked)."""
-    peaks = [0]
+def held_memory(pid: int) -> int:
+    """Bytes that a process and its descendants hold together now: what they share counts once (PSS, proc_pid_smaps(5))."""
+    held = 0
     for one in family(pid):
         with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{one}/status").read_text().splitlines()
-            peaks += [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")]
-    return max(peaks)
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
+            held += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return held
 
 
 class Bench:
@@ -258,9 +258,9 @@ class Bench:
         shutil.rmtree(self.root / "out", ignore_errors=True)
         began = time.monotonic()
         process = self.start(tool, base)
-        rss, pid = 0, 0
+        memory, pid = 0, 0
         while not pid:
-            rss = max(rss, peak_memory(process.pid))
+            memory = max(memory, held_memory(process.pid))
             time.sleep(0.02)
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         seconds = time.monotonic() - began
@@ -268,7 +268,7 @@ class Bench:
         have = {name: path.stat().st_size for name, path in self.arrived().items()}
         if process.returncode or have != self.sizes:
             raise SystemExit(f"{tool} failed: exit {process.returncode}, {sum(have.values())} bytes")
-        return Run(seconds, usage.ru_utime + usage.ru_stime, rss)
+        return Run(seconds, usage.ru_utime + usage.ru_stime, memory)
 
     def compare(
         self, scenario: str, tools: Sequence[str], location: str, rounds: int = 3, pick: Callable[..., float] = min
@@ -287,7 +287,9 @@ class Bench:
                 "seconds": round(seconds, 2),
                 "MB/s": round(total / seconds / 1e6),
             }
-            row.update({"CPU s/GB": round(cpu / total * 1e9, 2), "RSS MB": round(max(r.rss for r in of_tool) / 1e6)})
+            row.update(
+                {"CPU s/GB": round(cpu / total * 1e9, 2), "memory MB": round(max(r.memory for r in of_tool) / 1e6)}
+            )
             row.update({"x hfship": round(seconds / ours, 2)})
             self.add(row, [run._asdict() for run in of_tool])
 

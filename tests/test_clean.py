@@ -20,7 +20,7 @@ import pytest
 from archives import noise
 from conftest import Program
 from hub import FaultHub
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import hfship
@@ -405,6 +405,7 @@ paths = st.lists(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5).map("/
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(names=paths, links=st.sets(st.integers(0, 13)))
+@example(names=[".hfship/.hfship/m"], links=set())
 def test_of_any_tree_only_unfinished_files_go(names: List[str], links: Set[int], tmp_path_factory: Any) -> None:
     """A file that goes has a name of unfinished or internal files on its way, and nothing outside is ever touched."""
     root = tmp_path_factory.mktemp("tree")
