@@ -1715,11 +1715,17 @@ class Workers:
 
     They are forked, so they know all that we know; tasks and results are small, data goes through files and slots.
     They die with us, and an error of theirs is raised here. What a task tells its `count`, `progress` hears. With 0 of
-    them the tasks run in this process: forking is not worth it.
+    them the tasks run in this process: forking is not worth it. More than `most` are threads of that many processes.
     """
 
-    def __init__(self, count: int, work: Callable[..., Any], progress: Callable[[Any], None] = lambda _: None) -> None:
-        self.count, self._work, self._progress = count, work, progress
+    def __init__(
+        self,
+        count: int,
+        work: Callable[..., Any],
+        progress: Callable[[Any], None] = lambda _: None,
+        most: int = 1 << 10,
+    ) -> None:
+        self.count, self._work, self._progress, self._processes = count, work, progress, min(count, most)
         self._tasks: List[Deque[Tuple[Any, ...]]] = [deque() for _ in range(max(count, 1))]
         self._links: List[Any] = []
         self._pids: List[int] = []
@@ -1735,14 +1741,21 @@ class Workers:
         ending = [number for number in _ENDING if callable(signal.getsignal(number))]
         handlers: Dict[int, Any] = {n: signal.signal(n, lambda got, _: caught.append(got)) for n in ending}
         gc.freeze()  # else the first collection of a worker would copy all that it shares with us
+        theirs: List[Any] = []
         try:
             for _ in range(self.count):
-                self._fork()
+                ours, far = _pipe()
+                self._links.append(ours)
+                theirs.append(far)
+            for number in range(self._processes):
+                self._fork(theirs[number :: self._processes], theirs)
         except OSError as exc:
             self.__exit__()
             raise _short_of_memory("cannot start a worker", str(exc)) from exc
         finally:
             gc.unfreeze()
+            for link in theirs:
+                link.close()
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         if caught:
@@ -1756,10 +1769,8 @@ class Workers:
         for pid in self._pids:  # the links are left to whoever still waits at one
             os.waitpid(pid, 0)
 
-    def _fork(self) -> None:
-        from multiprocessing.connection import Pipe
-
-        ours, theirs = Pipe()
+    def _fork(self, own: Sequence[Any], theirs: Sequence[Any]) -> None:
+        """One process with a worker at each of its `own` links."""
         libc, parent = _libc(), os.getpid()
         with warnings.catch_warnings():
             # Python 3.12 warns if there are threads. Ours, progress and a lock's heartbeat, share no lock with workers.
@@ -1771,14 +1782,14 @@ class Workers:
                     signal.signal(name, signal.SIG_IGN)
                 if libc:
                     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-                for link in [*self._links, ours]:
-                    link.close()
+                for link in [*self._links, *(link for link in theirs if link not in own)]:
+                    link.close()  # else nobody would see the end of the other processes
                 if os.getppid() == parent:
-                    self._serve(theirs)
+                    for link in own[1:]:
+                        threading.Thread(target=self._serve, args=(link,), daemon=True).start()
+                    self._serve(own[0])
             finally:
                 os._exit(0)
-        theirs.close()
-        self._links.append(ours)
         self._pids.append(pid)
 
     def _serve(self, link: Any) -> None:
@@ -1847,7 +1858,9 @@ class Workers:
     def _died(self, worker: int) -> HostError:
         how = "us"
         with contextlib.suppress(ChildProcessError):
-            end = os.waitid(os.P_PID, self._pids[worker], os.WEXITED | os.WNOWAIT)  # `__exit__` buries it
+            end = os.waitid(
+                os.P_PID, self._pids[worker % self._processes], os.WEXITED | os.WNOWAIT
+            )  # `__exit__` buries it
             if end:
                 how = f"status {end.si_status}" if end.si_code == os.CLD_EXITED else signal.Signals(end.si_status).name
         return _short_of_memory(f"a worker was ended by {how}", "where memory is short, the kernel does so")
@@ -1875,6 +1888,12 @@ class Workers:
 
 
 _PR_SET_PDEATHSIG, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = 1, -3, -1  # linux/prctl.h, malloc.h
+
+
+def _pipe() -> Tuple[Any, Any]:
+    from multiprocessing.connection import Pipe  # few commands need it
+
+    return Pipe()
 
 
 @lru_cache(maxsize=None)
@@ -2574,14 +2593,14 @@ class HubClient:
         return Snapshot(source, tuple(self._tree(source)))
 
     def forked(self, voice: Voice) -> HubClient:
-        """The same client in a forked process: with connections of its own, and its parent's reporter and gate."""
+        """The same client in a forked process, with its parent's reporter and gate."""
         twin = copy.copy(self)
         vars(twin).update(reporter=voice, gate=voice)
-        twin._session.close()  # our copies of the parent's connections; the TLS contexts stay
         return twin
 
-    def prepare_tls(self) -> None:
-        """Parse the CA bundle now: each process that is forked later would do so by itself."""
+    def prepare_forks(self) -> None:
+        """Close our idle connections, which nobody may share, and parse the CA bundle once for all processes."""
+        self._session.close()
         url = "https://cdn"
         verify = self._session.merge_environment_settings(url, {}, True, None, None)["verify"]
         request = self._requests.Request("GET", url).prepare()
@@ -2779,6 +2798,7 @@ READ_SIZE = 1 << 20
 PUBLISH_INTERVAL_S = 0.05
 SYNC_INTERVAL_S = 2.0
 SYNC_BYTES = 256 << 20
+MOST_READERS = 8  # processes at most, one per core, of 8 MB each; further connections are threads of theirs
 MIN_WINDOW = 16 << 10  # a reader reports when it has written a window: this much is lost by a kill
 MAX_WINDOW = 8 << 20
 WINDOW_S = 0.02  # worth of the connection's speed
@@ -3277,11 +3297,11 @@ class SharedAddress:
         self.known = replace(self.known, url=None)
 
 
-class RangeReader:
+class RangeReader(threading.local):  # each worker has state of its own
     """What a forked process does for one worker: ask for a range, and write what comes into `.incomplete`.
 
-    A process per connection, because only one thread of a Python at a time can take a TLS record: eight threads of one
-    process on 16 cores used thrice the CPU of one and were slower than two. Whoever sends the tasks decides everything.
+    Forked, because only one thread of a Python at a time can take a TLS record: on 16 cores eight threads of one
+    process brought less than half of what eight processes bring. Whoever sends the tasks decides everything.
     """
 
     def __init__(self, client: HubClient, jobs: Sequence[FileJob], endpoints: Sequence[str]) -> None:
@@ -3605,7 +3625,8 @@ class Download:
         self._failure: Optional[BaseException] = None
         pieces = sum(1 + (job.remote.size - had.total) // MIN_STEAL for job, had in zip(jobs, have))
         reader = RangeReader(client, self._jobs, self._endpoints)
-        self._readers = Workers(min(transfer.workers, pieces), reader.do, self._heard)
+        processes = min(MOST_READERS, default_jobs())
+        self._readers = Workers(min(transfer.workers, pieces), reader.do, self._heard, processes)
         self._count = ConnectionCount(self._readers.count)
         self._limit = self._readers.count if transfer.connections else self._count.limit
         self._working: Set[int] = set()
@@ -3619,7 +3640,7 @@ class Download:
     def run(self) -> None:
         """Fetch, verify and finish every file. Raises the first HfshipError of any thread, or KeyboardInterrupt;
         either way what arrived is kept for the next run."""
-        self._client.prepare_tls()
+        self._client.prepare_forks()
         with self._readers:
             try:
                 for role in [self._hash] * min(ACTIVE_FILES, default_jobs()) + [self._keep_house]:

@@ -77,7 +77,7 @@ VERSIONS = {"nginx": "-v", "curl": "--version", "aria2c": "--version", "openssl"
 
 
 class Run(NamedTuple):
-    """One measured command: wall and CPU seconds (of the command and all its children), and the most memory they held (bytes)."""
+    """One measured command: wall and CPU seconds (of it and all its children), and their most memory (bytes)."""
 
     seconds: float
     cpu: float
@@ -123,7 +123,7 @@ def family(pid: int) -> List[int]:
 
 
 def held_memory(pid: int) -> int:
-    """Bytes that a process and its descendants hold together now: what they share counts once (PSS, proc_pid_smaps(5))."""
+    """Bytes that a process and its descendants hold now; what they share counts once (PSS, proc_pid_smaps(5))."""
     held = 0
     for one in family(pid):
         with contextlib.suppress(OSError):
