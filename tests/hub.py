@@ -234,8 +234,9 @@ class FaultHandler(hfship.HubHandler):
                 traffic.bodies -= 1
 
     def send_pieces(self, stream: IO[bytes], start: int, stop: int, faults: Faults) -> None:
+        step = 16 << 10 if faults.rate_bps else 64 << 10  # a killed client's piece counts as sent, one per connection
         while start < stop:
-            piece = bytearray(stream.read(min(64 << 10, stop - start)))
+            piece = bytearray(stream.read(min(step, stop - start)))
             if self.at(faults.cut_at, start, len(piece), "cut_times"):
                 piece = piece[: (faults.cut_at or 0) - start]
                 stop = start + len(piece)
