@@ -3331,10 +3331,6 @@ class RangeReader(threading.local):  # each worker has state of its own
             ranged = check_range_answer(*answer, start, stop, self._job.remote.size)
         except (RetryableError, HfshipError) as exc:
             return exc, address.known
-        try:
-            self._fd = os.open(self._job.incomplete, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as exc:
-            raise disk_error(exc, "open", self._job.incomplete) from exc
         self._position, self._asked = start, stop if ranged else self._job.remote.size
         return ranged, address.known
 
@@ -3359,6 +3355,8 @@ class RangeReader(threading.local):  # each worker has state of its own
 
     def _write(self, data: memoryview) -> None:
         try:
+            if self._fd < 0:
+                self._fd = os.open(self._job.incomplete, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             pwrite_all(self._fd, data, self._position)
         except OSError as exc:
             step = "free space, then run the same command again: what arrived is kept"
@@ -3768,7 +3766,6 @@ class Download:
 
     def _fetch(self, flight: Flight, place: int, number: int) -> None:
         """Send reader `number` for one flight, or as much of it as comes. Raises RetryableError."""
-        self._partials[flight.file].create()
         with self._changed:
             address = self._addresses.setdefault((flight.file, place), SharedAddress())
         asked, keep = flight.stop, False
@@ -3782,6 +3779,7 @@ class Download:
             if not answer:
                 self._take_whole(flight)
                 asked = flight.stop
+            self._partials[flight.file].create()
             self._stream(flight, number)
             with self._changed:
                 self._sources.success(flight.file, place)
