@@ -643,7 +643,7 @@ class Reporter:
         self.past: List[Stage] = []
         self.results: Deque[str] = deque(maxlen=5)  # the first line of each
         self.failure: Optional[HfshipError] = None  # the last
-        self.next_step = ""  # what comes after a success
+        self.next_words: Tuple[str, ...] = ()  # the command that comes after a success
         self._logs: List[LogFile] = []
         self._early: Deque[Dict[str, Any]] = deque(maxlen=1000)  # events from before the job's log was opened
         self._counting = False  # a countdown stands on the terminal's last line
@@ -767,6 +767,10 @@ class Reporter:
         self.error(error)
         if self.as_json:
             self.result_json(error_row(error))
+
+    def then(self, command: str, subject: Path) -> None:
+        """What comes after a success: a command, for all subjects that it is said of."""
+        self.next_words = (*(self.next_words or ("hfship", command)), str(subject))
 
     def enter_phase(self, name: str, phase: str) -> None:
         """What `name` does now, where no amount is known."""
@@ -2236,6 +2240,15 @@ def resolve_url(source: Source, path: str) -> str:
     return f"{source.endpoint}/{prefix}{source.resolved_repo}/resolve/{source.commit}/{quote(path)}"
 
 
+def fetch_command(source: Source, revision: str, folder: Path, *flags: str) -> str:
+    """The command that brings a repository at a revision into `folder`."""
+    words = [*flags, source.repo if revision == "main" else f"{source.repo}@{revision}", "-o", str(folder.parent)]
+    words += ["--name", folder.name] if folder.name != source.repo.rpartition("/")[2] else []
+    words += ["--repo-type", source.repo_type] if source.repo_type != "model" else []
+    words += ["--endpoint", source.endpoint] if source.endpoint != DEFAULT_ENDPOINT else []
+    return command_line("hfship", "fetch", *words)
+
+
 def origin(url: str) -> Tuple[str, str, int]:
     """(scheme, host, port) of a URL.
 
@@ -2467,14 +2480,17 @@ class Voice:
         """The parent waits, before it sends us a task."""
 
 
+def with_newer_python() -> str:
+    """This command line for the newest Python here."""
+    newer = next((name for name in (f"python3.{minor}" for minor in range(20, 9, -1)) if shutil.which(name)), "")
+    return command_line(newer, *sys.argv) if newer else "run it with a newer python3; none is on PATH"
+
+
 def import_requests() -> Any:
     """requests, imported only where the network is used. Raises HostError on a Python that is too old for it."""
     if sys.version_info < (3, 10):
         have = ".".join(map(str, sys.version_info[:2]))
-        names = [f"python3.{minor}" for minor in range(20, 9, -1)]
-        newer = next((name for name in names if shutil.which(name)), "a newer python3")
-        step = command_line(newer, *sys.argv) if newer in names else f"run it with {newer}; none is on PATH"
-        raise HostError("fetch needs Python 3.10 or newer", f"this is Python {have}", step)
+        raise HostError("fetch needs Python 3.10 or newer", f"this is Python {have}", with_newer_python())
     _carry_certificates()
     try:
         with warnings.catch_warnings():
@@ -10736,11 +10752,13 @@ class JobKeeper:
         self._over.set()
         self._reporter.working.set()
         self._thread.join()
+        failure, stages = self._reporter.failure, self._reporter.past
         if code and not (worked or self._running):
+            if self._pipe >= 0 and failure:
+                self._answer(json.dumps(self._reporter.redacted(error_row(failure))))
             return
         if not self._running:
             self._begin()
-        failure, stages = self._reporter.failure, self._reporter.past
         main = max(stages, key=lambda stage: (stage.unit == "B", stage.done), default=None)
         error = self._reporter.redacted(error_fields(failure)) if code and failure else {}
         rate = main.rate if main else 0.0
@@ -10781,8 +10799,12 @@ class JobKeeper:
             self._complain(exc if isinstance(exc, DiskError) else disk_error(exc, "write the log in", self._folder))
         if self._pipe >= 0:
             os.dup2(1, 2)
-            with contextlib.suppress(BrokenPipeError), os.fdopen(self._pipe, "w") as stream:
-                stream.write(self._record.name)
+            self._answer(self._record.name)
+
+    def _answer(self, text: str) -> None:
+        """Tell the process that waits for us the name of the job, or as JSON why there is none."""
+        with contextlib.suppress(BrokenPipeError), os.fdopen(self._pipe, "w") as stream:
+            stream.write(text)
 
     def _now(self, stage: Optional[Stage] = None) -> JobRecord:
         """The record as it is now."""
@@ -10827,7 +10849,7 @@ class JobKeeper:
             "took": human_seconds(took),
             "exit": f"{code} ({record.state})",
             "why": record.error.get("what", ""),
-            "next": as_typed(reporter.next_step) if not code else record.error.get("next", ""),
+            "next": record.error.get("next", "") if code else as_typed(command_line(*reporter.next_words)),
             "log": str(self._folder / (record.name + ".log")),
         }
         rows = reporter.redacted({label: text for label, text in rows.items() if text})
@@ -10870,17 +10892,17 @@ def detach(folder: Path) -> Tuple[int, int]:
 
 
 def await_job(pid: int, listen: int) -> Tuple[str, int]:
-    """Wait until a detached process has begun: its name and 0; or ended: "" and its exit code."""
+    """Wait until a detached process has begun: its name and 0; or ended: why, as JSON, and its exit code."""
     with os.fdopen(listen) as stream:
         try:
-            name = stream.read()
+            said = stream.read()
+            if said and not said.startswith("{"):
+                return said, 0
         except KeyboardInterrupt:
             os.kill(pid, signal.SIGINT)
-            name = ""
-    if name:
-        return name, 0
+            said = stream.read()
     _, status = os.waitpid(pid, 0)
-    return "", os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+    return said, os.WEXITSTATUS(status) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
 
 
 def stop_job(job: Job) -> str:
@@ -11587,9 +11609,14 @@ def is_locked(path: Path) -> bool:
 
 
 def why_kept(
-    group: Path, items: Sequence[Leftover], opened: Mapping[str, Mapping[int, int]], stack: contextlib.ExitStack
+    group: Path,
+    items: Sequence[Leftover],
+    opened: Mapping[str, Mapping[int, int]],
+    stack: contextlib.ExitStack,
+    removing: bool,
 ) -> str:
-    """Why a group must stay as it is; "" when nobody works in it. Our own lock on it is then held by `stack`."""
+    """Why a group must stay as it is; "" when nobody works in it. When `removing`, our own lock on it is then held by
+    `stack`; who only looks makes no lock where there is none."""
     now, claimed = time.time(), group.name + INCOMPLETE  # a pack holds this one, and parts maybe on another medium
     if group.suffix == ".zst" and opened.get(claimed):
         return f"process {min(opened[claimed].values())} has {claimed} open"
@@ -11601,7 +11628,8 @@ def why_kept(
             return f"a process holds {name}"
         if age < YOUNG_S and item.path.parent.name != WORK_DIR:  # there the lock knows better
             return f"{name} changed {max(age, 0):.0f} s ago, which is too new: try again in a minute"
-    if (group / WORK_DIR).is_dir() and not (group / WORK_DIR).is_symlink():
+    work = group / WORK_DIR
+    if work.is_dir() and not work.is_symlink() and (removing or any(map(Path.exists, (work / "lock", work / "lease")))):
         try:
             stack.enter_context(FolderLock(group))
         except HfshipError as exc:
@@ -11930,12 +11958,14 @@ def examine_disk(folder: Path) -> str:
     return text
 
 
-def examine_python() -> str:
-    """This Python and the others on PATH."""
+def examine_python(offline: bool) -> str:
+    """This Python and the others on PATH. One that is too old for the network is a failure unless `offline`."""
     others = [f"3.{minor}" for minor in range(8, 20) if shutil.which(f"python3.{minor}")]
     text = f"{platform.python_version()} ({sys.executable}); on PATH: {', '.join(others) or 'no other'}"
+    if sys.version_info < (3, 10) and offline:
+        raise Doubt(f"{text}; fetch needs 3.10", with_newer_python())
     if sys.version_info < (3, 10):
-        raise Doubt(f"{text}; fetch needs 3.10", "run it with a newer python3")
+        raise HostError(f"{text}; fetch and a look at the network need 3.10", "", with_newer_python())
     return text
 
 
@@ -12104,21 +12134,12 @@ def mend_locally(client: HubClient, plan: FetchPlan, root: Path, repair: bool, r
     return replace(plan, present=present)
 
 
-def fetch_command(plan: FetchPlan, *flags: str) -> str:
-    """The command that brings this plan's repository into its folder."""
-    source = plan.snapshot.source
-    words = [source.repo if source.revision == "main" else f"{source.repo}@{source.revision}", "-o", plan.folder.parent]
-    words += ["--name", plan.name] if plan.name != source.repo.rpartition("/")[2] else []
-    words += ["--repo-type", source.repo_type] if source.repo_type != "model" else []
-    words += ["--endpoint", source.endpoint] if source.endpoint != DEFAULT_ENDPOINT else []
-    return command_line("hfship", "fetch", *flags, *words)
-
-
 def missing_or_wrong(plan: FetchPlan) -> List[HfshipError]:
     """What --verify found."""
     wrong = [job.remote.path for job in plan.jobs if job.target.exists()]
     missing = [job.remote.path for job in plan.jobs if not job.target.exists()]
-    step = fetch_command(plan, "--repair")
+    source = plan.snapshot.source
+    step = fetch_command(source, source.revision, plan.folder, "--repair")
     errors: List[HfshipError] = []
     if wrong:
         what = f"{plan.folder}: {counted(len(wrong), 'wrong file')}"
@@ -12177,7 +12198,7 @@ def report_fetch(
             counts = {"files": len(manifest.files), "bytes": manifest.size, "fetched_files": len(plan.jobs)}
             proof = "every file verified" if plan.jobs or context.args.verify else "verified earlier, nothing to fetch"
             text = f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, commit {source.commit[:12]}"
-            context.reporter.next_step = command_line("hfship", "pack", plan.folder)
+            context.reporter.then("pack", plan.folder)
             yield {**fields, **counts, "text": f"{plan.folder}: {text}; {proof}"}
         yield from ({**error_row(failure), "text": ""} for failure in failures)
 
@@ -12279,7 +12300,7 @@ def cmd_pack(context: Context) -> Exit:
             return _plan_row(plan, out)
         signature = sign_manifest(plan.manifest, args.sign) if args.sign else ""  # a wrong key is said before the work
         packed = pack_model(plan, out, reporter, media)
-        reporter.next_step = command_line("hfship", "verify", packed.parts[0].path)
+        reporter.then("verify", packed.parts[0].path)
         for place in [out, *media] if args.sign else []:
             atomic_write(place / (plan.archive + SIGNATURE), signature)
         return _packed_row(packed)
@@ -12305,11 +12326,21 @@ def manifest_at(place: str, settings: Settings) -> Manifest:
     path = Path(place)
     if path.is_file() and path.suffix == ".json":
         return parse_manifest(path.read_bytes(), place)
-    found = find_archives(place, [settings.package_dir, settings.transfer_dir])
-    manifest = open_archive(found[0]).manifest if found else read_manifest(find_model(place, settings))
+    places, step = [settings.package_dir, settings.transfer_dir], "name a manifest.json, an archive or a model folder"
+    found = find_archives(place, places)
+    manifest = open_archive(found[0]).manifest if found else read_manifest(find_model(place, settings, places, step))
     if manifest is None:
-        raise UsageError(f"{place} has no manifest", "", "name a manifest.json, an archive or a model folder")
+        raise UsageError(f"{place} has no manifest", "", step)
     return manifest
+
+
+def told(exc: Union[HfshipError, OSError, KeyboardInterrupt]) -> HfshipError:
+    """What ended a command, as the error that is said of it."""
+    if isinstance(exc, HfshipError):
+        return exc
+    if isinstance(exc, OSError):
+        return disk_error(exc, "use", Path(os.fsdecode(exc.filename or ".")))
+    return Interrupted("interrupted", "", "run the same command again: what is complete is kept")
 
 
 def _tell_rows(context: Context, rows: Iterable[Dict[str, Any]]) -> List[Dict[str, Any]]:
@@ -12321,9 +12352,9 @@ def _tell_rows(context: Context, rows: Iterable[Dict[str, Any]]) -> List[Dict[st
             done.append(row)
             if text and not context.args.json:
                 context.reporter.result(text)
-    except HfshipError as exc:
+    except (HfshipError, OSError, KeyboardInterrupt) as exc:
         if context.reporter.gathered is None:  # else it is said for the whole list
-            done.append(error_row(exc))
+            done.append(error_row(told(exc)))
         raise
     finally:
         if context.args.json:
@@ -12348,13 +12379,13 @@ def find_folder(name: str, folders: Sequence[Path]) -> Optional[Path]:
     return next((Path(os.path.abspath(place)) for place in places if place.is_dir()), None)
 
 
-def find_model(name: str, settings: Settings, also: Sequence[Path] = ()) -> Path:
+def find_model(name: str, settings: Settings, also: Sequence[Path] = (), step: str = "hfship fetch ORG/NAME") -> Path:
     """The folder of a model to pack or to check. Raises NotFoundError, which tells that one looked in `also`, too."""
     folders = [settings.models_dir, settings.site_models_dir]
     found = find_folder(name, folders)
     if found is None:
         looked = "" if "/" in name else "looked in:\n" + "\n".join(map(str, [*also, *folders, Path.cwd()]))
-        raise NotFoundError(f"{name} was not found", looked, "give a path, or: hfship fetch ORG/NAME")
+        raise NotFoundError(f"{name} was not found", looked, f"give a path, or: {step}")
     return found
 
 
@@ -12553,7 +12584,8 @@ def cmd_unpack(context: Context) -> Exit:
         with contextlib.suppress(FileNotFoundError):
             bundle = (files.folder / (files.name + SIGNATURE)).read_bytes()
             atomic_write(done.folder / SIGNATURE_PATH, bundle)
-        reporter.next_step = "" if args.only else command_line("hfship", "serve", done.folder)
+        if not args.only:
+            reporter.then("serve", done.folder)
         return _unpacked_row(done)
 
     _tell_rows(context, map(unpack, found))
@@ -13149,17 +13181,15 @@ def named_job(context: Context, name: str) -> Job:
 
 def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
     """What is called `name`. Raises NotFoundError."""
-    try:
-        return named_job(context, name)
-    except NotFoundError as no_job:
-        try:
-            return named_deployment(context, name)
-        except NotFoundError as exc:
-            what, step = (
-                exc.what.replace("deployment", "deployment or job", 1),
-                f"{exc.next_step}\nor: hfship watch --once",
-            )
-            raise NotFoundError(what, f"{exc.why}\n{no_job.why}", step) from exc
+    jobs = {job.label: job for job in reversed(read_jobs(log_folders(context), context.reporter.warn))}
+    folder = context.settings.deploy_dir / name
+    found = jobs.get(name) or (read_deployment(folder, context.reporter) if _NAME.match(name) else None)
+    if found:
+        return found
+    here = [d.plan.name for d in list_deployments(folder.parent, context.reporter)[0]]
+    what = f"no such deployment or job: {name}{nearest(name, [*jobs, *here])}"
+    why = f"in {folder.parent} there are: {', '.join(here) or 'none'}\njobs: {shorten(list(reversed(jobs))) or 'none'}"
+    raise NotFoundError(what, why, "hfship watch --once     # shows the jobs\nhfship status     # and the deployments")
 
 
 def cmd_watch(context: Context) -> Exit:
@@ -13435,12 +13465,13 @@ def run_list(command: Command, runs: Mapping[str, Context], reporter: Reporter) 
         for name, context in runs.items():
             try:
                 codes[name] = command.run(context)
-            except Interrupted:
-                raise
-            except HfshipError as exc:
-                reporter.error(exc)
-                gathered.append({"name": name, **error_row(exc)})
-                codes[name] = exc.code
+            except (HfshipError, OSError, KeyboardInterrupt) as exc:
+                error = told(exc)
+                gathered.append({"name": name, **error_row(error)})
+                if isinstance(error, Interrupted):
+                    raise
+                reporter.error(error)
+                codes[name] = error.code
     finally:
         reporter.gathered = None
         if gathered and context.args.json:
@@ -13519,8 +13550,9 @@ def cmd_clean(context: Context) -> Exit:
     folders = named or [path for path in own if path.is_dir()]
     removed: List[Leftover] = []
     with contextlib.ExitStack() as locks:
-        rows, going = _leftovers_to_clean(folders, own, args, locks)
+        rows, going = _leftovers_to_clean(folders, own, args, locks, False)
     shown, total = {item.path for item, _ in going}, freed_by([item for item, _ in going])
+    failure: Dict[str, Any] = {}
     try:
         if not args.json:
             _show_leftovers(rows, total, context)
@@ -13528,13 +13560,18 @@ def cmd_clean(context: Context) -> Exit:
             if not args.yes:
                 confirm(f"remove them and free {human_bytes(total)}?", reporter)
             with contextlib.ExitStack() as locks:  # looks again: somebody may have begun to work meanwhile
-                going = [pair for pair in _leftovers_to_clean(folders, own, args, locks)[1] if pair[0].path in shown]
-                removed = [item for item, folder in going if remove_leftover(folder, item)]
+                pairs = _leftovers_to_clean(folders, own, args, locks, True)[1]
+                going = [pair for pair in pairs if pair[0].path in shown]
+                for item, folder in going:
+                    removed += [item] if remove_leftover(folder, item) else []
             remove_empty(going)
+    except (HfshipError, KeyboardInterrupt) as exc:
+        failure = error_row(told(exc))
+        raise
     finally:
         if args.json:
             amounts = {"bytes": total, "removed": len(removed), "freed": freed_by(removed)}
-            reporter.result_json({"leftovers": rows, **amounts})
+            reporter.result_json({**failure, "schema": reporter.schema, "leftovers": rows, **amounts})
     if removed and not args.json:
         reporter.result(f"removed {counted(len(removed), 'file')}, freed {human_bytes(freed_by(removed))}")
     return Exit.OK
@@ -13551,7 +13588,7 @@ def remove_empty(gone: Sequence[Tuple[Leftover, Path]]) -> None:
 
 
 def _leftovers_to_clean(
-    folders: Sequence[Path], own: Sequence[Path], args: argparse.Namespace, locks: contextlib.ExitStack
+    folders: Sequence[Path], own: Sequence[Path], args: argparse.Namespace, locks: contextlib.ExitStack, removing: bool
 ) -> Tuple[List[Dict[str, Any]], List[Tuple[Leftover, Path]]]:
     """What was found, as rows of (group, what), and what of it may go, with its folder; its groups are locked."""
     groups: Dict[Tuple[Path, Path], List[Leftover]] = {}
@@ -13566,7 +13603,7 @@ def _leftovers_to_clean(
     rows: List[Dict[str, Any]] = []
     going: List[Tuple[Leftover, Path]] = []
     for (group, folder), items in sorted(groups.items()):
-        kept = why_kept(group, items, opened, locks)
+        kept = why_kept(group, items, opened, locks, removing)
         going += [] if kept else [(item, folder) for item in items]
         for what in sorted({item.what for item in items}):
             some = [item for item in items if item.what == what]
@@ -13600,14 +13637,14 @@ def doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def cmd_doctor(context: Context) -> Exit:
     """Probe the network in order, and at the same time this machine."""
     args, settings = context.args, context.settings
-    checks: List[Tuple[str, Callable[[], str]]] = [("python", examine_python)]
+    offline = args.offline or truthy(os.environ.get("HF_HUB_OFFLINE"))
+    checks: List[Tuple[str, Callable[[], str]]] = [("python", lambda: examine_python(offline))]
     for folder in dict.fromkeys([settings.models_dir, settings.package_dir]):
         checks.append(("disk", lambda folder=folder: examine_disk(folder)))  # type: ignore[misc]
     checks += [(name, lambda name=name: examine_program(name)) for name in PROGRAMS]  # type: ignore[misc]
     here = [Examination(check, work) for check, work in checks]
-    offline = args.offline or truthy(os.environ.get("HF_HUB_OFFLINE"))
     hub = HubDoctor(settings, args.repo, args.mirror, Reporter("none", -1))
-    found = [] if offline else list(hub.findings())
+    found = [] if offline or sys.version_info < (3, 10) else list(hub.findings())
     found += [examination.result() for examination in here]
     facts = [{"check": f.check, "state": f.state, "text": f.text, "next": as_typed(f.next_step)} for f in found]
     steps = [f"next  {fact['check']}: {fact['next']}" for fact in facts if fact["next"]]
@@ -13934,19 +13971,14 @@ def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:
     try:
         code = int(work())
         return code, "failed" if code else "done"
-    except HfshipError as exc:
-        reporter.failed(exc)
-        return int(exc.code), "failed"
-    except KeyboardInterrupt as exc:
-        reporter.failed(Interrupted("interrupted", "", "run the same command again: what is complete is kept"))
-        return int(Exit.INTERRUPTED), "interrupted" if isinstance(exc, Terminated) else "stopped"
     except BrokenPipeError:  # the reader (head, less) of what we only show went away
         silence(1)
         return int(Exit.OK), "done"
-    except OSError as exc:
-        error = disk_error(exc, "use", Path(os.fsdecode(exc.filename or ".")))
+    except (HfshipError, OSError, KeyboardInterrupt) as exc:
+        error = told(exc)
         reporter.failed(error)
-        return int(error.code), "failed"
+        by_hand = "stopped" if isinstance(exc, KeyboardInterrupt) else "failed"
+        return int(error.code), "interrupted" if isinstance(exc, Terminated) else by_hand
 
 
 def run_job(context: Context, words: Sequence[str], run: Callable[[], int]) -> int:
@@ -13980,16 +14012,19 @@ def run_job(context: Context, words: Sequence[str], run: Callable[[], int]) -> i
     return code
 
 
-def tell_job(context: Context, pid: int, name: str, code: int) -> int:
-    """Say the name of the job that goes on without us; what went wrong before, it has said itself."""
-    if not name:
+def tell_job(context: Context, pid: int, said: str, code: int) -> int:
+    """Say the name of the job that goes on without us; what went wrong before, it has said itself, but as JSON."""
+    if code:
+        if context.args.json:
+            stopped = error_row(Interrupted("interrupted before it began"))
+            context.reporter.result_json(json.loads(said) if said.startswith("{") else stopped)
         return code
-    log = context.settings.log_dir / f"{name}.log"
+    log = context.settings.log_dir / f"{said}.log"
     if context.args.json:
-        context.reporter.result_json({"schema": "hfship-background/1", "job": name, "pid": pid, "log": str(log)})
+        context.reporter.result_json({"schema": "hfship-background/1", "job": said, "pid": pid, "log": str(log)})
     else:
         context.reporter.info(as_typed(f"goes on in the background; hfship watch shows it, its log is {log}"))
-        context.reporter.result(name)
+        context.reporter.result(said)
     return code
 
 

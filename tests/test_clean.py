@@ -319,6 +319,21 @@ def test_a_cache_wants_its_option(cache: Path, pyz: Program) -> None:
     assert "clean --cache" in pyz("clean", "--yes", cache, code=2).stderr
 
 
+def test_who_only_looks_leaves_no_trace(hfship: Program, tmp_path: Path) -> None:
+    folder = tmp_path / "home" / "models" / "m"
+    archives.make_model(folder, archives.SMALL)
+    (folder / ".hfship").mkdir(exist_ok=True)
+    (folder / "w.incomplete").write_bytes(b"x" * 5000)
+    age(folder)
+    before = tree(tmp_path)
+    rows = json.loads(hfship("clean", "--dry-run", "--json").stdout)["leftovers"]
+    assert len(rows) == 1 and not rows[0]["kept"] and tree(tmp_path) == before
+    said = json.loads(hfship("clean", "--json", code=2).stdout)  # nobody to ask
+    assert said["leftovers"] == rows and said["removed"] == 0 and tree(tmp_path) == before
+    assert said["error"]["what"] == "nothing was removed" and said["exit_code"] == 2
+    assert "error" not in clean(hfship)
+
+
 def test_nobody_to_ask(cache: Path, pyz: Program) -> None:
     before = tree(cache)
     done = pyz("clean", "--cache", code=2, stdin=subprocess.DEVNULL)

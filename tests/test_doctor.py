@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
+import components
 import pytest
 from conftest import Program, free_port, missing
 from hub import FaultHub
@@ -210,6 +211,20 @@ def test_a_name_server_that_never_answers_costs_seconds(pyz: Program, tmp_path: 
     assert done.returncode == 8, done.stderr
     found = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert "no answer in" in found["dns"]["text"] and "hub" not in found
+
+
+OLD = [python for python in components.pythons() if python.version.startswith(("3.8.", "3.9."))]
+
+
+@pytest.mark.parametrize("python", OLD, ids=lambda python: python.version)
+def test_a_python_that_is_too_old_for_the_network_is_said_first(
+    python: components.Interpreter, hub: FaultHub, pyz: Program
+) -> None:
+    old = Program([str(python.path), pyz.argv[-1]], pyz.home)
+    found = doctor(old, "--endpoint", hub.url, code=9)
+    assert not {"proxy", "dns", "hub"} & found.keys() and found["python"]["state"] == "fail"
+    assert "need 3.10" in found["python"]["text"] and "python3" in found["python"]["next"]
+    assert doctor(old, "--offline", code=None)["python"]["state"] == "warn"
 
 
 @pytest.mark.parametrize("args, env", [(["--offline"], {}), ([], {"HF_HUB_OFFLINE": "1"})])

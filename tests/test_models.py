@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -307,9 +308,29 @@ def test_every_command_does_its_list_and_goes_on_after_a_failure(hfship: Program
     names = ("tiny", "org/other")
     assert hfship("verify", "--models", listed, *names).stdout.count("ok: ") == 2
     shutil.move(folder / "p", hfship.home / "transfer")
-    assert "2 models, 2 ok, 0 failed" in hfship("unpack", "--models", listed, *names).stderr
+    said = hfship("unpack", "--models", listed, *names, "-v").stderr
+    assert "2 models, 2 ok, 0 failed" in said
+    assert re.search(r"\n  next +.* serve \S+/site/tiny \S+/site/second\n", said), "what comes next is for both"
     assert (hfship.home / "site" / "second" / "config.json").is_file()
     assert hfship("unpack", "--models", listed, "nowhere", code=5).stderr.count("no archive") == 1
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "/a"), hfship.NotFoundError("gone")])
+def test_a_list_goes_on_after_any_failure_of_one(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    done: List[str] = []
+
+    def run(context: hfship.Context) -> hfship.Exit:
+        done.append(context.args.name)
+        if context.args.name == "a":
+            raise error
+        return hfship.Exit.OK
+
+    command = hfship.Command("pack", "", lambda _: None, run)
+    reporter, settings = hfship.Reporter(), hfship.load_settings({})
+    one = {n: hfship.Context(argparse.Namespace(name=n, json=True), settings, reporter) for n in "ab"}
+    assert hfship.run_list(command, one, reporter) == hfship.Exit.INCOMPLETE and done == ["a", "b"]
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["name"] == "a" and row["exit_code"] == hfship.told(error).code and row["error"]["what"]
 
 
 def test_an_option_for_one_model_is_refused_for_a_list(hfship: Program, listed: Path) -> None:

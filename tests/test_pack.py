@@ -148,6 +148,11 @@ def test_a_set_that_a_killed_run_named_in_part_is_completed(model, tmp_path):
     assert contents(tmp_path / "out") == whole
 
 
+def test_an_older_version_that_is_not_there_is_not_fetched(hfship, model, tmp_path):
+    said = hfship("pack", model, "--since", "nothing", "-o", tmp_path / "out", code=5).stderr
+    assert "nothing was not found" in said and "name a manifest.json" in said and "fetch" not in said
+
+
 @pytest.mark.parametrize("args", [["--split", "1M"], ["--split", "huge"], ["--name", "../x"], ["/nowhere"], []])
 def test_usage_errors_tell_the_next_step(hfship, model, tmp_path, args):
     target = [] if args in ([], ["/nowhere"]) else [model]
