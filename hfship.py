@@ -9914,7 +9914,7 @@ class MirrorFile:
     location: Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is like itself alone: so its tree can be remembered
 class MirrorRepo:
     """One model folder as a repository at one commit.
 
@@ -10095,7 +10095,8 @@ def _remote_view(location: Path, path: str, size: int, sha256: Optional[str]) ->
     return RemoteFile(path, size, blob.hexdigest(), sha256)
 
 
-def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> List[Dict[str, Any]]:
+@lru_cache(maxsize=4)  # a client asks page after page
+def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> Sequence[Mapping[str, Any]]:
     """The Hub's tree answer for a folder ("" = root), sorted by path, folders included."""
     prefix = below + "/" if below else ""
     folders: Set[str] = set()
@@ -10301,7 +10302,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if verb == "tree":
             self.send_tree(repo, path, query)
         elif verb == "paths-info":
-            asked = getattr(self, "paths", ())
+            asked = {path for path in getattr(self, "paths", ()) if isinstance(path, str)}
             self.send_json(200, [entry for entry in tree_entries(repo, "", True) if entry["path"] in asked])
         elif verb == "refs":
             held = self.server.library.shelf().get((repo.repo_type, repo.repo.lower()), [repo])
@@ -11163,6 +11164,7 @@ def watch_in_lines(jobs: Callable[[], Sequence[Job]], interval_s: float, as_json
 # delta algorithm, which --partial-dir would use, takes 7 s). What arrived wrong is sent again by that algorithm.
 
 PUSH_JOBS = 4  # ssh lets 2 MiB be on their way per connection: at 50 ms that is 40 MB/s, whatever the line could do
+STREAM_BPS = 40_000_000  # a smaller limit is for one rsync at a time, so that the last files have all of it
 SSH_OPTIONS = ("-o", "ConnectTimeout=15", "-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=4")
 _HASH_IN_PYTHON = """\
 import hashlib, sys
@@ -11295,8 +11297,11 @@ def parcels_of(archives: Sequence[ArchiveFiles], reporter: Reporter) -> List[Par
 class Push:
     """One push: knows what is there, sends what is not, and proves each file there. Safe to share between threads."""
 
-    def __init__(self, to: Destination, parcels: Sequence[Parcel], stage: Stage, stop: threading.Event) -> None:
+    def __init__(
+        self, to: Destination, parcels: Sequence[Parcel], stage: Stage, stop: threading.Event, streams: int
+    ) -> None:
         self._to, self._parcels, self._stage, self._stop = to, parcels, stage, stop
+        self._line = threading.Semaphore(streams)
         self._there: Dict[str, Tuple[int, int]] = {}  # name -> bytes, bytes on disk
 
     def prepare(self) -> None:
@@ -11375,7 +11380,8 @@ class Push:
             literal = int(total[1]) if total else literal
             return bool(amount or re.match(r"[A-Z][\w ()]+: [\d.]|sent \d|total size", line))
 
-        done = follow_program(argv, self._stop, tell=tell)
+        with self._line:
+            done = follow_program(argv, self._stop, tell=tell)
         if done.code:
             raise self._to.error(done)
         self._stage.add(parcel.size - counted)
@@ -11406,13 +11412,14 @@ def open_line(to: Destination, asks: bool, reporter: Reporter) -> Iterator[Desti
             run_program(to.command(*control, "-O", "exit"))
 
 
-def push(
-    to: Destination, parcels: Sequence[Parcel], jobs: int, options: Sequence[str], reporter: Reporter
-) -> Dict[str, Any]:
-    """Bring all files to where they go, `jobs` at a time, each proven there; the row that tells of it."""
+def push(to: Destination, parcels: Sequence[Parcel], jobs: int, limit_bps: int, reporter: Reporter) -> Dict[str, Any]:
+    """Bring all files to where they go, `jobs` at a time, each proven there; the row that tells of it. rsync cannot
+    change its limit while it runs: each has a fixed share, and while a file is proven the next one is sent."""
+    streams = min(jobs, max(1, limit_bps // STREAM_BPS)) if limit_bps else jobs
+    options = [f"--bwlimit={max(1, limit_bps // 1024 // streams)}"] if limit_bps else []
     stop, started = threading.Event(), time.monotonic()
     with reporter.stage("push", sum(parcel.size for parcel in parcels)) as stage:
-        run = Push(to, parcels, stage, stop)
+        run = Push(to, parcels, stage, stop, streams)
         run.prepare()
         stage.started = time.monotonic()
         with ThreadPoolExecutor(jobs) as threads:
@@ -12639,10 +12646,7 @@ def cmd_push(context: Context) -> Exit:
     ssh = ["ssh", *SSH_OPTIONS, *(["-p", str(args.ssh_port)] * bool(args.ssh_port))]
     ssh += ["-i", os.path.expanduser(args.identity)] if args.identity else []
     to = parse_destination(args.to, ssh)
-    options = []
-    if args.bwlimit:
-        limit = parse_size(args.bwlimit + "KiB" * args.bwlimit.isdigit())
-        options = [f"--bwlimit={max(1, limit // 1024 // args.jobs)}"]
+    limit_bps = parse_size(args.bwlimit + "KiB" * args.bwlimit.isdigit()) if args.bwlimit else 0
     places = [settings.package_dir, settings.transfer_dir]
     found: List[ArchiveFiles] = []
     for name in args.archives:
@@ -12651,7 +12655,7 @@ def cmd_push(context: Context) -> Exit:
         found += named_archives(name, places, step)
     parcels = parcels_of(merged(found), reporter)
     with open_line(to, os.isatty(0) and reporter.err.isatty(), reporter) as there:
-        _tell_rows(context, [push(there, parcels, args.jobs, options, reporter)])
+        _tell_rows(context, [push(there, parcels, args.jobs, limit_bps, reporter)])
     return Exit.OK
 
 

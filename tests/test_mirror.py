@@ -347,6 +347,7 @@ def test_the_more_complete_of_two_equal_revisions_is_served(model: Path, tmp_pat
     publish(tmp_path / "site", "c", some, TINY)
     repo = hfship.Library(tmp_path / "site").find("model", "org/tiny")
     assert repo and "tokenizer.json" in repo.files
+    assert hfship.tree_entries(repo, "", True) is hfship.tree_entries(repo, "", True), "made once for all pages"
 
 
 @pytest.mark.parametrize("folder, source", [("datasets/org/sums", None), ("x", {"repo_type": "dataset"})])

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import threading
 import time
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
@@ -223,6 +224,24 @@ def test_a_terminal_is_asked_once_for_the_passphrase(site: Site, package: Path, 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0, said
     assert said.count(b"Enter passphrase") == 1 and b"sesame" not in said
     assert_arrived(package, tmp_path / "far")
+
+
+@pytest.mark.parametrize("limit, share, at_once", [("20M", 19531, 1), ("100M", 48828, 2)])
+def test_a_limit_is_used_to_the_last_file(
+    limit: str, share: int, at_once: int, package: Path, pyz: Program, tmp_path: Path
+) -> None:
+    if not shutil.which("rsync"):
+        missing("rsync")
+    log, fake = tmp_path / "log", tmp_path / "near/rsync"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "start $*" >> {log}\n{shutil.which("rsync")} "$@"\necho end >> {log}\n')
+    fake.chmod(0o755)
+    pyz("push", "m", tmp_path / "far", "--bwlimit", limit, "-j", "3", env=near(tmp_path))
+    assert_arrived(package, tmp_path / "far")
+    lines = log.read_text().splitlines()
+    running = list(accumulate(1 if line.startswith("start") else -1 for line in lines))
+    assert 1 <= max(running) <= at_once and len(lines) == 2 * len(list(package.iterdir()))
+    assert all(f" --bwlimit={share} " in line for line in lines if line.startswith("start"))
 
 
 @pytest.mark.real
