@@ -11026,7 +11026,7 @@ Type=oneshot
 RemainAfterExit=yes
 SuccessExitStatus=3
 ExecStartPre=/bin/sleep 60
-ExecStart={command.replace("%", "%%")}
+ExecStart={command.replace("%", "%%").replace("$", "$$")}
 [Install]
 WantedBy=default.target
 

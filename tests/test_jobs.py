@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -20,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
+import components
 import pytest
 from conftest import Program, missing
 from hub import FaultHub
@@ -485,6 +487,28 @@ def test_install_prints_what_resumes_jobs_at_boot(hfship: Program) -> None:
     text = hfship("watch", "--install").stdout
     assert "@reboot " in text and "ExecStart=" in text and text.count("watch --resume-all --log-dir") == 2
     assert Path(re.search(r"ExecStart=\S+ (\S+)", text)[1]).is_file()  # type: ignore[index]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("folder", ["/logs", "/a b's/50% of ${HOME}/$x"])
+def test_systemd_reads_the_unit_as_it_was_meant(folder: str, tmp_path: Path) -> None:
+    root = components.require("systemd")
+    libraries = [
+        root / place
+        for place in ("usr/lib/x86_64-linux-gnu/systemd", "lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu")
+    ]
+    argv = ["/bin/echo", "/x/my hfship.pyz", "watch", "--resume-all", "--log-dir", folder]
+    unit = tmp_path / "hfship-resume.service"
+    unit.write_text(re.search(r"(?s)\[Unit\].*?default.target\n", hfship.install_text(argv, Path("/home/me")))[0])  # type: ignore[index]
+    units = f"{tmp_path}:{root}/usr/lib/systemd/user"
+    env = {"SYSTEMD_UNIT_PATH": units, "SYSTEMD_LOG_LEVEL": "debug", "XDG_RUNTIME_DIR": str(tmp_path)}
+    env["LD_LIBRARY_PATH"] = ":".join(map(str, libraries))
+    verify = [root / "usr/bin/systemd-analyze", "--user", "verify", unit]
+    done = subprocess.run(verify, env=env, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and not re.search(r"hfship-resume.service:\d+", said), said
+    (line,) = re.findall(r"ExecStart:\s+Command Line: (.*)", said)
+    assert shlex.split(line.replace(r"\$\$", "$")) == argv, "it makes $ of $$ when it runs the line, and shows $ as \\$"
 
 
 # ---- logs ----------------------------------------------------------------------------
