@@ -52,6 +52,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import components  # noqa: E402
 from hub import FaultHub  # noqa: E402
+from network import make_certificate  # noqa: E402
 from slow_link import ENDS, inside  # noqa: E402
 
 REPO = "org/bench"
@@ -72,7 +73,6 @@ http {{
   }}
 }}
 """
-OPENSSL_CONFIG = "[req]\ndistinguished_name = name\n[name]\n"  # a carried openssl has no configuration of its own
 VERSIONS = {"nginx": "-v", "curl": "--version", "aria2c": "--version", "openssl": "version", "hf": "version"}
 
 
@@ -147,24 +147,8 @@ class Bench:
         self.rows: List[Dict[str, Any]] = []
 
     def make_certificate(self) -> None:
-        command = [
-            program("openssl"),
-            "req",
-            "-x509",
-            "-newkey",
-            "rsa:2048",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=localhost",
-        ]
-        names = f"subjectAltName=DNS:localhost,IP:127.0.0.1,IP:{ENDS['hfship-a']}"
-        config = self.root / "openssl.cnf"
-        config.write_text(OPENSSL_CONFIG)
-        command += ["-config", str(config), "-addext", names, "-keyout", str(self.root / "key.pem")]
-        own = self.root / "cert.pem"
-        subprocess.run([*command, "-out", str(own)], check=True, capture_output=True)
+        names = f"DNS:localhost,IP:127.0.0.1,IP:{ENDS['hfship-a']}"
+        own = make_certificate(self.root, names=names, openssl=program("openssl")).cert
         public = Path("/etc/ssl/certs/ca-certificates.crt")  # reading it costs time, and all of them have to
         self.cert.write_bytes(own.read_bytes() + (public.read_bytes() if public.exists() else b""))
 

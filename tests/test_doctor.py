@@ -7,10 +7,10 @@ import os
 import re
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict, List, Optional
 
@@ -18,6 +18,7 @@ import components
 import pytest
 from conftest import Program, free_port, missing
 from hub import FaultHub
+from network import ConnectProxy, make_certificate
 
 import hfship
 
@@ -110,93 +111,28 @@ def test_mirrors_are_compared(hub: FaultHub, model: Path, pyz: Program, tmp_path
         assert found[f"mirror {same.url}"]["state"] == "ok", "a mirror may be reached when the Hub is not"
 
 
-def certificate(folder: Path, days: int = 30) -> Path:
-    """A self-signed certificate for 127.0.0.1 with its key, as one file."""
-    make = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-nodes",
-        "-days",
-        str(days),
-        "-subj",
-        "/O=Snoop Ltd/CN=x",
-    ]
-    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", folder / "key", "-out", folder / "cert"]
-    subprocess.run(make, check=True, capture_output=True)
-    both = folder / "both.pem"
-    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
-    return both
+snoop = partial(make_certificate, subject="/O=Snoop Ltd/CN=x")
 
 
 @pytest.mark.parametrize("through_proxy", [False, True])
 def test_who_signs_is_told(through_proxy: bool, model: Path, pyz: Program, tmp_path: Path) -> None:
-    with FaultHub(tmp_path / "hub2", certificate(tmp_path)) as hub, ConnectProxy() as proxy:
+    with FaultHub(tmp_path / "hub2", snoop(tmp_path).both) as hub, ConnectProxy() as proxy:
         hub.add(model)
         env = {"HTTPS_PROXY": f"http://127.0.0.1:{proxy.port}", "NO_PROXY": ""} if through_proxy else {}
         found = doctor(pyz, "--endpoint", hub.url, env=env, code=8)
         assert "Snoop Ltd" in found["tls"]["text"] and "SSL_CERT_FILE" in found["tls"]["next"]
-        env["SSL_CERT_FILE"] = str(tmp_path / "cert")
+        env["SSL_CERT_FILE"] = str(tmp_path / "cert.pem")
         tls = doctor(pyz, "--endpoint", hub.url, env=env)["tls"]
         assert tls["state"] == "warn" and "signed by Snoop Ltd" in tls["text"] and "opens TLS" in tls["text"]
         assert bool(proxy.asked) == through_proxy
 
 
 def test_a_certificate_that_ends_soon(model: Path, pyz: Program, tmp_path: Path) -> None:
-    with FaultHub(tmp_path / "hub2", certificate(tmp_path, days=2)) as hub:
-        env = {"SSL_CERT_FILE": str(tmp_path / "cert")}
+    with FaultHub(tmp_path / "hub2", snoop(tmp_path, days=2).both) as hub:
+        env = {"SSL_CERT_FILE": str(tmp_path / "cert.pem")}
         assert "renew" in doctor(pyz, "--endpoint", hub.url, env=env)["tls"]["next"]
         env = {"SSL_CERT_FILE": str(tmp_path / "nothing")}
         assert "correct SSL_CERT_FILE" in doctor(pyz, "--endpoint", hub.url, env=env, code=8)["tls"]["next"]
-
-
-class ConnectProxy:
-    """A proxy that knows CONNECT only."""
-
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.asked: List[bytes] = []
-
-    def __enter__(self) -> ConnectProxy:
-        threading.Thread(target=self._accept, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._serve, args=(near,), daemon=True).start()
-
-    def _serve(self, near: socket.socket) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            piece = near.recv(4096)
-            if not piece:
-                return
-            head += piece
-        self.asked.append(head)
-        host, _, port = head.split()[1].decode().rpartition(":")
-        far = socket.create_connection((host.strip("[]"), int(port)))
-        near.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        for source, sink in ((near, far), (far, near)):
-            threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
-
-    @staticmethod
-    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while piece := source.recv(1 << 16):
-                sink.sendall(piece)
-        except OSError:
-            pass
-        sink.close()
 
 
 def test_a_name_server_that_never_answers_costs_seconds(pyz: Program, tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import random
 import shutil
 import signal
 import statistics
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from conftest import Program, missing, program
 from hub import FaultHub
 from hypothesis import given
 from hypothesis import strategies as st
+from network import make_certificate
 
 import hfship
 
@@ -675,11 +675,7 @@ def test_engine_aria2_without_aria2(hfship: Program, hub: FaultHub, published: P
 
 
 def test_tls_needs_the_sites_certificate(hfship: Program, model: Path, tmp_path: Path) -> None:
-    certificate = tmp_path / "site.pem"
-    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=hub"]
-    make += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", tmp_path / "key", "-out", tmp_path / "cert"]
-    subprocess.run(make, check=True, capture_output=True)
-    certificate.write_bytes((tmp_path / "key").read_bytes() + (tmp_path / "cert").read_bytes())
+    certificate = make_certificate(tmp_path).both
     with FaultHub(tmp_path / "hub2", certificate) as hub:
         hub.add(model)
         hub.faults.direct = True

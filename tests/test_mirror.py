@@ -29,6 +29,7 @@ from hub import FaultHub
 from hypothesis import given
 from hypothesis import strategies as st
 from make_model import make_model
+from network import Certificate, make_certificate
 
 import hfship
 
@@ -484,21 +485,15 @@ def mirror_log(model: Path, tmp_path: Path) -> Iterator[Tuple[str, Path]]:
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Tuple[Path, Path]:
-    """A self-signed certificate of 127.0.0.1 and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=site"]
-    command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     if shutil.which("openssl") is None:
         missing("openssl")
-    subprocess.run(command, check=True, capture_output=True)
-    return cert, key
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-def test_tls(hfship: Program, certificate: Tuple[Path, Path], model: Path, tmp_path: Path) -> None:
+def test_tls(hfship: Program, certificate: Certificate, model: Path, tmp_path: Path) -> None:
     """Ranges and whole files are right, pages link to https, and a client that says nothing holds up nobody."""
-    cert, key = certificate
+    cert, key, _ = certificate
     shard = next(model.glob("*.safetensors"))
     publish(tmp_path / "models", "org/tiny", model)
     context = ssl.create_default_context(cafile=str(cert))
@@ -522,7 +517,7 @@ def test_tls(hfship: Program, certificate: Tuple[Path, Path], model: Path, tmp_p
     "cert, key, words", [("none", "none", "none"), ("key", "", "--tls-cert"), ("", "key", "--tls-cert")]
 )
 def test_tls_files_that_do_not_fit(
-    cert: str, key: str, words: str, hfship: Program, certificate: Tuple[Path, Path], tmp_path: Path
+    cert: str, key: str, words: str, hfship: Program, certificate: Certificate, tmp_path: Path
 ) -> None:
     files = {"none": tmp_path / "none", "key": certificate[1]}
     options = [
@@ -541,9 +536,7 @@ def test_ipv6_and_any_address(hfship: Program, model: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("kind", ["plain", "TLS"])
-def test_500_clients_at_once(
-    pyz: Program, kind: str, certificate: Tuple[Path, Path], model: Path, tmp_path: Path
-) -> None:
+def test_500_clients_at_once(pyz: Program, kind: str, certificate: Certificate, model: Path, tmp_path: Path) -> None:
     """500 connections are open before the first asks; the mirror was started under the usual limit of 1024 files."""
     publish(tmp_path / "models", "org/tiny", model)
     content = (model / "tokenizer.json").read_bytes()

@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import threading
 import time
 from itertools import accumulate
 from pathlib import Path
@@ -22,51 +21,9 @@ from typing import Any, Dict, Iterator, List, Optional
 import pytest
 from archives import noise
 from conftest import Program, free_port, missing
+from network import CutLine
 
 import hfship
-
-
-class CutLine:
-    """A TCP proxy in front of sshd that closes every connection once it has passed on `cut_at` bytes in all."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self.cut_at: Optional[int] = None
-        self.passed = 0
-        self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._pass_on, args=(source, sink), daemon=True).start()
-
-    def _pass_on(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while True:
-                piece = source.recv(1 << 16)
-                with self._lock:
-                    self.passed += len(piece)
-                    if not piece or self.cut_at is not None and self.passed > self.cut_at:
-                        break
-                sink.sendall(piece)
-        except OSError:
-            pass
-        for end in (source, sink):
-            try:
-                end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-
-    def close(self) -> None:
-        self._listener.close()
 
 
 class Site:
