@@ -10795,6 +10795,7 @@ class JobKeeper:
                 os.close(fd)
             self._reporter.job = self._record.name
             expire_jobs(self._folder)
+            self._reporter.log("info", "began: " + command_line("hfship", *self._record.words))
             self._reporter.open_log(self._folder / (self._record.name + ".log"), self._form)
         except (OSError, DiskError) as exc:
             self._complain(exc if isinstance(exc, DiskError) else disk_error(exc, "write the log in", self._folder))
@@ -11707,15 +11708,15 @@ PROBE_BYTES = 8 << 20
 PROBE_REPO = "openai-community/gpt2"  # public, small, and on every mirror
 DISK_PROBE_BYTES = 16 << 20
 CLOCK_WARN_S, CLOCK_FAIL_S = 60, 900  # S3 takes no request that is off by more than 15 minutes
-# program -> (arguments that make it tell its version, what needs it)
-PROGRAMS: Mapping[str, Tuple[str, str]] = {
-    "docker": ("--version", "serve"),
-    "nvidia-smi": ("--query-gpu=driver_version --format=csv,noheader", "serve"),
-    "rsync": ("--version", "push"),
-    "ssh": ("-V", "push"),
-    "aria2c": ("--version", "fetch --engine aria2"),
-    "zstd": ("--version", "reading archives without hfship"),
-    "openssl": ("version", "signatures"),
+# program -> (arguments that make it tell its version; docker's daemon is meant; what needs it, what to install)
+PROGRAMS: Mapping[str, Tuple[str, str, str]] = {
+    "docker": ("version --format {{.Server.Version}}", "serve", "docker with its compose plugin"),
+    "nvidia-smi": ("--query-gpu=driver_version --format=csv,noheader", "serve on GPUs", "the NVIDIA driver"),
+    "rsync": ("--version", "push", "rsync"),
+    "ssh": ("-V", "push", "an ssh client"),
+    "aria2c": ("--version", "fetch --engine aria2", "aria2"),
+    "zstd": ("--version", "reading archives without hfship", "zstd"),
+    "openssl": ("version", "signatures", "openssl"),
 }
 
 
@@ -11978,14 +11979,15 @@ def examine_python(offline: bool) -> str:
 
 def examine_program(name: str) -> str:
     """The version of a program, or what is missed without it."""
-    arguments, needed_by = PROGRAMS[name]
+    arguments, needed_by, package = PROGRAMS[name]
     if not shutil.which(name):
-        raise Doubt(f"not installed; {needed_by} needs it", f"install {name} for that")
+        raise Doubt(f"not installed; {needed_by} needs it", f"install {package} for that")
     done = run_program([name, *arguments.split()], timeout_s=PROBE_TIMEOUT_S - 1)
     line = ((done.out + done.err).strip().splitlines() or [""])[0]
     version = re.search(r"\d+\.[\w.]+", line)
     if done.code or not version:
-        raise Doubt(line[:60] or f"ends with {done.code}", f"run {name} by hand")
+        cause, step = explain(done.out + done.err, "MODEL")
+        raise Doubt(cause or line[:60] or f"ends with {done.code}", step or f"run {name} by hand")
     return f"version {version[0]}"
 
 
@@ -12936,7 +12938,7 @@ def planned_row(context: Context, name: str, folder: Path, facts: ModelFacts, op
             raise
         reporter.warn(f"{exc.what} ({exc.why}); --assume-gpus 2xH100 plans for another machine")
         rows = sizing(facts, options)
-        header = ["split", "weights per GPU", "for a short context", "for the full context"]
+        header = ["split", "weights per GPU", "short context", "full context"]
         return {**row, "sizing": rows, "text": f"{facts_summary(name, facts)}\n{table(rows, header)}"}
     plan = decide(context, name, folder, facts, options, host, previous)
     for warning in plan.warnings:

@@ -184,6 +184,16 @@ def test_this_machine(pyz: Program, tmp_path: Path) -> None:
     assert found["zstd"]["state"] == "warn" and "not installed" in found["zstd"]["text"]
 
 
+def test_docker_without_its_daemon(pyz: Program, tmp_path: Path) -> None:
+    words = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?"
+    (tmp_path / "docker").write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && echo 28.2.2 && exit\necho "{words}" >&2; exit 1\n'
+    )
+    (tmp_path / "docker").chmod(0o755)
+    found = doctor(pyz, "--offline", env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})["docker"]
+    assert found["state"] == "warn" and "daemon is not running" in found["text"] and "start docker" in found["next"]
+
+
 def test_a_probe_that_hangs_is_left_behind() -> None:
     never = threading.Event()
     found = hfship.Examination("x", lambda: str(never.wait(60)), 0.05).result()

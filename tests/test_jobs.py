@@ -106,7 +106,8 @@ def test_a_background_fetch_outlives_its_terminal(hfship: Program, fetch: List[A
     until(lambda: job(hfship, "fetch-tiny").state == "done")
     assert same_files(published, Path(fetch[5]) / "tiny")
     log = (logs_of(hfship) / "fetch-tiny.log").read_text()
-    assert "every file verified" in log and "summary: exit 0 (done)" in log and "summary: next" in log
+    assert "began: hfship fetch org/tiny" in log and "every file verified" in log
+    assert "summary: exit 0 (done)" in log and "summary: next" in log
 
 
 def test_a_foreground_fetch_ends_with_its_terminal_and_can_go_on(hfship: Program, fetch: List[Any]) -> None:
