@@ -11617,14 +11617,10 @@ def is_locked(path: Path) -> bool:
 
 
 def why_kept(
-    group: Path,
-    items: Sequence[Leftover],
-    opened: Mapping[str, Mapping[int, int]],
-    stack: contextlib.ExitStack,
-    removing: bool,
+    group: Path, items: Sequence[Leftover], opened: Mapping[str, Mapping[int, int]], stack: contextlib.ExitStack
 ) -> str:
-    """Why a group must stay as it is; "" when nobody works in it. When `removing`, our own lock on it is then held by
-    `stack`; who only looks makes no lock where there is none."""
+    """Why a group must stay as it is; "" when nobody works in it. Our own lock on it is then held by `stack`, which
+    also takes a lock file away that was not there before."""
     now, claimed = time.time(), group.name + INCOMPLETE  # a pack holds this one, and parts maybe on another medium
     if group.suffix == ".zst" and opened.get(claimed):
         return f"process {min(opened[claimed].values())} has {claimed} open"
@@ -11636,8 +11632,9 @@ def why_kept(
             return f"a process holds {name}"
         if age < YOUNG_S and item.path.parent.name != WORK_DIR:  # there the lock knows better
             return f"{name} changed {max(age, 0):.0f} s ago, which is too new: try again in a minute"
-    work = group / WORK_DIR
-    if work.is_dir() and not work.is_symlink() and (removing or any(map(Path.exists, (work / "lock", work / "lease")))):
+    if (group / WORK_DIR).is_dir() and not (group / WORK_DIR).is_symlink():
+        if not (group / WORK_DIR / "lock").exists():
+            stack.callback((group / WORK_DIR / "lock").unlink, missing_ok=True)
         try:
             stack.enter_context(FolderLock(group))
         except HfshipError as exc:
@@ -13195,7 +13192,7 @@ def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
     here = [d.plan.name for d in list_deployments(folder.parent, context.reporter)[0]]
     what = f"no such deployment or job: {name}{nearest(name, [*jobs, *here])}"
     why = f"in {folder.parent} there are: {', '.join(here) or 'none'}\njobs: {shorten(list(reversed(jobs))) or 'none'}"
-    raise NotFoundError(what, why, "hfship watch --once     # shows the jobs\nhfship status     # and the deployments")
+    raise NotFoundError(what, why, "hfship watch --once     # the jobs\nhfship status     # the deployments")
 
 
 def cmd_watch(context: Context) -> Exit:
@@ -13556,7 +13553,7 @@ def cmd_clean(context: Context) -> Exit:
     folders = named or [path for path in own if path.is_dir()]
     removed: List[Leftover] = []
     with contextlib.ExitStack() as locks:
-        rows, going = _leftovers_to_clean(folders, own, args, locks, False)
+        rows, going = _leftovers_to_clean(folders, own, args, locks)
     shown, total = {item.path for item, _ in going}, freed_by([item for item, _ in going])
     failure: Dict[str, Any] = {}
     try:
@@ -13566,8 +13563,7 @@ def cmd_clean(context: Context) -> Exit:
             if not args.yes:
                 confirm(f"remove them and free {human_bytes(total)}?", reporter)
             with contextlib.ExitStack() as locks:  # looks again: somebody may have begun to work meanwhile
-                pairs = _leftovers_to_clean(folders, own, args, locks, True)[1]
-                going = [pair for pair in pairs if pair[0].path in shown]
+                going = [pair for pair in _leftovers_to_clean(folders, own, args, locks)[1] if pair[0].path in shown]
                 for item, folder in going:
                     removed += [item] if remove_leftover(folder, item) else []
             remove_empty(going)
@@ -13594,7 +13590,7 @@ def remove_empty(gone: Sequence[Tuple[Leftover, Path]]) -> None:
 
 
 def _leftovers_to_clean(
-    folders: Sequence[Path], own: Sequence[Path], args: argparse.Namespace, locks: contextlib.ExitStack, removing: bool
+    folders: Sequence[Path], own: Sequence[Path], args: argparse.Namespace, locks: contextlib.ExitStack
 ) -> Tuple[List[Dict[str, Any]], List[Tuple[Leftover, Path]]]:
     """What was found, as rows of (group, what), and what of it may go, with its folder; its groups are locked."""
     groups: Dict[Tuple[Path, Path], List[Leftover]] = {}
@@ -13609,7 +13605,7 @@ def _leftovers_to_clean(
     rows: List[Dict[str, Any]] = []
     going: List[Tuple[Leftover, Path]] = []
     for (group, folder), items in sorted(groups.items()):
-        kept = why_kept(group, items, opened, locks, removing)
+        kept = why_kept(group, items, opened, locks)
         going += [] if kept else [(item, folder) for item in items]
         for what in sorted({item.what for item in items}):
             some = [item for item in items if item.what == what]

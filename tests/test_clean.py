@@ -434,7 +434,9 @@ def test_of_any_tree_only_unfinished_files_go(names: List[str], links: Set[int],
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(outside) if number in links else path.write_text("x")
     before = tree(inside)
-    for item in hfship.folder_leftovers(inside):
+    found = hfship.folder_leftovers(inside)
+    assert len({item.path for item in found}) == len(found)
+    for item in found:
         assert hfship.remove_leftover(inside, item)
     for gone in before - tree(inside):
         folder, _, name = gone.rpartition("/")
