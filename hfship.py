@@ -283,6 +283,7 @@ class Interrupted(HfshipError):
 
 PLAIN_INTERVAL_S = 10.0  # one progress line per interval where there is no terminal
 BAR_INTERVAL_S = 0.25
+PROGRESS_INTERVALS_S = {"bar": BAR_INTERVAL_S, "json": 1.0}
 LOG_SIZE = 8 << 20  # bytes; a log that would grow larger becomes NAME.1, and a new one begins
 LOG_KEEP = 4  # NAME.1 is the youngest
 
@@ -473,6 +474,7 @@ class Stage:
         self.started, self._ended = time.monotonic(), 0.0
         self.skipped = 0
         self.files = self.finished = 0  # how many it is about, and how many of them are done, where that is known
+        self.bar: Any = None  # of tqdm, where one is shown
         self._reporter = reporter
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -510,6 +512,11 @@ class Stage:
         """Units per second so far."""
         return (self.done - self.skipped) / max(self.seconds, 1e-6)
 
+    @property
+    def counts(self) -> Dict[str, Any]:
+        """How far it is, for JSON."""
+        return {"done": self.done, "total": self.total, "unit": self.unit, "rate": round(self.rate)}
+
     def __enter__(self) -> Stage:
         if self.total:  # else there is nothing to do, and nothing to tell
             self._reporter.stages.append(self)
@@ -527,10 +534,11 @@ class Stage:
             self._reporter.stages.remove(self)
 
     def _tick(self) -> None:
-        render = self._reporter.progress_renderer(self)
-        while not self._stop.wait(render.interval_s):
-            render.update(final=False)
-        render.update(final=True)
+        if self._reporter.progress == "bar":
+            self._reporter.show_progress(self, final=False)
+        while not self._stop.wait(PROGRESS_INTERVALS_S.get(self._reporter.progress, PLAIN_INTERVAL_S)):
+            self._reporter.show_progress(self, final=False)
+        self._reporter.show_progress(self, final=True)
 
     def line(self) -> str:
         """The progress as one plain line."""
@@ -541,69 +549,6 @@ class Stage:
         eta = f", {human_seconds(left)} left" if 0 < self.done < self.total else ""
         amounts = f"{human_bytes(self.done)} of {human_bytes(self.total)}"
         return f"{self.name}: {share}  {amounts}  {human_bytes(self.rate)}/s{eta}"
-
-
-class _NoProgress:
-    """Renders nothing: progress is not wanted, or there is nothing to do."""
-
-    interval_s = 60.0
-
-    def update(self, final: bool) -> None:
-        pass
-
-
-class _PlainProgress:
-    """One line per interval: readable in logs and pipes. Stages that end before the first line print none."""
-
-    interval_s = PLAIN_INTERVAL_S
-
-    def __init__(self, reporter: Reporter, stage: Stage) -> None:
-        self._reporter, self._stage = reporter, stage
-
-    def update(self, final: bool) -> None:
-        if not final or self._stage.seconds > self.interval_s:
-            self._reporter.say(self._stage.line())
-
-
-class _JsonProgress:
-    """One JSON event per second."""
-
-    interval_s = 1.0
-
-    def __init__(self, reporter: Reporter, stage: Stage) -> None:
-        self._reporter, self._stage = reporter, stage
-
-    def update(self, final: bool) -> None:
-        s = self._stage
-        fields = {"stage": s.name, "done": s.done, "total": s.total, "unit": s.unit, "rate": round(s.rate)}
-        self._reporter.event("progress", final=final, **fields)
-
-
-class _BarProgress:
-    """A tqdm bar."""
-
-    interval_s = BAR_INTERVAL_S
-
-    def __init__(self, reporter: Reporter, stage: Stage, tqdm: Any) -> None:
-        self._reporter, self._stage = reporter, stage
-        bytes_bar = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
-        options = bytes_bar if stage.unit == "B" else {"unit": " " + stage.unit}
-        tqdm.monitor_interval = 0  # no thread that looks after the bars: we update them often enough
-        self._bar = tqdm(
-            total=stage.total, desc=stage.name, file=reporter.err, dynamic_ncols=True, mininterval=0, **options
-        )
-        reporter.bar = self._bar
-
-    def update(self, final: bool) -> None:
-        with self._reporter.lock:
-            self._bar.total, self._bar.initial = self._stage.total, self._stage.skipped
-            self._bar.update(self._stage.done - self._bar.n)
-            if final:
-                self._bar.close()
-                self._reporter.bar = None
-
-
-_Progress = Union[_NoProgress, _PlainProgress, _JsonProgress, _BarProgress]
 
 
 def silence(fd: int) -> None:
@@ -694,8 +639,7 @@ class Reporter:
 
     def log_progress(self, stage: Stage) -> None:
         """How far a stage is, for the logs."""
-        counts = {"done": stage.done, "total": stage.total, "unit": stage.unit, "rate": round(stage.rate)}
-        self.log("info", stage.line()[len(stage.name) + 2 :], **counts)  # every line has the name of its stage
+        self.log("info", stage.line()[len(stage.name) + 2 :], **stage.counts)  # every line has the name of its stage
 
     def result(self, text: str) -> None:
         """A result of the command, to stdout."""
@@ -805,18 +749,37 @@ class Reporter:
         """A step with progress; use as a context manager."""
         return Stage(self, name, total, unit)
 
-    def progress_renderer(self, stage: Stage) -> _Progress:
-        """How this reporter shows a stage."""
+    def show_progress(self, stage: Stage, final: bool) -> None:
+        """How far a stage is, as a bar, an event or a line. One that ends before its first line has none."""
         if self.verbosity < 0 or self.progress == "none" or not stage.total:
-            return _NoProgress()
+            return
         if self.progress == "json":
-            return _JsonProgress(self, stage)
-        if self.progress == "bar":
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm
+            self.event("progress", final=final, stage=stage.name, **stage.counts)
+        elif self.progress == "bar":
+            self._draw(stage, final)
+        elif not final or stage.seconds > PLAIN_INTERVAL_S:
+            self.say(stage.line())
 
-                return _BarProgress(self, stage, tqdm)
-        return _PlainProgress(self, stage)
+    def _draw(self, stage: Stage, final: bool) -> None:
+        try:
+            from tqdm import tqdm
+        except ImportError:  # hfship.py alone
+            self.progress = "plain"
+            return
+        options: Dict[str, Any] = {"unit": " " + stage.unit}
+        if stage.unit == "B":
+            options = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
+        with self.lock:
+            if stage.bar is None:
+                tqdm.monitor_interval = 0  # no thread that looks after the bars: we update them often enough
+                options.update(file=self.err, dynamic_ncols=True, mininterval=0)
+                self.bar = stage.bar = tqdm(total=stage.total, desc=stage.name, **options)
+                return
+            stage.bar.total, stage.bar.initial = stage.total, stage.skipped
+            stage.bar.update(stage.done - stage.bar.n)
+            if final:
+                stage.bar.close()
+                self.bar = None
 
     def _say(self, level: str, text: str) -> None:
         self.log(level, text)
