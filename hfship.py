@@ -223,8 +223,6 @@ class UsageError(HfshipError):
 class IncompleteError(HfshipError):
     """Stopped before the end with the state saved: the same command goes on."""
 
-    code = Exit.INCOMPLETE
-
 
 class AuthError(HfshipError):
     """Token missing, wrong or without access (gated, private)."""
@@ -394,9 +392,8 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
     numbers = [all(cell[:1].isdigit() or cell in ("", "-") for cell in column) for column in zip(*rows)]
     lines = []
     for row in cells:
-        padded = [
-            c.rjust(w) if c[:1].isdigit() and n else c.ljust(w) for c, w, n in zip(row, widths, numbers or widths)
-        ]
+        columns = zip(row, widths, numbers or widths)
+        padded = [c.rjust(w) if c[:1].isdigit() and n else c.ljust(w) for c, w, n in columns]
         lines.append("  ".join(padded).rstrip())
     return "\n".join(lines)
 
@@ -1257,9 +1254,8 @@ def require_room(folder: Path, total: int, largest: int, what: str, next_step: s
     """
     limit = filesystem_of(folder).max_file_size
     if limit is not None and largest > limit:
-        why = (
-            f"the filesystem at {folder} takes files up to {human_bytes(limit)}, the largest has {human_bytes(largest)}"
-        )
+        most, has = human_bytes(limit), human_bytes(largest)
+        why = f"the filesystem at {folder} takes files up to {most}, the largest has {has}"
         raise DiskError(f"cannot {what}: a file is too large for the target", why, next_step)
     free = free_bytes(folder)
     if total > free:
@@ -1284,10 +1280,8 @@ def disk_error(exc: OSError, doing: str, path: Path, next_step: str = "") -> Dis
     if exc.errno == errno.ENOSPC:
         reason += f" ({human_bytes(free_bytes(path))} free)"
     access = exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
-    step = (
-        "choose another folder (-o DIR), or fix this one" if access else "free space, then run the same command again"
-    )
-    return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or step)
+    other, more = "choose another folder (-o DIR), or fix this one", "free space, then run the same command again"
+    return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or (other if access else more))
 
 
 @contextlib.contextmanager
@@ -1620,9 +1614,8 @@ def run_program(
                 check=False,
             )
     except subprocess.TimeoutExpired as exc:
-        raise HostError(
-            f"{argv[0]} did not answer", f"no end within {timeout_s:.0f} s", f"run {argv[0]} by hand"
-        ) from exc
+        why = f"no end within {timeout_s:.0f} s"
+        raise HostError(f"{argv[0]} did not answer", why, f"run {argv[0]} by hand") from exc
     return Completed(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace"))
 
 
@@ -2224,16 +2217,15 @@ def origin(url: str) -> Tuple[str, str, int]:
 
 def redirect_target(url: str, location: str) -> str:
     """The absolute URL that a redirect leads to. Raises NetworkError when it is none, or would leave https."""
+    step = "check HF_ENDPOINT and the proxy"
     try:
         target = urljoin(url, location)
         origin(target)
     except ValueError as exc:
-        raise NetworkError(
-            "the Hub redirects to what is no address", str(exc), "check HF_ENDPOINT and the proxy"
-        ) from exc
+        raise NetworkError("the Hub redirects to what is no address", str(exc), step) from exc
     if url.startswith("https://") and not target.startswith("https://"):
         what = "the Hub redirects from https to an unencrypted address"
-        raise NetworkError(what, f"{origin(url)[1]} -> {origin(target)[1]}", "check HF_ENDPOINT and the proxy")
+        raise NetworkError(what, f"{origin(url)[1]} -> {origin(target)[1]}", step)
     return target
 
 
@@ -2330,15 +2322,13 @@ def hub_error(
     if "disabled" in message.lower() and status == 403:
         return AuthError(f"{repo} is disabled by the Hub", why, f"see {page}")
     if code == "RevisionNotFound" or status == 404 and "rev" in message.lower():
-        return NotFoundError(
-            f"{repo} has no revision {source.revision!r}", why, f"see the branches and tags at {page}/tree/main"
-        )
+        what, step = f"{repo} has no revision {source.revision!r}", f"see the branches and tags at {page}/tree/main"
+        return NotFoundError(what, why, step)
     if code == "EntryNotFound" and not source.commit:
         return NotFoundError(f"no Hub answers at {source.endpoint}", why, "check --endpoint and HF_ENDPOINT")
     if code == "EntryNotFound":
-        return NotFoundError(
-            f"a file is missing in {repo}", why, "run the same command again: the listing is made anew"
-        )
+        step = "run the same command again: the listing is made anew"
+        return NotFoundError(f"a file is missing in {repo}", why, step)
     if status in (401, 404):
         hint = "check the spelling" + ("" if token else "; if it is private, set HF_TOKEN")
         return NotFoundError(f"{repo} was not found on {source.endpoint}", why, hint)
@@ -2368,9 +2358,8 @@ def tls_error(url: str, exc: Exception, env: Mapping[str, str]) -> NetworkError:
         return NetworkError(f"{host} does not speak https", reason, "write http:// in the address, or correct its port")
     names = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
     used = next((name for name in names if env.get(name)), None)
-    step = (
-        f"{used} is in use: add your site's CA to {env[used]}" if used else "set SSL_CERT_FILE to your site's CA bundle"
-    )
+    add = f"{used} is in use: add your site's CA to {env[used]}" if used else ""
+    step = add or "set SSL_CERT_FILE to your site's CA bundle"
     return NetworkError(f"TLS to {host} failed", reason, f"{step}; check the clock")
 
 
@@ -7981,9 +7970,8 @@ def prove_signature(path: Path, key: Path) -> Signed:
                 raise ValueError(f"it was not made with this key, whose fingerprint is {fingerprint}")
         return Signed(*_read_statement(json.loads(payload)), fingerprint)
     except FileNotFoundError as exc:
-        raise IntegrityError(
-            f"{path} is missing", "a signature is asked for by --key or HFSHIP_KEY", next_step
-        ) from exc
+        why = "a signature is asked for by --key or HFSHIP_KEY"
+        raise IntegrityError(f"{path} is missing", why, next_step) from exc
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as exc:
         raise IntegrityError(f"{path} is no valid signature", str(exc), next_step) from exc
 
@@ -8006,9 +7994,8 @@ def _read_statement(statement: Any) -> Tuple[Mapping[str, str], Tuple[str, ...]]
 def require_signed(manifest: Manifest, signed: Signed, where: Path) -> None:
     """Raise IntegrityError unless a manifest lists just what was signed."""
     listed = {entry.path: entry.sha256 for entry in manifest.files}
-    ignored = [
-        p for p in listed if any(p == i or p.startswith(i + "/") for i in signed.ignored) and p not in signed.files
-    ]
+    left_out = [i + "/" for i in signed.ignored]
+    ignored = [p for p in listed if any((p + "/").startswith(i) for i in left_out) and p not in signed.files]
     wrong = sorted(p for p in {*listed, *signed.files} - {*ignored} if listed.get(p) != signed.files.get(p))
     if wrong:
         why = f"other than signed, not signed, or missing: {shorten(wrong)}"
@@ -8411,9 +8398,8 @@ def require_complete(folder: Path, allow_changed: Sequence[str] = ()) -> None:
     for path in folder.iterdir():
         if path.is_symlink() and folder.resolve() not in path.resolve().parents:
             why = f"{path.name} is a link to {os.readlink(path)}, which the container cannot see"
-            raise HostError(
-                f"{folder} cannot be served", why, f"{command_line('cp', '-rL', folder)} NEW-FOLDER, then serve that"
-            )
+            step = f"{command_line('cp', '-rL', folder)} NEW-FOLDER, then serve that"
+            raise HostError(f"{folder} cannot be served", why, step)
 
 
 def weight_files(folder: Path) -> Sequence[Path]:
@@ -8915,9 +8901,8 @@ def refusal(name: str, facts: ModelFacts, pool: Sequence[Gpu], fits: Sequence[Fi
     more = next((f for f in larger if f.length >= wanted), None)
     others = (f"{tp} x {smallest_gpu(facts, tp, wanted, options)}" for tp in (1, 2, 4, 8))
     other = next((text for text in others if not text.endswith("-")), "no number of the GPUs that hfship knows")
-    works.append(
-        f"{counted(more.tp, 'such GPU')} (--tensor-parallel-size {more.tp}, {more.length} tokens)" if more else other
-    )
+    such = f"{counted(more.tp, 'such GPU')} (--tensor-parallel-size {more.tp}, {more.length} tokens)" if more else ""
+    works.append(such or other)
     return HostError(what, "\n".join(map(str, shown)), "what works: " + "\n  or ".join(works))
 
 
@@ -9221,9 +9206,8 @@ def parse_plan(text: str, where: str) -> Plan:
             raise ValueError(f"format is {value['format']!r}, this hfship reads {PLAN_FORMAT}")
         return Plan(**typed_fields(Plan(), value))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise IntegrityError(
-            f"{where} is not a valid plan", f"{type(exc).__name__}: {exc}", "run hfship serve again"
-        ) from exc
+        why = f"{type(exc).__name__}: {exc}"
+        raise IntegrityError(f"{where} is not a valid plan", why, "run hfship serve again") from exc
 
 
 def known_fields(kind: Type[Any], values: Mapping[str, Any]) -> Dict[str, Any]:
@@ -10063,7 +10047,7 @@ def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> Sequence[Mapp
     """The Hub's tree answer for a folder ("" = root), sorted by path, folders included."""
     prefix = below + "/" if below else ""
     folders: Set[str] = set()
-    files = []
+    entries: List[Dict[str, Any]] = []
     for path, file in repo.files.items():
         if not path.startswith(prefix):
             continue
@@ -10071,11 +10055,10 @@ def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> Sequence[Mapp
         depth = len(parts) if recursive else min(len(parts), 2)
         folders.update(prefix + "/".join(parts[:i]) for i in range(1, depth))
         if recursive or len(parts) == 1:
-            files.append(file_entry(file.remote))
-    entries = [
-        {"type": "directory", "oid": hashlib.sha1(f.encode()).hexdigest(), "size": 0, "path": f} for f in folders
-    ]
-    return sorted(entries + files, key=lambda entry: str(entry["path"]))
+            entries.append(file_entry(file.remote))
+    for path in folders:
+        entries.append({"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path})
+    return sorted(entries, key=lambda entry: str(entry["path"]))
 
 
 def file_entry(remote: RemoteFile) -> Dict[str, Any]:
@@ -10917,9 +10900,8 @@ def follow_log(job: Job, follow: bool, tail: str, reporter: Reporter) -> None:
     """Show a job's log; with `follow` go on until the job or the operator ends it. Raises NotFoundError."""
     files = log_files(job)
     if job.log not in files:
-        raise NotFoundError(
-            f"there is no log of {job.label}", f"{job.log} is not there", "hfship watch --json tells more"
-        )
+        why = f"{job.log} is not there"
+        raise NotFoundError(f"there is no log of {job.label}", why, "hfship watch --json tells more")
     stream = job.log.open("rb")
     old = [line for path in files[:-1] for line in path.read_bytes().splitlines()]
     lines = [*old, *stream.readlines()]
@@ -11090,9 +11072,8 @@ def watch_on_screen(jobs: Callable[[], Sequence[Job]], interval_s: float, report
         while True:
             width, height = (size or 80 for size in os.get_terminal_size(reporter.out.fileno()))
             lines = watch_lines(jobs(), time.time(), width, height - 2) if height > 3 else []
-            lines += [""] * (height - 1 - len(lines)) + [
-                'q quits; "logs -f JOB" follows one, "stop JOB" ends it'[:width]
-            ]
+            keys = 'q quits; "logs -f JOB" follows one, "stop JOB" ends it'
+            lines += [""] * (height - 1 - len(lines)) + [keys[:width]]
             reporter.show("\x1b[H" + "\n".join(line + "\x1b[K" for line in lines) + "\x1b[J")
             if "q" in key(interval_s):
                 return
@@ -11111,9 +11092,8 @@ def watch_in_lines(jobs: Callable[[], Sequence[Job]], interval_s: float, as_json
                 rows = [{"schema": reporter.schema, **job_row(job)} for job in now]
                 reporter.show(json.dumps(rows, ensure_ascii=False) + "\n")
             for job in [] if as_json else told:
-                reporter.show(
-                    f"{utc()} {job.label}: {'  '.join(filter(None, map(str.strip, job_cells(job, time.time()))))}\n"
-                )
+                cells = filter(None, map(str.strip, job_cells(job, time.time())))
+                reporter.show(f"{utc()} {job.label}: {'  '.join(cells)}\n")
             seen = running
             if not running:
                 return
@@ -11503,12 +11483,9 @@ def cache_leftovers(cache: Path, old_revisions: bool) -> List[Leftover]:
     contents = files_below(store) if (store / ".huggingface-shared-blobs").is_file() else {}
     for path, status in contents.items():
         content = path.with_name(path.name[:64])
-        listed = content in contents and content.with_name(content.name + ".refs") in contents
-        if (
-            listed
-            and re.match(r"[0-9a-f]{64}(\.refs|\.lock)?$", path.name)
-            and _identity(contents[content]) not in used
-        ):
+        known = re.match(r"[0-9a-f]{64}(\.refs|\.lock)?$", path.name) and content in contents
+        listed = known and content.with_name(content.name + ".refs") in contents
+        if listed and _identity(contents[content]) not in used:
             found.append(Leftover(path, "unused content", content, status))
     return found
 
@@ -11653,12 +11630,10 @@ def find_leftovers(folder: Path, cache: bool, old_revisions: bool, own: Sequence
     if folder not in own and not any(True for glob in _CLEANABLE for _ in folder.glob(glob)):
         raise UsageError(f"{folder} looks like neither models nor archives nor a cache", "", step)
     chunks = [path for glob in ("chunk[-_]cache", "*/chunk[-_]cache") for path in folder.glob(glob)] if cache else []
-    cached = [
-        Leftover(path, "cached chunks", place, status)
-        for place in chunks
-        for path, status in files_below(place).items()
-    ]
-    return folder_leftovers(folder) + cached
+    found = folder_leftovers(folder)
+    for place in chunks:
+        found += [Leftover(path, "cached chunks", place, status) for path, status in files_below(place).items()]
+    return found
 
 
 # ---- doctor --------------------------------------------------------------------------
@@ -12180,12 +12155,8 @@ def report_fetch(
 def show_fetch_plans(plans: Sequence[FetchPlan], context: Context) -> None:
     """The --dry-run table."""
     if context.args.json:
-        files = [
-            {"name": p.name, "path": f.path, "size": f.size, "etag": f.etag, "present": f.path in p.present}
-            for p in plans
-            for f in p.wanted
-        ]
-        context.reporter.result_json(files)
+        files = [(p, f, {"name": p.name, "path": f.path, "size": f.size}) for p in plans for f in p.wanted]
+        context.reporter.result_json([{**row, "etag": f.etag, "present": f.path in p.present} for p, f, row in files])
         return
     for plan in plans:
         source = plan.snapshot.source
@@ -12193,10 +12164,8 @@ def show_fetch_plans(plans: Sequence[FetchPlan], context: Context) -> None:
         context.reporter.result(f"{source.resolved_repo} at {source.commit} -> {plan.folder}")
         context.reporter.result(table(rows, ["file", "size", "state"]))
         missing = sum(job.remote.size for job in plan.jobs)
-        free = human_bytes(free_bytes(plan.folder))
-        context.reporter.result(
-            f"{len(plan.jobs)} of {counted(len(plan.wanted), 'file')} to fetch, {human_bytes(missing)}; {free} free"
-        )
+        text = f"{len(plan.jobs)} of {counted(len(plan.wanted), 'file')} to fetch, {human_bytes(missing)}"
+        context.reporter.result(f"{text}; {human_bytes(free_bytes(plan.folder))} free")
 
 
 # ---- pack, verify, unpack ------------------------------------------------------------
@@ -12208,9 +12177,8 @@ def _jobs_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _key_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--key", type=Path, metavar="PUB.pem", help="require a signature by this key (default: HFSHIP_KEY, else none)"
-    )
+    what = "require a signature by this key (default: HFSHIP_KEY, else none)"
+    parser.add_argument("--key", type=Path, metavar="PUB.pem", help=what)
 
 
 def _positive(text: str) -> int:
@@ -12227,9 +12195,8 @@ def pack_arguments(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, metavar="DIR", help=where)
     split = "cut into parts: fat32, dvd, bd25, bd50, or e.g. 8G"
     add("--split", type=parse_split, metavar="MEDIUM|SIZE", help=split)
-    add(
-        "--to", type=Path, action="append", default=[], metavar="DIR", help="medium for parts; repeat for the next ones"
-    )
+    media = "medium for parts; repeat for the next ones"
+    add("--to", type=Path, action="append", default=[], metavar="DIR", help=media)
     profile = "smallest: floats as byte planes; store: no compression (default: %(default)s)"
     add("--profile", choices=PROFILES, default="standard", help=profile)
     add("--level", type=int, default=1, choices=range(1, 20), metavar="1-19", help="zstd level (default: 1)")
@@ -12248,9 +12215,8 @@ def cmd_pack(context: Context) -> Exit:
     if args.name and len(folders) > 1:
         raise UsageError("--name is for one model", "", "pack them one by one")
     if args.to and (args.output or not args.split):
-        raise UsageError(
-            "--to is for parts on several media", "", "give --split, and --to for each medium instead of -o"
-        )
+        step = "give --split, and --to for each medium instead of -o"
+        raise UsageError("--to is for parts on several media", "", step)
     out, *media = args.to or [args.output or settings.package_dir]
     options = PackOptions(
         split=args.split,
@@ -12501,11 +12467,8 @@ def _verify_folder(folder: Path, context: Context) -> str:
     if damages:
         raise folder_error(folder, manifest, damages)
     by = f"; signed by {signed.fingerprint}" if signed else ""
-    return (
-        f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}"
-        + f"; {UNPROVEN}" * manifest.unproven
-        + by
-    )
+    text = f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}"
+    return text + f"; {UNPROVEN}" * manifest.unproven + by
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12635,23 +12598,16 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     instead = "name in the API, instead of NAME and ORG/NAME; repeatable"
     add("--served-model-name", dest="served_names", action="append", default=[], metavar="NAME", help=instead)
-    add(
-        "--alias",
-        dest="aliases",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="one more name in the API; repeatable",
-    )
+    more = "one more name in the API; repeatable"
+    add("--alias", dest="aliases", action="append", default=[], metavar="NAME", help=more)
     changed = "serve although this file is not as published (edited here); weights never"
     add("--allow-changed", action="append", default=[], metavar="FILE", help=changed)
     add("--max-model-len", type=_positive, default=0, metavar="TOKENS", help="context (default: the most that fits)")
     add("--max-num-seqs", type=_positive, default=0, metavar="N", help="requests at a time")
-    add(
-        "--dtype", choices=DTYPES, default="auto", metavar="DTYPE", help="bfloat16, float16, ... (default: the model's)"
-    )
-    help_ = "fp8 halves the KV cache (default: the model's)"
-    add("--kv-cache-dtype", choices=KV_DTYPES, default="auto", metavar="DTYPE", help=help_)
+    dtype = "bfloat16, float16, ... (default: the model's)"
+    add("--dtype", choices=DTYPES, default="auto", metavar="DTYPE", help=dtype)
+    cache = "fp8 halves the KV cache (default: the model's)"
+    add("--kv-cache-dtype", choices=KV_DTYPES, default="auto", metavar="DTYPE", help=cache)
     add("--trust-remote-code", action="store_true", help="run the Python code that the model brings")
     add("--env", action="append", default=[], metavar="K=V", help="variable of the container; repeatable")
     passed_on = "passed on to vllm serve, as is everything after --"
@@ -12663,14 +12619,8 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gpu-memory-utilization", type=_share, default=0.9, metavar="0.9", help="share of each GPU (default: 0.9)")
     add("--assume-gpus", metavar="2xH100|2x80GB", help="with --plan: plan for a machine with these")
     add("--image", default="", help="docker image (default: the newest vLLM image that is loaded)")
-    add(
-        "--host",
-        dest="bind",
-        type=_address,
-        default="127.0.0.1",
-        metavar="IP",
-        help="to listen on (default: %(default)s)",
-    )
+    bind = "to listen on (default: %(default)s)"
+    add("--host", dest="bind", type=_address, default="127.0.0.1", metavar="IP", help=bind)
     add("--port", type=_port, default=0, help="port to listen on (default: the first free one from 8000)")
     add("--shm-size", default="", metavar="SIZE", help="shared memory of the container, like 16gb")
     wait = "to wait until it answers (default: %(default)s)"
@@ -13020,9 +12970,8 @@ NOT_SERVED: Mapping[str, object] = {"state": "down", "url": "", "port": 0, "note
 def status_text(rows: Sequence[Mapping[str, object]], width: int) -> str:
     """The table of `status`, and below it what is to be said of single deployments."""
     columns = ("name", "state", "image", "url", "gpus", "uptime", "answer")
-    cells = [
-        {c: status_cell(row[c] if row["image"] or c in ("name", "state") else None) for c in columns} for row in rows
-    ]
+    told = [columns if row["image"] else ("name", "state") for row in rows]
+    cells = [{c: status_cell(row[c] if c in known else None) for c in columns} for row, known in zip(rows, told)]
     notes = [f"{row['name']}: {row['note']}" for row in rows if row["note"]]
     return "\n".join([narrow_table(cells, columns, ("image", "gpus", "answer", "uptime"), width), *notes])
 
@@ -13208,9 +13157,8 @@ def cmd_mirror(context: Context) -> Exit:
     default = settings.site_models_dir if settings.site_models_dir.is_dir() else settings.models_dir
     folder = Path(args.folder).expanduser() if args.folder else default
     if not folder.is_dir():
-        raise NotFoundError(
-            f"there is no folder {folder}", "", "hfship mirror DIR, with DIR holding NAME/ or ORG/NAME/"
-        )
+        step = "hfship mirror DIR, with DIR holding NAME/ or ORG/NAME/"
+        raise NotFoundError(f"there is no folder {folder}", "", step)
     if not args.host:  # an unset variable of a script; to the system it means all addresses
         raise UsageError("--host is empty", "", "--host 127.0.0.1, or --host 0.0.0.0 for all addresses")
     if args.tls_key and not args.tls_cert:
@@ -13227,9 +13175,8 @@ def cmd_mirror(context: Context) -> Exit:
     tls = load_tls(args.tls_cert, args.tls_key) if args.tls_cert else None
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # each client needs two: its connection and a file
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    with MirrorServer(
-        (args.host, args.port), library, reporter, token=token, tls=tls, access_log=args.access_log
-    ) as server:
+    address, log = (args.host, args.port), args.access_log
+    with MirrorServer(address, library, reporter, token=token, tls=tls, access_log=log) as server:
         reporter.info(f"looking through {folder}; what no manifest vouches for is hashed, which takes a while")
         names = [repo.repo for repo in library.repos()]
         if not names:
@@ -13468,15 +13415,8 @@ def cmd_models(context: Context) -> Exit:
         raise UsageError("no models file is named", "", "hfship models --example > models.toml")
     models = [{**asdict(model), "deployment": model.deployment} for model in file.models]
     header = ("name", "repo", "revision", "serve")
-    rows = [
-        [
-            m.name,
-            m.repo or "-",
-            m.wishes.get("revision", "-"),
-            " ".join(f"{k}={json.dumps(v)}" for k, v in m.serve.items()),
-        ]
-        for m in file.models
-    ]
+    served = [" ".join(f"{k}={json.dumps(v)}" for k, v in m.serve.items()) for m in file.models]
+    rows = [[m.name, m.repo or "-", m.wishes.get("revision", "-"), how] for m, how in zip(file.models, served)]
     text = table(rows, header) if rows else f"{file.path} lists no model"
     value = {"path": str(file.path), "defaults": file.defaults, "models": models}
     reporter.result_of("\n".join(line[: reporter.width] for line in text.splitlines()), value)
@@ -13821,13 +13761,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-q", "--quiet", action="store_true", help="warnings and errors only")
     group.add_argument("-v", "--verbose", action="store_true", help="say more")
     group.add_argument("--json", action="store_true", help="results as JSON on stdout")
-    choices = ("auto", "bar", "plain", "json", "none")
-    group.add_argument(
-        "--progress", choices=choices, default="auto", help="how progress is shown (default: %(default)s)"
-    )
-    group.add_argument(
-        "--log-dir", metavar="DIR", help="records and logs of jobs (default: HFSHIP_LOG_DIR, ~/logs/hfship)"
-    )
+    choices, how = ("auto", "bar", "plain", "json", "none"), "how progress is shown (default: %(default)s)"
+    group.add_argument("--progress", choices=choices, default="auto", help=how)
+    logs = "records and logs of jobs (default: HFSHIP_LOG_DIR, ~/logs/hfship)"
+    group.add_argument("--log-dir", metavar="DIR", help=logs)
     group.add_argument("--log-file", type=Path, metavar="FILE", help="also write a log there")
     group.add_argument("--log-format", choices=("text", "json"), default="text", help="of logs (default: %(default)s)")
 
