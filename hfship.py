@@ -561,11 +561,7 @@ class Reporter:
     """
 
     def __init__(
-        self,
-        progress: str = "auto",
-        verbosity: int = 0,
-        out: Optional[IO[str]] = None,
-        err: Optional[IO[str]] = None,
+        self, progress: str = "auto", verbosity: int = 0, out: Optional[IO[str]] = None, err: Optional[IO[str]] = None
     ) -> None:
         closed = io.StringIO()  # what is said into a stream that the caller closed
         self.out = out or sys.stdout or closed
