@@ -336,9 +336,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in re.sub(r"\s*[\r\n]+\s*", " | ", text.strip()))
 
 
-def utc(seconds: Optional[float] = None) -> str:
-    """A time (since the epoch; default: now) as ISO 8601 in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+def utc() -> str:
+    """The time as ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def human_bytes(count: float) -> str:
@@ -2333,6 +2333,12 @@ def hub_error(
     return NetworkError(f"the Hub answered with an error for {repo}", why, "run the same command again later")
 
 
+def not_a_hub(endpoint: str, why: str) -> NetworkError:
+    """What answers is something else."""
+    step = "check HF_ENDPOINT; a proxy or login page may stand in between"
+    return NetworkError(f"{endpoint} does not answer like a Hub", why, step)
+
+
 def _body_message(body: str) -> str:
     """The message of a JSON error body in any of the Hub's forms; nothing of an HTML page."""
     try:
@@ -2640,8 +2646,7 @@ class HubClient:
             return json.loads(answer.body), answer.headers
         except (ValueError, RecursionError) as exc:
             why = f"{urlsplit(url).path} answered {answer.headers.get('Content-Type', 'nothing')}, not JSON"
-            step = "check HF_ENDPOINT; a proxy or login page may stand in between"
-            raise NetworkError(f"{self.endpoint} does not answer like a Hub", why, step) from exc
+            raise not_a_hub(self.endpoint, why) from exc
 
     def _check_access(self, source: Source) -> None:
         """Fail in a second, not after the plan, when a gated repository may not be read. Mirrors without the probe
@@ -2674,9 +2679,7 @@ def _source_from_info(asked: Source, info: Any) -> Source:
     """The pinned source from the answer of /revision. Raises NetworkError for an answer that is not one."""
     commit = info.get("sha") if isinstance(info, dict) else None
     if not isinstance(commit, str) or not _COMMIT.match(commit):
-        raise NetworkError(
-            f"{asked.endpoint} does not answer like a Hub", "no commit in its answer", "check HF_ENDPOINT"
-        )
+        raise not_a_hub(asked.endpoint, "no commit in its answer")
     card, tags = info.get("cardData"), info.get("tags")
     words = list(map(str, tags)) if isinstance(tags, list) else []
     licenses = [card.get("license") if isinstance(card, dict) else None]
@@ -2692,7 +2695,7 @@ def _source_from_info(asked: Source, info: Any) -> Source:
     try:
         check_source(source)
     except ValueError as exc:
-        raise NetworkError(f"{asked.endpoint} does not answer like a Hub", str(exc), "check HF_ENDPOINT") from exc
+        raise not_a_hub(asked.endpoint, str(exc)) from exc
     return source
 
 
@@ -10861,15 +10864,15 @@ def stop_job(job: Job) -> str:
         raise HostError(f"cannot stop {job.label}", why, f"stop it there as {job.user}: hfship stop {record.name}")
     if job.state != "running" and not job.resumable:
         return f"{record.name} has ended already ({job.state})"
+    process = record.pid, record.start, record.boot_id
     for signum, patience_s in STOP_STEPS:
-        if not still_runs(record.pid, record.start, record.boot_id):
-            break
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(record.pid, signum)
         deadline = time.monotonic() + patience_s
-        while time.monotonic() < deadline and still_runs(record.pid, record.start, record.boot_id):
+        with contextlib.suppress(ProcessLookupError):
+            if still_runs(*process):
+                os.kill(record.pid, signum)
+        while time.monotonic() < deadline and still_runs(*process):
             time.sleep(0.05)
-    if still_runs(record.pid, record.start, record.boot_id):
+    if still_runs(*process):
         raise HostError(f"{record.name} does not end", f"process {record.pid} hangs in the kernel", "check its disk")
     with contextlib.suppress(OSError, ValueError):
         ended = read_job(job.folder / (record.name + ".json")).record
@@ -11802,9 +11805,7 @@ class HubDoctor:
         url = api_url(self._settings.endpoint, "model", self._asked, "revision", self._revision or "main")
         self._answer = self._client.exchange(url)
         if not self._answer.body.startswith("{") and "X-Error-Code" not in self._answer.headers:
-            kind = self._answer.headers.get("Content-Type", "nothing")
-            step = "check HF_ENDPOINT; a proxy or login page may stand in between"
-            raise NetworkError(f"{self._settings.endpoint} does not answer like a Hub", f"it sends {kind}", step)
+            raise not_a_hub(self._settings.endpoint, f"it sends {self._answer.headers.get('Content-Type', 'nothing')}")
         return f"{self._settings.endpoint} answers in {1000 * (time.monotonic() - began):.0f} ms"
 
     def _clock(self) -> str:
@@ -13943,16 +13944,12 @@ def run_line(words: Sequence[str], reporter: Reporter) -> int:
         except OSError as exc:
             raise disk_error(exc, "write the log", args.log_file, "give --log-file another FILE") from exc
     context = Context(args, settings, reporter, given, file)
-
-    def work() -> int:
-        return int(run_models(context))
-
     only_shows = getattr(args, "dry_run", False) or getattr(args, "plan", False)
     if not command.job or only_shows and not args.background:
-        return work()
+        return run_models(context)
     if only_shows:
         raise UsageError("--background is for work", "nothing would be seen of what is shown", "leave it out")
-    return run_job(context, words, work)
+    return run_job(context, words, lambda: run_models(context))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
