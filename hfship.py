@@ -9852,14 +9852,6 @@ RESCAN_S = 2.0
 STOP_GRACE_S = 8.0  # answers on their way may finish; docker kills after 10 s
 
 
-@dataclass(frozen=True)
-class MirrorFile:
-    """One file that the mirror offers: how the Hub would list it, and where its bytes are."""
-
-    remote: RemoteFile
-    location: Path
-
-
 @dataclass(frozen=True, eq=False)  # one is like itself alone: so its tree can be remembered
 class MirrorRepo:
     """One model folder as a repository at one commit.
@@ -9872,9 +9864,14 @@ class MirrorRepo:
     commit: str
     revisions: FrozenSet[str]
     license: Optional[str]
-    files: Mapping[str, MirrorFile]
+    folder: Path
+    files: Mapping[str, RemoteFile]  # as the Hub would list them
     rank: Tuple[object, ...] = ()
     aliases: FrozenSet[str] = frozenset()  # ids in lower case: the name before the Hub renamed it
+
+    @property
+    def size(self) -> int:
+        return sum(file.size for file in self.files.values())
 
 
 Shelf = Mapping[Tuple[str, str], Sequence[MirrorRepo]]  # (repository type, id in lower case) -> revisions, main first
@@ -10009,11 +10006,8 @@ def mirror_repo(folder: Path, repo_type: str, name: str, sizes: Mapping[str, int
     require_whole(folder, sizes, manifest)
     source = manifest.source if manifest else None
     known = {entry.path: entry.sha256 for entry in manifest.files} if manifest else {}
-    files = {
-        path: MirrorFile(_remote_view(folder / path, path, size, known.get(path)), folder / path)
-        for path, size in sizes.items()
-    }
-    digest = hashlib.sha1("".join(f"{path} {file.remote.etag}\n" for path, file in sorted(files.items())).encode())
+    files = {path: _remote_view(folder / path, path, size, known.get(path)) for path, size in sizes.items()}
+    digest = hashlib.sha1("".join(f"{path} {file.etag}\n" for path, file in sorted(files.items())).encode())
     source = source or Source("", name, "main", name, digest.hexdigest(), repo_type=repo_type)
     return MirrorRepo(
         source.resolved_repo,
@@ -10021,6 +10015,7 @@ def mirror_repo(folder: Path, repo_type: str, name: str, sizes: Mapping[str, int
         source.commit,
         frozenset({source.commit, source.revision}),
         source.license,
+        folder,
         files,
         (bool(source.endpoint), source.revision == "main", source.fetched_at, len(files)),
         frozenset({source.repo.lower()}),
@@ -10054,7 +10049,7 @@ def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> Sequence[Mapp
         depth = len(parts) if recursive else min(len(parts), 2)
         folders.update(prefix + "/".join(parts[:i]) for i in range(1, depth))
         if recursive or len(parts) == 1:
-            entries.append(file_entry(file.remote))
+            entries.append(file_entry(file))
     for path in folders:
         entries.append({"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path})
     return sorted(entries, key=lambda entry: str(entry["path"]))
@@ -10072,9 +10067,9 @@ def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
     """The Hub's answer to /api/models/ID/revision/REV."""
     siblings = []
     for path, file in sorted(repo.files.items()):
-        sibling: Dict[str, Any] = {"rfilename": path, "size": file.remote.size, "blobId": file.remote.git_sha1}
-        if file.remote.sha256:
-            sibling["lfs"] = {"sha256": file.remote.sha256, "size": file.remote.size, "pointerSize": 134}
+        sibling: Dict[str, Any] = {"rfilename": path, "size": file.size, "blobId": file.git_sha1}
+        if file.sha256:
+            sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": 134}
         siblings.append(sibling)
     return {
         "_id": repo.commit[:24],
@@ -10087,7 +10082,7 @@ def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
         "tags": [f"license:{repo.license}"] if repo.license else [],
         "cardData": {"license": repo.license} if repo.license else {},
         "siblings": siblings,
-        "usedStorage": sum(file.remote.size for file in repo.files.values()),
+        "usedStorage": repo.size,
     }
 
 
@@ -10256,7 +10251,7 @@ class HubHandler(BaseHTTPRequestHandler):
             heads = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": names[n]} for n in sorted(names)]
             self.send_json(200, {"branches": heads, "tags": [], "converts": []})
         elif verb == "treesize":
-            self.send_json(200, {"path": "/", "size": sum(file.remote.size for file in repo.files.values())})
+            self.send_json(200, {"path": "/", "size": repo.size})
         elif verb == "auth-check":
             self.send_json(200, {})
         else:
@@ -10293,14 +10288,15 @@ class HubHandler(BaseHTTPRequestHandler):
         elif repo:
             self.send_error_code(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": repo.commit})
 
-    def send_content(self, repo: MirrorRepo, file: MirrorFile) -> None:
+    def send_content(self, repo: MirrorRepo, file: RemoteFile) -> None:
         """The bytes of a file, or the range asked for, by sendfile."""
-        etag, size = f'"{file.remote.etag}"', str(file.remote.size)
-        self.send_bytes(file, etag, {"X-Repo-Commit": repo.commit, "X-Linked-Size": size, "X-Linked-Etag": etag})
+        etag, size = f'"{file.etag}"', str(file.size)
+        headers = {"X-Repo-Commit": repo.commit, "X-Linked-Size": size, "X-Linked-Etag": etag}
+        self.send_bytes(repo, file, etag, headers)
 
-    def send_bytes(self, file: MirrorFile, etag: str, headers: Mapping[str, str]) -> None:
+    def send_bytes(self, repo: MirrorRepo, file: RemoteFile, etag: str, headers: Mapping[str, str]) -> None:
         """Answer GET or HEAD for a file, with ranges."""
-        size, wanted = file.remote.size, self.headers.get("Range")
+        size, wanted = file.size, self.headers.get("Range")
         if self.headers.get("If-Range") not in (None, etag):
             wanted = None
         try:
@@ -10314,7 +10310,7 @@ class HubHandler(BaseHTTPRequestHandler):
             extra["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         self.send_head(206 if span else 200, stop - start, extra)
         if self.command != "HEAD" and stop > start:
-            with file.location.open("rb") as stream:
+            with (repo.folder / file.path).open("rb") as stream:
                 self.send_body(stream, start, stop)
 
     def send_body(self, stream: IO[bytes], start: int, stop: int) -> None:

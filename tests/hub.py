@@ -156,25 +156,25 @@ class FaultHandler(hfship.HubHandler):
 
     # -- bytes
 
-    def send_content(self, repo: hfship.MirrorRepo, file: hfship.MirrorFile) -> None:
+    def send_content(self, repo: hfship.MirrorRepo, file: hfship.RemoteFile) -> None:
         """Redirect as the Hub does: 302 to the signed CDN for LFS files, 307 to the cache for small ones."""
         faults = self.server.faults
         if faults.direct:
             super().send_content(repo, file)
             return
         commit = "f" * 40 if faults.moved else repo.commit
-        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{file.remote.etag}"'}
+        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{file.etag}"'}
         query = f"Expires={time.time() + faults.expires_s:.3f}&Signature=secretsignature"
         port = self.server.server_address[1]
-        host = f"http://localhost:{port}" if file.remote.sha256 else ""
-        where = f"{host}/cdn/{repo.repo}/{hfship.quote(file.remote.path)}?{query}"
-        if faults.cdn and file.remote.sha256:
-            where = f"{faults.cdn}/{repo.repo}/{hfship.quote(file.remote.path)}?{query}"
-        if file.remote.path in faults.xet:
+        host = f"http://localhost:{port}" if file.sha256 else ""
+        where = f"{host}/cdn/{repo.repo}/{hfship.quote(file.path)}?{query}"
+        if faults.cdn and file.sha256:
+            where = f"{faults.cdn}/{repo.repo}/{hfship.quote(file.path)}?{query}"
+        if file.path in faults.xet:
             token = f"{self.base_url()}/api/models/{repo.repo}/xet-read-token/{repo.commit}"
-            headers.update({"X-Xet-Hash": faults.xet[file.remote.path], "Link": f'<{token}>; rel="xet-auth"'})
-        headers.update({"Location": where, "X-Linked-Size": str(file.remote.size)})
-        self.send_page(302 if file.remote.sha256 else 307, "Found. Redirecting", headers)
+            headers.update({"X-Xet-Hash": faults.xet[file.path], "Link": f'<{token}>; rel="xet-auth"'})
+        headers.update({"Location": where, "X-Linked-Size": str(file.size)})
+        self.send_page(302 if file.sha256 else 307, "Found. Redirecting", headers)
 
     def route_cdn(self, url: SplitResult) -> None:
         faults, traffic = self.server.faults, self.server.traffic
@@ -196,21 +196,21 @@ class FaultHandler(hfship.HubHandler):
         if faults.needs_range and "Range" not in self.headers:
             self.send_page(400, "The requested file is too large")
             return
-        self.other = bool(file.remote.sha256) and self.still("other_first")
+        self.other = bool(file.sha256) and self.still("other_first")
         if faults.if_range == "refused" and "If-Range" in self.headers:
             del self.headers["Range"]
         if faults.if_range != "works":
             del self.headers["If-Range"]
-        etag = '"' + ("y" if self.other else "x") * 64 + '"' if file.remote.sha256 else f'"{file.remote.etag}"'
+        etag = '"' + ("y" if self.other else "x") * 64 + '"' if file.sha256 else f'"{file.etag}"'
         if faults.etags_vary:
             etag = f'"{len(traffic.requests)}"'
-        self.send_bytes(file, etag, {} if on_cdn else {"X-Repo-Commit": repo.commit})
+        self.send_bytes(repo, file, etag, {} if on_cdn else {"X-Repo-Commit": repo.commit})
 
-    def send_bytes(self, file: hfship.MirrorFile, etag: str, headers: Any) -> None:
-        self.size = file.remote.size
+    def send_bytes(self, repo: hfship.MirrorRepo, file: hfship.RemoteFile, etag: str, headers: Any) -> None:
+        self.size = file.size
         if self.server.faults.ignore_range:
             del self.headers["Range"]
-        super().send_bytes(file, etag, headers)
+        super().send_bytes(repo, file, etag, headers)
 
     def send_head(self, status: int, length: int, headers: Any) -> None:
         headers = dict(headers)
