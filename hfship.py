@@ -13911,8 +13911,8 @@ def tell_job(context: Context, pid: int, said: str, code: int) -> int:
     """Say the name of the job that goes on without us; what went wrong before, it has said itself, but as JSON."""
     if code:
         if context.args.json:
-            stopped = error_row(Interrupted("interrupted before it began"))
-            context.reporter.result_json(json.loads(said) if said.startswith("{") else stopped)
+            row = json.loads(said) if said.startswith("{") else error_row(Interrupted("interrupted"))
+            context.reporter.result_json({**row, "exit_code": code})
         return code
     log = context.settings.log_dir / f"{said}.log"
     if context.args.json:

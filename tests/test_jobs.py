@@ -189,6 +189,7 @@ REFUSED: Dict[str, Any] = {
     "usage": (["fetch", "org/tiny", "-j", "0", "--background"], 2, "--jobs"),
     "unknown repository": (["fetch", "org/nothing", "--background"], 5, "org/nothing was not found"),
     "unknown archive": (["verify", "nothing", "--background"], 5, "nothing"),
+    "two unknown": (["fetch", "org/no", "org/none", "--background"], 3, "org/none was not found"),
     "nothing to see": (["fetch", "org/tiny", "--background", "--dry-run"], 2, "--background is for work"),
     "stop nothing": (["stop", "nothing"], 5, "no such deployment or job: nothing"),
     "stop no name": (["stop", "../x"], 5, "watch --once"),
