@@ -183,16 +183,21 @@ def as_typed(text: str) -> str:
     return re.sub(rf"\bhfship (?=({VERBS}|--help)\b)", lambda _: program_name() + " ", text)
 
 
+def closest(word: str, known: Iterable[str]) -> str:
+    """The word that was probably meant; "" when none is near."""
+    import difflib  # costs every start some milliseconds, and is for mistakes only
+
+    return "".join(difflib.get_close_matches(word, list(known), 1))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint at the word that was probably meant, for the end of a sentence; "" when none is near.
 
     >>> nearest("fetsh", ["fetch", "pack"]), nearest("x", ["fetch"])
     ('; did you mean fetch?', '')
     """
-    import difflib  # costs every start some milliseconds, and is for mistakes only
-
-    found = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {found[0]}?" if found else ""
+    found = closest(word, known)
+    return f"; did you mean {found}?" if found else ""
 
 
 def error_fields(error: HfshipError) -> Dict[str, str]:
@@ -13095,9 +13100,12 @@ def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
     if found:
         return found
     here = [d.plan.name for d in list_deployments(folder.parent, context.reporter)[0]]
+    meant = closest(name, [*jobs, *here])
+    step = "hfship watch --once     # the jobs\nhfship status     # the deployments"
+    step = command_line("hfship", context.args.command, meant) if meant else step
     what = f"no such deployment or job: {name}{nearest(name, [*jobs, *here])}"
     why = f"in {folder.parent} there are: {', '.join(here) or 'none'}\njobs: {shorten(list(reversed(jobs))) or 'none'}"
-    raise NotFoundError(what, why, "hfship watch --once     # the jobs\nhfship status     # the deployments")
+    raise NotFoundError(what, why, step)
 
 
 def cmd_watch(context: Context) -> Exit:

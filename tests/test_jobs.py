@@ -213,7 +213,8 @@ def test_what_is_refused_before_it_begins(name: str, hfship: Program, hub: Fault
 def test_the_name_that_was_meant_is_said(hfship: Program, model: Path, tmp_path: Path) -> None:
     hfship("pack", model, "-o", tmp_path)
     for command in ("stop", "logs"):
-        assert "did you mean pack-tiny?" in hfship(command, "pack-tinny", code=5).stderr
+        said = hfship(command, "pack-tinny", code=5).stderr
+        assert "did you mean pack-tiny?" in said and f" {command} pack-tiny\n" in said
 
 
 def test_every_job_command_runs_in_the_background(hfship: Program, model: Path, tmp_path: Path) -> None:
