@@ -11573,10 +11573,12 @@ def why_kept(
         if age < YOUNG_S and item.path.parent.name != WORK_DIR:  # there the lock knows better
             return f"{name} changed {max(age, 0):.0f} s ago, which is too new: try again in a minute"
     if (group / WORK_DIR).is_dir() and not (group / WORK_DIR).is_symlink():
-        if not (group / WORK_DIR / "lock").exists():
-            stack.callback((group / WORK_DIR / "lock").unlink, missing_ok=True)
+        lock = group / WORK_DIR / "lock"
+        existed = lock.exists()
         try:
             stack.enter_context(FolderLock(group))
+            if not existed:
+                stack.callback(lock.unlink, missing_ok=True)  # while it is still ours
         except HfshipError as exc:
             return exc.what
     return ""
