@@ -271,18 +271,85 @@ def shut_out_host(pyz):
             del sys.modules[name]
 
 
+def cache_file():
+    """Where the bytecode of hfship lies between two runs."""
+    folder = os.environ.get("HFSHIP_CACHE")
+    folder = folder or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hfship")
+    return os.path.join(folder, "hfship.%s.bytecode" % sys.implementation.cache_tag)
+
+
+def cached(path, seal):
+    """The bytecode in the cache; None unless it is of this source, whole, and nobody else could have put it there."""
+    import marshal
+
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb") as stream:
+            status = os.fstat(fd)
+            content = stream.read()
+    except OSError:
+        return None
+    private = status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    return marshal.loads(content[32:]) if private and content[:32] == seal(content[32:]) else None
+
+
+def keep(path, content):
+    """Put bytecode into the cache. Where that cannot be done the next start takes as long as this one."""
+    temporary = "%s.%d.tmp" % (path, os.getpid())
+    try:
+        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(fd, "wb") as stream:
+                stream.write(content)
+            os.replace(temporary, path)
+        except OSError:
+            os.unlink(temporary)
+    except OSError:
+        pass
+
+
+def load(pyz, write):
+    """Import hfship, which is large: to compile it is most of a start, so its bytecode is kept."""
+    import hashlib
+    import importlib.util
+    import marshal
+    import zipimport
+
+    name = os.path.join(pyz, "hfship.py")
+    spec = importlib.util.spec_from_file_location("hfship", name, loader=zipimport.zipimporter(pyz))
+    source = spec.loader.get_data(name)
+    of = importlib.util.MAGIC_NUMBER + b"%d" % sys.flags.optimize + hashlib.sha256(source).digest()
+
+    def seal(content):
+        return hashlib.sha256(of + content).digest()
+
+    path = cache_file()
+    code = cached(path, seal)
+    if code is None:
+        code = compile(source, name, "exec", dont_inherit=True)
+        content = marshal.dumps(code)
+        if write:
+            keep(path, seal(content) + content)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["hfship"] = module
+    exec(code, vars(module))
+    return module
+
+
 def run():
     check_python()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until hfship runs, Ctrl-C ends this without a traceback
     pyz = os.path.dirname(os.path.abspath(__file__))
+    write = not sys.dont_write_bytecode
     shut_out_host(pyz)
     import warnings
 
     # requests misses charset_normalizer aloud; nothing here guesses encodings.
     warnings.filterwarnings("ignore", "Unable to find acceptable character detection")
     try:
-        import hfship
+        hfship = load(pyz, write)
     except Exception as exc:
         missing = getattr(exc, "name", None)
         if isinstance(exc, ImportError) and missing not in (None, "hfship"):

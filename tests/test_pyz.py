@@ -64,7 +64,7 @@ def run(
     python: str, *arguments: object, env: Optional[Mapping[str, str]] = None, cwd: Path = Path("/")
 ) -> subprocess.CompletedProcess:
     """Run a Python with an environment of our making."""
-    base = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "LC_ALL": "C"}
+    base = {"PATH": os.environ["PATH"], "HOME": "/proc/none", "LC_ALL": "C"}
     command = [python, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env={**base, **(env or {})}, cwd=cwd, check=False)
 
@@ -131,14 +131,67 @@ def test_offline_commands_import_no_network_library(pyz: Path, arguments: List[s
     done = run(PYTHON, "-S", "-X", "importtime", pyz, *arguments)  # -S: what .pth files import is not our doing
     assert done.returncode == 0
     imported = {line.rsplit("|", 1)[1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
-    assert "hfship" in imported
+    assert "argparse" in imported
     assert not {name for name in imported if name.split(".")[0] in ("requests", "urllib3", "certifi", "idna", "tqdm")}
 
 
-def test_writes_nothing(pyz: Path, tmp_path: Path) -> None:
-    env = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+def test_writes_nothing_but_bytecode(pyz: Path, tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     assert run(PYTHON, pyz, "version", "--verify", env=env, cwd=tmp_path).returncode == 0
     assert not list(tmp_path.iterdir())
+    del env["PYTHONDONTWRITEBYTECODE"]
+    assert run(PYTHON, pyz, "version", "--verify", env=env, cwd=tmp_path).returncode == 0
+    (written,) = (path for path in tmp_path.rglob("*") if not path.is_dir())
+    assert written.parent == tmp_path / ".cache" / "hfship" and written.name.endswith(".bytecode")
+    assert (written.stat().st_mode & 0o777, written.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+# ---- bytecode kept between runs ------------------------------------------------------
+
+FORGED = """
+import hashlib, importlib.util, marshal, sys, zipfile
+code = marshal.dumps(compile("def main(): print('from the cache')", "x", "exec"))
+source = zipfile.ZipFile(sys.argv[1]).read("hfship.py")
+of = importlib.util.MAGIC_NUMBER + b"%d" % sys.flags.optimize + hashlib.sha256(source).digest()
+sys.stdout.buffer.write(hashlib.sha256(of + code).digest() + code)
+"""
+SPOILT: Dict[str, Callable[[Path], object]] = {
+    "of another source": lambda path: path.write_bytes(bytes(32) + path.read_bytes()[32:]),
+    "a byte is flipped": lambda path: path.write_bytes(path.read_bytes()[:-1] + b"?"),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "empty": lambda path: path.write_bytes(b""),
+    "others may write to it": lambda path: path.chmod(0o666),
+    "somebody else's": lambda path: os.chown(path, 12345, 12345),
+    "a link": lambda path: (path.rename(path.with_name("x")), path.symlink_to("x")),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("version", SUPPORTED)
+def test_bytecode_is_used_where_it_is_private_and_right(pyz: Path, tmp_path: Path, version: str) -> None:
+    env = {"HFSHIP_CACHE": str(tmp_path)}
+    first = run(PYTHONS[version], pyz, "version", env=env)
+    (kept,) = tmp_path.iterdir()
+    inode = kept.stat().st_ino
+    again = run(PYTHONS[version], pyz, "version", env=env)
+    assert (again.returncode, again.stdout) == (0, first.stdout) and kept.stat().st_ino == inode
+    forge = subprocess.run([PYTHONS[version], "-c", FORGED, pyz], stdout=subprocess.PIPE, check=True)
+    kept.write_bytes(forge.stdout)
+    assert run(PYTHONS[version], pyz, "version", env=env).stdout == "from the cache\n"
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_bytecode_that_cannot_be_trusted_is_not_run(pyz: Path, tmp_path: Path, how: str) -> None:
+    if how == "somebody else's" and os.geteuid():
+        pytest.skip("only root gives files away")
+    env = {"HFSHIP_CACHE": str(tmp_path)}
+    assert run(PYTHON, pyz, "version", env=env).returncode == 0
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(subprocess.run([PYTHON, "-c", FORGED, pyz], stdout=subprocess.PIPE, check=True).stdout)
+    SPOILT[how](kept)
+    done = run(PYTHON, pyz, "version", env=env)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("hfship")
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 # ---- nothing of the host's -----------------------------------------------------------
@@ -236,7 +289,7 @@ print(zstd.origin)
 
 def origin(pyz: Path, python: str = PYTHON, prefix: List[str] = [], **env: str) -> str:  # noqa: B006
     """Where load_zstd found its library, after a round trip; the error text when it found none."""
-    base = {"PATH": os.environ["PATH"], "HOME": "/nonexistent", "PYTHONPATH": str(pyz)}
+    base = {"PATH": os.environ["PATH"], "HOME": "/proc/none", "PYTHONPATH": str(pyz)}
     command = [*prefix, python, "-c", ROUND_TRIP]
     done = subprocess.run(command, capture_output=True, text=True, env={**base, **env}, cwd="/", check=False)
     return (done.stdout or done.stderr).strip()
@@ -327,7 +380,7 @@ def test_a_noexec_disk_stops_the_cache_but_not_memory(pyz: Path, tmp_path: Path)
 
 
 def test_when_nothing_works_the_reasons_are_all_told(pyz: Path) -> None:
-    env = {"HFSHIP_ZSTD": "stdlib", "HOME": "/nonexistent"}
+    env = {"HFSHIP_ZSTD": "stdlib", "HOME": "/proc/none"}
     if CARRIED and version_key(CARRIED[-1]) >= [3, 14]:
         pytest.skip("this Python has compression.zstd")
     done = run(PYTHON, pyz, "version", env=env)
