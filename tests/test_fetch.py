@@ -286,6 +286,31 @@ def test_killed_fetch_resumes_without_sending_bytes_twice(pyz: Program, hub: Fau
     assert twice < 0.02
 
 
+def readers_of(pid: int) -> List[int]:
+    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+
+
+@pytest.mark.parametrize("killed", ["a reader", "hfship"])
+def test_no_process_outlives_the_others(
+    killed: str, hfship: Program, hub: FaultHub, large: Path, tmp_path: Path
+) -> None:
+    """A killed reader ends the run with its reason; a killed hfship takes its readers along. Either run is resumed."""
+    hub.faults.rate_bps = 8 * MB
+    command = ("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out")
+    with hfship.start(*command) as process:
+        wait_for(lambda: hub.traffic.body_bytes > 10 * MB)
+        readers = readers_of(process.pid)
+        assert readers
+        os.kill(readers[0] if killed == "a reader" else process.pid, signal.SIGKILL)
+        _, err = process.communicate(timeout=30)
+    if killed == "a reader":
+        assert process.returncode == 9 and "ended by SIGKILL" in err and "run the same command again" in err
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in readers))
+    hub.faults.rate_bps = None
+    hfship(*command)
+    assert same_files(large, tmp_path / "out" / "large") and not leftovers(tmp_path / "out" / "large")
+
+
 def servable(folder: Path) -> bool:
     try:
         hfship.require_complete(folder)
