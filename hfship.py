@@ -1882,11 +1882,13 @@ def _short_of_memory(what: str, why: str) -> HostError:
 #    "files": [{"path", "sha256", "size"}, ...]  sorted by the UTF-8 bytes of path,
 #    "totals": {"files": N, "bytes": N}}
 # `source` is null when the folder did not come through `fetch`: then nobody but the packer vouches for the bytes. With
-# "unproven": true nobody does: the model came in an archive of another program, without sums.
+# "unproven": true nobody does: the model came in an archive of another program, without sums. "left_out": N says that
+# these are not all files of the model: somebody chose to restore them without N others.
 # ======================================================================================
 
 MANIFEST_FORMAT = "hfship-manifest/1"
 MANIFEST_PATH = f"{WORK_DIR}/manifest.json"
+UNPROVEN = "unproven: no sums came with it"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}\Z")
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -1929,11 +1931,18 @@ class Manifest:
     files: Tuple[FileEntry, ...]
     source: Optional[Source] = None
     unproven: bool = False
+    left_out: int = 0
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
         return sum(entry.size for entry in self.files)
+
+    @property
+    def caveats(self) -> str:
+        """What to say of files that are all as listed here, and yet are not all that was published, or by nobody."""
+        left_out = f"; partial by choice: {counted(self.left_out, 'other file')} of the model left out"
+        return f"; {UNPROVEN}" * self.unproven + left_out * bool(self.left_out)
 
     def to_json(self) -> str:
         """The canonical text: equal manifests have equal bytes."""
@@ -1944,6 +1953,7 @@ class Manifest:
             "files": [vars(entry) for entry in self.files],
             "totals": {"files": len(self.files), "bytes": self.size},
             **({"unproven": True} if self.unproven else {}),
+            **({"left_out": self.left_out} if self.left_out else {}),
         }
         return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=1) + "\n"
 
@@ -1986,7 +1996,10 @@ def _manifest_from_value(value: Any) -> Manifest:
     source = Source(**value["source"]) if value.get("source") else None
     if source:
         check_source(source)
-    return replace(make_manifest(str(value["name"]), files, source), unproven=value.get("unproven") is True)
+    unproven, left_out = value.get("unproven") is True, value.get("left_out", 0)
+    if type(left_out) is not int or left_out < 0:
+        raise ValueError(f"left_out is {left_out!r}")
+    return replace(make_manifest(str(value["name"]), files, source), unproven=unproven, left_out=left_out)
 
 
 def check_source(source: Source) -> None:
@@ -7483,12 +7496,17 @@ def _wanted(archive: Archive, manifest: Manifest, only: Sequence[str]) -> Tuple[
     """The manifest of what is to be restored, and its text."""
     if not only:
         return manifest, archive.text
-    files = [entry for entry in manifest.files if any(fnmatchcase(entry.path, glob) for glob in only)]
-    if not files:
+    chosen = _chosen(manifest, only)
+    if not chosen.files:
         what = f"no file of {archive.files.name} matches {', '.join(only)}"
         raise NotFoundError(what, shorten([entry.path for entry in manifest.files]), "give another --only GLOB")
-    chosen = replace(manifest, files=tuple(files))
     return chosen, chosen.to_json().encode("utf-8")
+
+
+def _chosen(manifest: Manifest, only: Sequence[str]) -> Manifest:
+    """The manifest of the files that match one of the globs."""
+    files = tuple(entry for entry in manifest.files if any(fnmatchcase(entry.path, glob) for glob in only))
+    return replace(manifest, files=files, left_out=manifest.left_out + len(manifest.files) - len(files))
 
 
 def _require_layout(archive: Archive) -> Manifest:
@@ -7629,8 +7647,6 @@ def _restore(
 
 
 # ---- archives of other programs ------------------------------------------------------
-
-UNPROVEN = "unproven: no sums came with it"
 
 
 class Foreign:
@@ -7776,8 +7792,8 @@ def _receive(
 def verify_foreign(foreign: Foreign) -> str:
     """Read an archive of another program to its end, and say what that proves."""
     manifest = _manifest_on_arrival(foreign, "NAME", list(_receive(foreign, foreign.files(), Sink())), ())
-    proof = f"{UNPROVEN}, only {foreign.checked}" if manifest.unproven else "as the manifest in it says"
-    return f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, not made by hfship; {proof}"
+    proof = f"{manifest.caveats}, only {foreign.checked}" if manifest.unproven else "; as the manifest in it says"
+    return f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}, not made by hfship{proof}"
 
 
 def _manifest_on_arrival(foreign: Foreign, name: str, entries: Sequence[FileEntry], only: Sequence[str]) -> Manifest:
@@ -7788,15 +7804,15 @@ def _manifest_on_arrival(foreign: Foreign, name: str, entries: Sequence[FileEntr
     if not foreign.text:
         return made
     brought = parse_manifest(foreign.text, f"the manifest in {foreign.archive.path}")
-    listed = [e for e in brought.files if not only or any(fnmatchcase(e.path, glob) for glob in only)]
-    wrong = sorted({e.path for e in {*listed} ^ {*made.files}})
+    listed = _chosen(brought, only or ["*"])
+    wrong = sorted({e.path for e in {*listed.files} ^ {*made.files}})
     if wrong:
         raise IntegrityError(
             f"{foreign.archive.path} is not what the manifest in it says",
             f"wrong, missing or not listed: {shorten(wrong)}",
             "copy it again, or pack it again: hfship pack DIR",
         )
-    return replace(brought, files=tuple(listed))
+    return listed
 
 
 def free_file(path: Path, keep: int) -> None:
@@ -12427,7 +12443,7 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
     if damages or not archive.manifest:
         raise archive_error(archive, damages, command_line("hfship", "verify", files.path))
     parts = f" in {counted(len(archive.parts), 'part')}" if files.numbers else ""
-    name, text = archive.manifest.name, "; " + UNPROVEN if archive.manifest.unproven else ""
+    name, text = archive.manifest.name, archive.manifest.caveats
     if files.name not in (f"{name}.tar.zst", f"{name}.delta.tar.zst", STDIN):
         context.reporter.warn(f"{files.path} was renamed: {name}.tar.zst.sha256 and .sig no longer fit, rename it back")
     count, size = counted(len(archive.manifest.files), "file"), human_bytes(archive.manifest.size)
@@ -12467,8 +12483,7 @@ def _verify_folder(folder: Path, context: Context) -> str:
     if damages:
         raise folder_error(folder, manifest, damages)
     by = f"; signed by {signed.fingerprint}" if signed else ""
-    text = f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}"
-    return text + f"; {UNPROVEN}" * manifest.unproven + by
+    return f"{counted(len(manifest.files), 'file')}, {human_bytes(manifest.size)}{manifest.caveats}{by}"
 
 
 def unpack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12545,8 +12560,8 @@ def _unpacked_row(done: Unpacked) -> Dict[str, Any]:
         "bytes": size,
         "seconds": round(done.seconds, 2),
         "unproven": done.manifest.unproven,
-        "text": f"unpacked {done.folder}: {counted(count, 'file')}, {human_bytes(size)} {how}"
-        + f"; {UNPROVEN}" * done.manifest.unproven,
+        "left_out": done.manifest.left_out,
+        "text": f"unpacked {done.folder}: {counted(count, 'file')}, {human_bytes(size)} {how}{done.manifest.caveats}",
     }
 
 

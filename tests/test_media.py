@@ -176,7 +176,12 @@ def test_only_what_is_asked_for_is_read(profile, model, tmp_path, hfship):
         path.unlink()
     hfship("unpack", files.path, "-o", tmp_path / "un", "--only", "w2*", "--only", "config.json")
     assert a.tree(tmp_path / "un/m") == {p: FILES[p] for p in ("w2.bin", "config.json")}
-    hfship("verify", tmp_path / "un/m")
+    left_out = f"partial by choice: {len(FILES) - 2} other files of the model left out"
+    assert left_out in hfship("verify", tmp_path / "un/m").stdout
+    hfship("pack", tmp_path / "un/m", "-o", tmp_path / "again")
+    assert left_out in hfship("verify", tmp_path / "again/m.tar.zst").stdout
+    said = hfship("unpack", tmp_path / "again/m.tar.zst", "-o", tmp_path / "un4", "--only", "w2*").stdout
+    assert f"partial by choice: {len(FILES) - 1} other files" in said
     hfship("unpack", files.path, "-o", tmp_path / "un2", "--only", "w1*", code=6)
     assert "matches nothing" in hfship("unpack", files.path, "-o", tmp_path / "un3", "--only", "nothing", code=5).stderr
 
