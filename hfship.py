@@ -1191,7 +1191,7 @@ CHUNK = 1 << 20  # bytes per read when hashing or copying: large enough that Pyt
 FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1, "fuse.fusefat": 2**32 - 1}
 
 # Filesystems on which posix_fallocate reserves blocks; elsewhere glibc emulates it by writing every block.
-FALLOCATE_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs", "tmpfs", "overlay", "f2fs"})
+FALLOCATE_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs", "overlay", "f2fs"})
 
 WORK_DIR = ".hfship"  # our folder inside a model folder
 LEASE_BEAT_S = 10.0
