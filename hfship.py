@@ -4280,7 +4280,7 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 #   pzstd header   0  4  0x184D2A50, a skippable frame     (lets `pzstd -d` decode in parallel)
 #                  4  4  4, its length
 #                  8  4  bytes of the zstd frame that follows
-#   zstd frame     RFC 8878, one frame, with content size and content checksum; at most 4 MiB of the tar stream
+#   zstd frame     RFC 8878, one frame, with content size and content checksum; at most 2 MiB of the tar stream
 #   check          0  4  0x184D2A55, a skippable frame of ours
 #                  4  4  its length: 48 + 8 P + 4 U
 #                  8  8  "hfship/1"
@@ -4310,7 +4310,7 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # table and relies on no frame size.
 #
 # Planes: if restore.py, which is RESTORE_PY to the byte, is the second member, then every weight PATH is a member
-# PATH.planes. It has a block for every 4 MiB of PATH, the last maybe shorter, and each block is a frame of its own:
+# PATH.planes. It has a block for every 2 MiB of PATH, the last maybe shorter, and each block is a frame of its own:
 #   width planes   the last bytes of all elements of `width` bytes, then all bytes before those, and so on
 #   rest           the bytes that do not fill an element
 #   width          one byte: 1, 2 or 4
@@ -4323,12 +4323,11 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # manifests, options and zstd versions give equal bytes. Never: holds more than a frame per worker; touches a disk.
 # ======================================================================================
 
-FRAME_SIZE = 4 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
-MOST_JOBS = 10  # workers hold frames: more would need more than 300 MB
-MOST_PACKERS = 8  # more would wait for the SHA-256 of what they write
+FRAME_SIZE = 2 << 20  # bytes of content; larger gains < 0.01 % on weights, smaller costs seek table
+WORKERS_SIZE, WORKER_SIZE = 240 << 20, 5 << 20  # memory of all workers, and of one that holds no frame
 LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
 WEIGHT_SIZE = 1 << 20  # files from here on have frames of their own
-PLANES_BLOCK = 4 << 20  # bytes of a file in one block of planes; part of the format
+PLANES_BLOCK = 2 << 20  # bytes of a file in one block of planes; part of the format
 FLUSH_SIZE = 64 << 20  # bytes between flushes: Ctrl-C must not wait until gigabytes reached a slow medium
 
 PZSTD_MAGIC, CHECK_MAGIC, TABLE_MAGIC, TABLE_END = 0x184D2A50, 0x184D2A55, 0x184D2A5E, 0x8F92EAB1
@@ -4360,7 +4359,7 @@ TABLE_TRIAL_SIZE, TABLE_TRIAL_GAIN = 64 << 10, 0.999  # of the exponents of a bl
 RESTORE_PY = b'''\
 """Makes PATH of every PATH.planes, and proves all files: python3 NAME/.hfship/restore.py (needs Python 3, no more).
 
-PATH.planes is a row of blocks, one for 4 MiB of PATH. A block is: for elements of 1, 2 or 4 bytes the last bytes of
+PATH.planes is a row of blocks, one for 2 MiB of PATH. A block is: for elements of 1, 2 or 4 bytes the last bytes of
 all elements, then the bytes before those, and so on; the bytes that fill no element; one byte, the element's size.
 """
 import hashlib
@@ -4388,7 +4387,7 @@ def join(planes):
 
 def restore(path):
     with open(path + ".incomplete", "wb") as target:
-        for block in blocks(path + ".planes", (4 << 20) + 1):
+        for block in blocks(path + ".planes", (2 << 20) + 1):
             target.write(join(block))
     os.rename(path + ".incomplete", path)
     os.remove(path + ".planes")
@@ -4803,8 +4802,8 @@ class Segment(NamedTuple):
     def file_range(self, start: int, stop: int) -> Tuple[int, int]:
         """First byte and the one behind the last, in the file, of what stream [start, stop) holds of it.
 
-        >>> weight = Segment(100, (6 << 20) + 2, "w", planes=True)
-        >>> weight.file_range(100 + (4 << 20) + 1, 102 + (6 << 20)) == (4 << 20, 6 << 20)
+        >>> weight = Segment(100, (6 << 20) + 3, "w", planes=True)
+        >>> weight.file_range(102 + (4 << 20), 103 + (6 << 20)) == (4 << 20, 6 << 20)
         True
         """
         first, last = max(start, self.start) - self.start, min(stop, self.stop) - self.start
@@ -5571,7 +5570,7 @@ class Schedule:
         return sum(self._taken) == self.limit
 
     def next(self, worker: int, idle: bool) -> Optional[Step]:
-        """The next step of a worker; None while there is none. Only one that is `idle` makes frames for others."""
+        """The next step of a worker; None while there is none. One with a lane makes frames for others when `idle`."""
         lane = self._owned.get(worker, -1)
         if lane < 0 and self._may_open():
             lane = self._owned[worker] = self._next
@@ -5585,7 +5584,8 @@ class Schedule:
                 if self._taken[lane] == self._lengths[lane]:
                     del self._owned[worker]
                 return Step(lane, at, False, True, *found) if found else self._make(lane, at, True)
-        lanes = [x for x in self._open if self._may_make(x, self._made[x])] if idle and self._free else []
+        helps = self._free and (idle or lane < 0)
+        lanes = [x for x in self._open if self._may_make(x, self._made[x])] if helps else []
         if not lanes:
             return None
         lane = min(lanes, key=lambda x: self._made[x] - self._taken[x])  # that whose owner will wait first
@@ -5680,9 +5680,9 @@ def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str
     return separator.join([*items[:limit], *more])
 
 
-def workers_for(jobs: int, size: int) -> int:
-    """How many workers to fork for `size` bytes; 0 for none."""
-    return min(jobs, MOST_JOBS) if size >= FORK_SIZE else 0
+def workers_for(jobs: int, size: int, frame: int = 0) -> int:
+    """How many workers to fork for `size` bytes; 0 for none. Each holds some frames of `frame` bytes."""
+    return min(jobs, max(WORKERS_SIZE // (WORKER_SIZE + 5 * frame), 1)) if size >= FORK_SIZE else 0
 
 
 # ---- archives on disk ----------------------------------------------------------------
@@ -6176,8 +6176,8 @@ def _reader(archive: Archive) -> Callable[[int], bytes]:
 #
 # The plan (layout of the stream and its cut into frames) is made before the first byte is read, so any frame can be
 # produced by itself. Workers read and compress frames, and write each once all before it have their place. One worker
-# hashes a file against the manifest, and one a part as it is written, both close behind: out of the page cache, so each
-# byte is read from disk once.
+# hashes a file against the manifest, close behind: out of the page cache, so each byte is read from disk once. Another
+# hashes a part, out of the memory in which its frames lie until they are written.
 #
 # While parts are written, NAME.tar.zst.incomplete has a line of JSON for each that is complete, after one that names
 # the plan: a killed run of the same plan goes on behind the last part that is still as it was written.
@@ -6205,8 +6205,7 @@ Without it:
     NAME/.hfship/delta.json                           if there, lists files to take from an older version on site
 """
 
-HASH_SIZE = 256 << 10
-HASH_BEHIND = 256  # frames that are packed but not proven yet: still in the page cache, so read from disk once
+HASH_BEHIND = 1024  # frames that are packed but not proven yet: still in the page cache, so read from disk once
 SIDECARS_SIZE = 8 << 20  # room kept on each medium for hfship.pyz, the sums and READ-ME-FIRST.txt
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -6299,7 +6298,7 @@ def parse_split(text: str) -> int:
     try:
         return SPLITS.get(text.lower()) or parse_size(text)
     except UsageError as exc:
-        why = f"parts are as large as a medium ({', '.join(SPLITS)}) or a size; the least is about 4.3M"
+        why = f"parts are as large as a medium ({', '.join(SPLITS)}) or a size; the least is about 2.2M"
         raise UsageError(exc.what, why, exc.next_step) from exc
 
 
@@ -6401,7 +6400,8 @@ def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> byt
 
 @dataclass
 class _OpenPart:
-    """A file of an archive that is being written: bytes given out, bytes that are all there, bytes to be hashed."""
+    """A file of an archive that is being written: bytes given out, written, and hashed or told to be; the units that
+    are still to be hashed (number, bytes)."""
 
     path: Path
     fd: int
@@ -6409,7 +6409,7 @@ class _OpenPart:
     given: int = 0
     written: int = 0
     summed: int = 0
-    late: Dict[int, int] = field(default_factory=dict)  # what is there behind a gap: offset -> size
+    units: List[Tuple[int, int]] = field(default_factory=list)
     full: bool = False
     sealing: bool = False
     sha256: str = ""
@@ -6417,8 +6417,8 @@ class _OpenPart:
 
 class PartWriter:
     """Gives units their place in NAME.tar.zst.incomplete, or in parts of at most `split` bytes, the first folder with
-    room for each, and has what is written hashed; `journal` is told of those that are complete, which come before this
-    run as `done`. One worker hashes a part while others write; the next part has another one."""
+    room for each, and has them hashed; `journal` is told of those that are complete, which come before this run as
+    `done`. One worker hashes a part while others write it; the next part has another one."""
 
     def __init__(
         self,
@@ -6433,34 +6433,33 @@ class PartWriter:
         self._journal, self.parts = journal, list(done)
         self._open: List[_OpenPart] = []  # in their order; only the last is not full
 
-    def place(self, size: int) -> Tuple[Path, int]:
+    def place(self, number: int, size: int) -> Tuple[Path, int]:
         """(file, offset) for the next unit."""
         split = self._plan.options.split
         if not self._open or self._open[-1].full or (split is not None and self._open[-1].given + size > split):
             self._open_next()
         part = self._open[-1]
         part.given += size
+        part.units.append((number, size))
         return part.path, part.given - size
 
-    def placed(self, path: Path, offset: int, size: int) -> None:
+    def placed(self, path: Path, size: int) -> None:
         """A unit is where `place` told."""
         part = next(part for part in self._open if part.path == path)
-        part.late[offset] = size
-        before = part.written
-        while part.written in part.late:
-            part.written += part.late.pop(part.written)
-        if before // FLUSH_SIZE != part.written // FLUSH_SIZE:
+        part.written += size
+        if (part.written - size) // FLUSH_SIZE != part.written // FLUSH_SIZE:
             self._flusher.call(self._flush, part)
 
     def next(self, worker: int) -> Optional[Tuple[Any, ...]]:
         """What a worker has to do for the parts it hashes."""
         for part in self._open:
-            if part.owner == worker and part.summed < part.written:
-                first, part.summed = part.summed, min(part.summed + FRAME_SIZE, part.written)
-                return "sum", part.path, first, part.summed - first
-            if part.owner == worker and part.full and part.summed == part.given and not part.sealing:
+            if part.owner == worker and part.units:
+                units, part.units = part.units, []
+                part.summed += sum(size for _, size in units)
+                return "sum", part.path, units
+            if part.owner == worker and part.full and part.written == part.given and not part.sealing:
                 part.sealing = True
-                return "seal", part.path
+                return "seal", part.path, part.summed
         return None
 
     def sealed(self, path: Path, sha256: str) -> None:
@@ -6494,7 +6493,7 @@ class PartWriter:
         except OSError as exc:
             raise disk_error(exc, "write", last.path) from exc
         last.full, last.given = True, last.given + len(tail)
-        self.placed(last.path, last.given - len(tail), len(tail))
+        self.placed(last.path, len(tail))
 
     def discard(self, complete: bool) -> None:
         """Remove what was not published: the unfinished parts, or also the `complete` ones."""
@@ -6562,8 +6561,9 @@ def resumable(plan: PackPlan, lock: int) -> Resumed:
 class PackRun:
     """One run that reads, proves and compresses the frames of a plan, and writes those `resumed` does not have yet.
 
-    A worker keeps a unit until all before it are made and it is told where to write it. What is packed already is read
-    and proven once more."""
+    Units lie in slots of memory that all workers share, in a ring: a unit is made when the one before it in its slot is
+    written and hashed. It is written by who made it, once all before it are made and it is told where. What is packed
+    already is read and proven once more."""
 
     def __init__(self, plan: PackPlan, resumed: Resumed) -> None:
         self._plan, self._resumed = plan, resumed
@@ -6571,10 +6571,12 @@ class PackRun:
         self._cuts = cut_lanes(starts, plan.segments)  # lanes begin with these frames
         edges = [index_at(plan.segments, starts[cut]) for cut in self._cuts[:-1]] + [len(plan.segments)]
         self._lanes = [plan.segments[first:last] for first, last in zip(edges, edges[1:])]
-        self._count = min(workers_for(plan.options.jobs, plan.segments[-1].stop), MOST_PACKERS)
-        self._ahead = self._count + 4  # units that are made while one is waited for
+        largest = max(stop - start for start, stop in plan.frames)
+        self._count = workers_for(plan.options.jobs, plan.segments[-1].stop, largest)
         self._lane_work = LaneWork(HASH_BEHIND, 0)
-        self._units: Dict[int, bytes] = {}
+        self._slots = 2 * self._count + 4
+        self._slot_size = largest_unit(largest)
+        self._units = memoryview(mmap.mmap(-1, self._slots * self._slot_size))
         self._sums: Dict[Path, Any] = {}
         self._encode = make_encoder(load_zstd(), plan.options.profile, plan.options.level)
 
@@ -6603,9 +6605,10 @@ class PackRun:
         """Have all frames made, in their order written, and proven."""
         frames, extents = list(self._resumed.frames), self._plan.frames
         made: Dict[int, Tuple[int, int, int]] = {}
+        left: Dict[int, int] = {}  # steps to come of units that have a place: to write them, to hash them
+        free, finished = len(frames), False  # the slots of all units before `free` are
         schedule = Schedule([b - a for a, b in zip(self._cuts, self._cuts[1:])], self._lane_work.slots)
-        schedule.limit = len(frames) + self._ahead
-        finished = False
+        schedule.limit = free + self._slots
         ends = [segment.stop for segment in self._plan.segments if segment.entry]
         stage.files, stage.finished = len(ends), bisect_right(ends, frames[-1].stop if frames else 0)
 
@@ -6615,25 +6618,33 @@ class PackRun:
             return ("frame", step) if step else task
 
         for worker, (kind, *task), result in workers.run(next_task):
-            if kind == "place":
-                writer.placed(task[1], task[2], result)
-            elif kind == "seal":
+            if kind == "seal":
                 writer.sealed(task[0], result)
             elif kind == "frame":
                 step, (content, unit, crc) = task[0], result
                 schedule.done(step, content)
                 if unit:
                     made[self._cuts[step.lane] + step.at] = worker, unit, crc
+            else:
+                if kind == "write":
+                    writer.placed(task[0], task[1][0][1])
+                for number, _ in task[1]:
+                    left[number] -= 1
+                while left.get(free) == 0:
+                    del left[free]
+                    free += 1
+                schedule.limit = free + self._slots
             while len(frames) in made:
                 number = len(frames)
                 holder, size, crc = made.pop(number)
                 start, stop = extents[number]
                 offset = frames[-1].offset + frames[-1].size if frames else 0
                 frames.append(Frame(offset, size, start, stop - start, crc))
-                workers.send(holder, "place", number, *writer.place(size))
+                path, offset = writer.place(number, size)
+                workers.send(holder, "write", path, ((number, size),), offset)
+                left[number] = 2
                 stage.add(stop - start)
                 stage.finish(bisect_right(ends, stop) - stage.finished)
-                schedule.limit = number + 1 + self._ahead
             if len(frames) == len(extents) and not finished:
                 finished = True
                 writer.finish(frames)
@@ -6642,7 +6653,7 @@ class PackRun:
 
     def _work(self, _: Callable[[int], None], kind: str, *args: Any) -> Any:
         steps: Mapping[str, Callable[..., Any]]
-        steps = {"frame": self._frame, "place": self._place, "sum": self._sum, "seal": self._seal}
+        steps = {"frame": self._frame, "write": self._write, "sum": self._sum, "seal": self._seal}
         return steps[kind](*args)
 
     def _frame(self, step: Step) -> Tuple[int, int, int]:
@@ -6655,36 +6666,42 @@ class PackRun:
             nonlocal unit
             content = read_stream(self._plan, start, stop)
             if step.make and number >= len(self._resumed.frames):
-                unit = self._units[number] = self._encode(content, segments[0].planes)
+                unit = self._encode(content, segments[0].planes)
+                self._slot(number, len(unit))[:] = unit
             return content
 
         size = self._lane_work.do(step, make, lambda: StreamCheck(segments, Sink(), self._refuse), stop - start)
         return size or 0, len(unit), zlib.crc32(unit)
 
-    def _place(self, number: int, path: Path, offset: int) -> int:
-        """Write a unit: its bytes."""
-        unit = self._units.pop(number)
+    def _slot(self, number: int, size: int) -> memoryview:
+        """Where a unit lies until it is written and hashed."""
+        first = number % self._slots * self._slot_size
+        return self._units[first : first + size]
+
+    def _write(self, path: Path, units: Sequence[Tuple[int, int]], offset: int) -> None:
+        """Write a unit."""
         try:
             with opened(path, os.O_WRONLY) as fd:
-                pwrite_all(fd, unit, offset)
+                pwrite_all(fd, self._slot(*units[0]), offset)
         except OSError as exc:
             raise disk_error(exc, "write", path) from exc
-        return len(unit)
 
-    def _sum(self, path: Path, offset: int, size: int) -> None:
-        """Hash what was written next."""
+    def _sum(self, path: Path, units: Sequence[Tuple[int, int]]) -> None:
+        """Hash the next units of a part."""
         digest = self._sums.setdefault(path, hashlib.sha256())
-        with opened(path) as fd:
-            for first in range(offset, offset + size, HASH_SIZE):  # out of the page cache into that of the core
-                digest.update(pread_exactly(fd, min(HASH_SIZE, offset + size - first), first))
+        for unit in units:
+            digest.update(self._slot(*unit))
 
-    def _seal(self, path: Path) -> str:
-        """Make a part durable: its SHA-256."""
-        found: str = self._sums.pop(path).hexdigest()
+    def _seal(self, path: Path, summed: int) -> str:
+        """Make a part durable: its SHA-256, of which `summed` bytes are hashed."""
+        digest = self._sums.pop(path, None) or hashlib.sha256()
         try:
             with opened(path, os.O_RDWR) as fd:
+                while tables := pread_exactly(fd, FRAME_SIZE, summed):
+                    digest.update(tables)
+                    summed += len(tables)
                 os.fsync(fd)
-                bad = False
+                found, bad = digest.hexdigest(), False
                 if self._plan.options.read_back:
                     # Out of the page cache first: what counts is what the medium gives back.
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -6908,9 +6925,9 @@ class ArchiveCheck:
         ranges = [(f.offset, f.offset + f.size) for lane in self._lanes for f in self._needed(lane)]
         self._damages = [d for d in archive.damages if not sparse or _overlaps(d, ranges)]
         self._lost: Set[int] = set()  # lanes
-        self._count = workers_for(jobs, self.size)
         largest = max((frame.length for frame in archive.frames), default=FRAME_SIZE)
-        self._lane_work = LaneWork(self._count and max((self._count + 4) * FRAME_SIZE // largest, 1), largest)
+        self._count = workers_for(jobs, self.size, largest)
+        self._lane_work = LaneWork(2 * self._count, largest)
         self._told = ToldSink(sink)
         self._found: List[Damage] = []  # by the step at hand
         self._decompress = load_zstd().decompressor()
@@ -7051,7 +7068,8 @@ class StreamedCheck:
     def __init__(
         self, archive: Streamed, sink: Sink, jobs: int, skip: AbstractSet[str] = frozenset(), *_: Any, **__: Any
     ) -> None:
-        self._archive, self._skip, self._jobs, self._zstd = archive, skip, min(jobs, MOST_JOBS), load_zstd()
+        self._archive, self._skip, self._zstd = archive, skip, load_zstd()
+        self._jobs = workers_for(jobs, FORK_SIZE, FRAME_SIZE)
         self._damages: List[Damage] = []
         self._check = StreamCheck(archive.segments, sink, lambda *wrong: self._damages.append(contradiction(*wrong)))
 

@@ -29,9 +29,9 @@ FILES = {
     "bf16.safetensors": BF16[: (5 << 20) + 1],
     "f32.safetensors": floats("f32", 600_000)[:-3],
     "f16.bin": floats("f16", 600_000),
-    "noise.gguf": a.noise((4 << 20) + 1),
+    "noise.gguf": a.noise(h.PLANES_BLOCK + 1),
     "zeros.pt": bytes(9 << 20),
-    "block.bin": BF16[: 4 << 20],
+    "block.bin": BF16[: h.PLANES_BLOCK],
 }
 
 
@@ -104,7 +104,7 @@ def test_damage_in_planes_names_file_and_byte_range(packed, tmp_path):
     frame = archive.frames[h.index_at([(f.start,) for f in archive.frames], start) + 1]
     with a.flipped(files.path, frame.offset + 1000):
         (damage,) = a.verify(files)
-        assert damage.files == (("bf16.safetensors", 4 << 20, 5 << 20),)
+        assert damage.files == (("bf16.safetensors", 2 << 20, (4 << 20) - 1),)
         with pytest.raises(h.IntegrityError):
             a.unpack(files, tmp_path / "un")
     assert a.unpack(files, tmp_path / "un").written == 1
