@@ -4280,7 +4280,7 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 #   pzstd header   0  4  0x184D2A50, a skippable frame     (lets `pzstd -d` decode in parallel)
 #                  4  4  4, its length
 #                  8  4  bytes of the zstd frame that follows
-#   zstd frame     RFC 8878, one frame, with content size and content checksum; at most 2 MiB of the tar stream
+#   zstd frame     RFC 8878, one frame, with content size and content checksum; 2 MiB of the tar stream, or less
 #   check          0  4  0x184D2A55, a skippable frame of ours
 #                  4  4  its length: 48 + 8 P + 4 U
 #                  8  8  "hfship/1"
@@ -4306,8 +4306,8 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # time 0. The header is one ustar block; a path over 100 bytes or not ASCII, or a size of 8 GiB or more, is in a PAX
 # header before it, its ustar field then being a placeholder or 0. Thus these first members imply every byte of the
 # stream but the files' own. The writer starts a frame where the content of a weight, a file of 1 MiB or more, starts
-# and another where it ends: the frames of a weight depend on that weight alone. A reader takes the cut from the seek
-# table and relies on no frame size.
+# and another where it ends: the frames of a weight depend on that weight alone. Those of a model of 512 GiB or more are
+# larger, as its tables would take too much memory. A reader takes the cut from the seek table, relies on no frame size.
 #
 # Planes: if restore.py, which is RESTORE_PY to the byte, is the second member, then every weight PATH is a member
 # PATH.planes. It has a block for every 2 MiB of PATH, the last maybe shorter, and each block is a frame of its own:
@@ -5088,7 +5088,6 @@ def make_encoder(zstd: Zstd, profile: str, level: int) -> Callable[[bytes, bool]
     """(content, whether to put it in planes) -> unit."""
     usual = zstd.compressor(STORE_LEVEL if profile == "store" else level)
     dense, coarse, fine = (zstd.compressor(1, **options) for options in ({}, ENTROPY_ONLY, ENTROPY_FINE))
-    zeros = bytes(FRAME_SIZE)
 
     def encode(content: bytes, planes: bool) -> bytes:
         if planes:
@@ -5098,7 +5097,8 @@ def make_encoder(zstd: Zstd, profile: str, level: int) -> Callable[[bytes, bool]
             finer = len(fine(sample)) < TABLE_TRIAL_GAIN * len(coarse(sample))
             return encode_unit(block, usual if width == 1 else fine if finer else coarse)
         # Storing would also store the holes of a sparse file.
-        return encode_unit(content, dense if profile == "store" and content == zeros[: len(content)] else usual)
+        hole = profile == "store" and not any(content[:_BLOCK]) and content == bytes(len(content))
+        return encode_unit(content, dense if hole else usual)
 
     return encode
 
@@ -5235,9 +5235,10 @@ def cut_lanes(starts: Sequence[int], segments: Sequence[Segment]) -> List[int]:
 
 
 class Lane(NamedTuple):
-    """Frames (numbered from 1) and the segments they hold, none of which reaches into another lane."""
+    """Frames, numbered from `first` on, and the segments they hold, none of which reaches into another lane."""
 
-    frames: Sequence[Tuple[int, Frame]]
+    first: int
+    frames: Sequence[Frame]
     segments: Sequence[Segment]
 
     @property
@@ -5255,15 +5256,14 @@ def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lan
 
     >>> frames = [Frame(0, 9, 0, 10), Frame(9, 9, 10, 5), Frame(18, 9, 15, 5), Frame(27, 9, 20, 1)]
     >>> segments = [Segment(0, 6, "a"), Segment(6, 4, "b"), Segment(10, 10, "c"), Segment(20, 1, "d")]
-    >>> [([n for n, _ in lane.frames], [s.what for s in lane.segments]) for lane in make_lanes(frames, segments)]
-    [([1], ['a', 'b']), ([2, 3], ['c']), ([4], ['d'])]
+    >>> [(lane.first, len(lane.frames), [s.what for s in lane.segments]) for lane in make_lanes(frames, segments)]
+    [(1, 1, ['a', 'b']), (2, 2, ['c']), (4, 1, ['d'])]
     """
-    numbered = list(enumerate(frames, 1))
     lanes = []
     cuts = cut_lanes([frame.start for frame in frames], segments)
     for first, last in zip(cuts, cuts[1:]):
         inside = segments[index_at(segments, frames[first].start) : index_at(segments, frames[last - 1].stop)]
-        lanes.append(Lane(numbered[first:last], inside))
+        lanes.append(Lane(first + 1, frames[first:last], inside))
     return lanes
 
 
@@ -6219,7 +6219,7 @@ class PackOptions:
     level: int = 1
     jobs: int = 1
     force: bool = False
-    frame_size: int = FRAME_SIZE
+    frame_size: int = 0  # by the size of the model
     profile: str = "standard"
     since: Optional[Manifest] = None
     read_back: bool = False
@@ -6302,8 +6302,18 @@ def parse_split(text: str) -> int:
         raise UsageError(exc.what, why, exc.next_step) from exc
 
 
+def frame_size_for(size: int) -> int:
+    """Bytes of content per frame of a model of `size` bytes: so many that its tables are no burden to the memory.
+
+    >>> [frame_size_for(size) >> 20 for size in (0, 10**11, 10**12, 2 * 10**12)]
+    [2, 2, 4, 8]
+    """
+    return FRAME_SIZE << (size >> 39).bit_length()
+
+
 def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPlan:
     """The plan of an archive. Raises UsageError when a part cannot hold a frame or the tables."""
+    options = replace(options, frame_size=options.frame_size or frame_size_for(manifest.size))
     text, planes = manifest.to_json().encode("utf-8"), options.profile == "smallest"
     there = {entry.sha256 for entry in options.since.files} if options.since else set()
     absent = {entry.path for entry in manifest.files if entry.sha256 in there}
@@ -6922,7 +6932,7 @@ class ArchiveCheck:
         self._resume, self._quick = resume, quick
         lanes = make_lanes(archive.frames, archive.segments)
         self._lanes = [x for x in lanes if {e.path for e in x.files} - skip or not (x.file or sparse)]
-        ranges = [(f.offset, f.offset + f.size) for lane in self._lanes for f in self._needed(lane)]
+        ranges = [(f.offset, f.offset + f.size) for lane in self._lanes for f in self._needed(lane)] if sparse else []
         self._damages = [d for d in archive.damages if not sparse or _overlaps(d, ranges)]
         self._lost: Set[int] = set()  # lanes
         largest = max((frame.length for frame in archive.frames), default=FRAME_SIZE)
@@ -6935,7 +6945,7 @@ class ArchiveCheck:
     @property
     def size(self) -> int:
         """Bytes of the tar stream to go through."""
-        return sum(frame.length for lane in self._lanes for _, frame in lane.frames)
+        return sum(lane.frames[-1].stop - lane.frames[0].start for lane in self._lanes)
 
     def run(self, stage: Stage, after: Optional[Callable[[int], None]] = None) -> List[Damage]:
         """All damage, in the order of the archive. With `after`, lanes run one after the other, and it is told up to
@@ -6960,7 +6970,7 @@ class ArchiveCheck:
                 if step.take:
                     self._follow(step, size is None, told, flusher, after)
                     lane = self._lanes[step.lane]
-                    stage.add(lane.frames[step.at][1].length)
+                    stage.add(lane.frames[step.at].length)
                     ended = len(lane.files) * (step.at == len(lane.frames) - 1)
                     stage.finish(ended if self._quick else sum(call == "finish" for call, *_ in told))
             flusher.drain()
@@ -6973,11 +6983,11 @@ class ArchiveCheck:
     def _needed(self, lane: Lane) -> List[Frame]:
         """Frames of a lane that the sink does not have yet."""
         done = self._resume.get(lane.file.path, 0) if lane.file else 0
-        return [f for _, f in lane.frames if not done or lane.segments[0].file_range(f.start, f.stop)[1] > done]
+        return [f for f in lane.frames if not done or lane.segments[0].file_range(f.start, f.stop)[1] > done]
 
     def _readable(self, done: int) -> int:
         """How many frames are on the media that are there, once there are more than are `done`."""
-        frames, media = [frame for lane in self._lanes for _, frame in lane.frames], self.archive.media
+        media, frames = self.archive.media, [frame for lane in self._lanes for frame in lane.frames]
         if media and done < len(frames):
             media.find(self.archive.part_of(frames[done]).path)
         missing = (
@@ -6998,7 +7008,7 @@ class ArchiveCheck:
         after: Optional[Callable[[int], None]],
     ) -> None:
         """A frame was taken: what lies before it is in the sink, and files that end with it are finished."""
-        lane, (_, frame) = self._lanes[step.lane], self._lanes[step.lane].frames[step.at]
+        lane, frame = self._lanes[step.lane], self._lanes[step.lane].frames[step.at]
         if lost and not self._quick:
             self._lost.add(step.lane)
         if lane.file and step.lane not in self._lost:
@@ -7008,7 +7018,7 @@ class ArchiveCheck:
                 flusher.call(self._tell, after, frame.start)
         for call, *args in told:
             flusher.call(getattr(self._sink, call), *args)
-        if frame is lane.frames[-1][1]:
+        if frame is lane.frames[-1]:
             flusher.call(self._tell, after, frame.stop)
         if after:  # what may go is gone before more is written: there is room for one part only
             flusher.drain()
@@ -7023,7 +7033,7 @@ class ArchiveCheck:
     def _work(self, _: Callable[[int], None], step: Step) -> Tuple[Optional[int], List[Damage], List[Tuple[Any, ...]]]:
         """Make a frame, take it, or both: (bytes of its content or None, damage, what became of files)."""
         lane = self._lanes[step.lane]
-        number, frame = lane.frames[step.at]
+        number, frame = lane.first + step.at, lane.frames[step.at]
         self._found, self._told.told = [], []
 
         def check() -> StreamCheck:
@@ -7853,7 +7863,7 @@ class _PartsToFree:
         self._archive, self._tree, self._left = archive, tree, list(archive.parts[:-1])
         self._next = 0  # the first frame that is not safe
         # The manifest stays, for a run that has to go on after this one was killed.
-        first = make_lanes(archive.frames, archive.segments)[0].frames[-1][1]
+        first = make_lanes(archive.frames, archive.segments)[0].frames[-1]
         self._keep = first.offset + first.size
 
     def __call__(self, position: int) -> None:

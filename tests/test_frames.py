@@ -130,7 +130,7 @@ def test_lanes_hold_every_frame_and_segment_once(tmp_path):
         plan = h.plan_pack(tmp_path / "m", manifest, h.PackOptions(frame_size=frame_size))
         frames = list(h._place_frames((stop - start + 12, stop - start, 0) for start, stop in plan.frames))
         lanes = h.make_lanes(frames, plan.segments)
-        assert [frame for lane in lanes for _, frame in lane.frames] == frames
+        assert [frame for lane in lanes for frame in lane.frames] == frames
         assert [segment for lane in lanes for segment in lane.segments] == list(plan.segments)
         assert [lane.file.path for lane in lanes if lane.file] == [f"w{n}.safetensors" for n in (1, 2, 3)]
 
