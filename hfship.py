@@ -5561,6 +5561,7 @@ class Schedule:
         self._ready: Dict[Tuple[int, int], Tuple[int, int]] = {}
         self._owned: Dict[int, int] = {}  # worker -> lane
         self._open: List[int] = []  # lanes with frames to make
+        self._waiting: Set[int] = set()  # workers that have no lane, and nothing to make
         self._next = 0
         self.limit = sum(lengths)
 
@@ -5570,10 +5571,12 @@ class Schedule:
         return sum(self._taken) == self.limit
 
     def next(self, worker: int, idle: bool) -> Optional[Step]:
-        """The next step of a worker; None while there is none. One with a lane makes frames for others when `idle`."""
+        """The next step of a worker; None while there is none. One with a lane makes frames for others only if it is
+        `idle` and they are not what another waits for."""
         lane = self._owned.get(worker, -1)
         if lane < 0 and self._may_open():
             lane = self._owned[worker] = self._next
+            self._waiting.discard(worker)
             self._open.append(lane)
             self._next += 1
         if lane >= 0:
@@ -5584,10 +5587,13 @@ class Schedule:
                 if self._taken[lane] == self._lengths[lane]:
                     del self._owned[worker]
                 return Step(lane, at, False, True, *found) if found else self._make(lane, at, True)
-        helps = self._free and (idle or lane < 0)
+        helps = self._free and (lane < 0 or (idle and not self._waiting))
         lanes = [x for x in self._open if self._may_make(x, self._made[x])] if helps else []
+        if lane < 0 and idle and not lanes:
+            self._waiting.add(worker)
         if not lanes:
             return None
+        self._waiting.discard(worker)
         lane = min(lanes, key=lambda x: self._made[x] - self._taken[x])  # that whose owner will wait first
         return self._make(lane, self._made[lane], False, self._free.pop())
 
@@ -6175,9 +6181,9 @@ def _reader(archive: Archive) -> Callable[[int], bytes]:
 # NAME.tar.zst.sha256 (GNU format), hfship.pyz and READ-ME-FIRST.txt.
 #
 # The plan (layout of the stream and its cut into frames) is made before the first byte is read, so any frame can be
-# produced by itself. Workers read and compress frames, and write each once all before it have their place. One worker
-# hashes a file against the manifest, close behind: out of the page cache, so each byte is read from disk once. Another
-# hashes a part, out of the memory in which its frames lie until they are written.
+# produced by itself. Workers read and compress frames; one hashes a file against the manifest, close behind: out of the
+# page cache, so each byte is read from disk once. Two others write and hash a part, as soon as its next frames lie in
+# memory that all share.
 #
 # While parts are written, NAME.tar.zst.incomplete has a line of JSON for each that is complete, after one that names
 # the plan: a killed run of the same plan goes on behind the last part that is still as it was written.
@@ -6205,6 +6211,7 @@ Without it:
     NAME/.hfship/delta.json                           if there, lists files to take from an older version on site
 """
 
+UNITS_AT_ONCE = 4  # that a worker is told to write or to hash
 HASH_BEHIND = 1024  # frames that are packed but not proven yet: still in the page cache, so read from disk once
 SIDECARS_SIZE = 8 << 20  # room kept on each medium for hfship.pyz, the sums and READ-ME-FIRST.txt
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -6410,16 +6417,16 @@ def _read_range(plan: PackPlan, entry: FileEntry, offset: int, size: int) -> byt
 
 @dataclass
 class _OpenPart:
-    """A file of an archive that is being written: bytes given out, written, and hashed or told to be; the units that
-    are still to be hashed (number, bytes)."""
+    """A file of an archive that is being written: bytes given out, told to be written or hashed, and written; the units
+    (number, bytes) that are still to be written, and those to be hashed."""
 
     path: Path
     fd: int
-    owner: int
+    workers: Tuple[int, int]
     given: int = 0
+    told: List[int] = field(default_factory=lambda: [0, 0])
     written: int = 0
-    summed: int = 0
-    units: List[Tuple[int, int]] = field(default_factory=list)
+    units: Tuple[List[Tuple[int, int]], ...] = field(default_factory=lambda: ([], []))
     full: bool = False
     sealing: bool = False
     sha256: str = ""
@@ -6427,8 +6434,8 @@ class _OpenPart:
 
 class PartWriter:
     """Gives units their place in NAME.tar.zst.incomplete, or in parts of at most `split` bytes, the first folder with
-    room for each, and has them hashed; `journal` is told of those that are complete, which come before this run as
-    `done`. One worker hashes a part while others write it; the next part has another one."""
+    room for each; `journal` is told of those that are complete, which come before this run as `done`. One worker writes
+    a part, as a file takes one write at a time, and one hashes it; the next part has other ones."""
 
     def __init__(
         self,
@@ -6443,33 +6450,36 @@ class PartWriter:
         self._journal, self.parts = journal, list(done)
         self._open: List[_OpenPart] = []  # in their order; only the last is not full
 
-    def place(self, number: int, size: int) -> Tuple[Path, int]:
-        """(file, offset) for the next unit."""
+    def place(self, number: int, size: int) -> None:
+        """Give the next unit its place."""
         split = self._plan.options.split
         if not self._open or self._open[-1].full or (split is not None and self._open[-1].given + size > split):
             self._open_next()
         part = self._open[-1]
         part.given += size
-        part.units.append((number, size))
-        return part.path, part.given - size
+        for units in part.units:
+            units.append((number, size))
 
     def placed(self, path: Path, size: int) -> None:
-        """A unit is where `place` told."""
+        """Units are where `place` told."""
         part = next(part for part in self._open if part.path == path)
         part.written += size
         if (part.written - size) // FLUSH_SIZE != part.written // FLUSH_SIZE:
             self._flusher.call(self._flush, part)
 
     def next(self, worker: int) -> Optional[Tuple[Any, ...]]:
-        """What a worker has to do for the parts it hashes."""
+        """What a worker has to do for the parts it writes or hashes."""
         for part in self._open:
-            if part.owner == worker and part.units:
-                units, part.units = part.units, []
-                part.summed += sum(size for _, size in units)
-                return "sum", part.path, units
-            if part.owner == worker and part.full and part.written == part.given and not part.sealing:
+            for role, step in enumerate(("write", "sum")):
+                units = tuple(part.units[role][:UNITS_AT_ONCE])
+                if part.workers[role] == worker and units:
+                    del part.units[role][:UNITS_AT_ONCE]
+                    offset = part.told[role]
+                    part.told[role] += sum(size for _, size in units)
+                    return step, part.path, units, offset
+            if part.workers[1] == worker and part.full and part.written == part.given and not part.sealing:
                 part.sealing = True
-                return "seal", part.path, part.summed
+                return "seal", part.path, part.told[1]
         return None
 
     def sealed(self, path: Path, sha256: str) -> None:
@@ -6529,7 +6539,7 @@ class PartWriter:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         except OSError as exc:
             raise disk_error(exc, "create", path) from exc
-        self._open.append(_OpenPart(path, fd, -number % self._workers))
+        self._open.append(_OpenPart(path, fd, ((-number - 1) % self._workers, -number % self._workers)))
         return self._open[-1]
 
 
@@ -6572,8 +6582,7 @@ class PackRun:
     """One run that reads, proves and compresses the frames of a plan, and writes those `resumed` does not have yet.
 
     Units lie in slots of memory that all workers share, in a ring: a unit is made when the one before it in its slot is
-    written and hashed. It is written by who made it, once all before it are made and it is told where. What is packed
-    already is read and proven once more."""
+    written and hashed. What is packed already is read and proven once more."""
 
     def __init__(self, plan: PackPlan, resumed: Resumed) -> None:
         self._plan, self._resumed = plan, resumed
@@ -6614,7 +6623,7 @@ class PackRun:
     def _lead(self, workers: Workers, writer: PartWriter, stage: Stage) -> None:
         """Have all frames made, in their order written, and proven."""
         frames, extents = list(self._resumed.frames), self._plan.frames
-        made: Dict[int, Tuple[int, int, int]] = {}
+        made: Dict[int, Tuple[int, int]] = {}
         left: Dict[int, int] = {}  # steps to come of units that have a place: to write them, to hash them
         free, finished = len(frames), False  # the slots of all units before `free` are
         schedule = Schedule([b - a for a, b in zip(self._cuts, self._cuts[1:])], self._lane_work.slots)
@@ -6627,31 +6636,30 @@ class PackRun:
             step = None if task else schedule.next(worker, idle)
             return ("frame", step) if step else task
 
-        for worker, (kind, *task), result in workers.run(next_task):
+        for _, (kind, *task), result in workers.run(next_task):
             if kind == "seal":
                 writer.sealed(task[0], result)
             elif kind == "frame":
                 step, (content, unit, crc) = task[0], result
                 schedule.done(step, content)
                 if unit:
-                    made[self._cuts[step.lane] + step.at] = worker, unit, crc
+                    made[self._cuts[step.lane] + step.at] = unit, crc
             else:
-                if kind == "write":
-                    writer.placed(task[0], task[1][0][1])
                 for number, _ in task[1]:
                     left[number] -= 1
+                if kind == "write":
+                    writer.placed(task[0], sum(size for _, size in task[1]))
                 while left.get(free) == 0:
                     del left[free]
                     free += 1
                 schedule.limit = free + self._slots
             while len(frames) in made:
                 number = len(frames)
-                holder, size, crc = made.pop(number)
+                size, crc = made.pop(number)
                 start, stop = extents[number]
                 offset = frames[-1].offset + frames[-1].size if frames else 0
                 frames.append(Frame(offset, size, start, stop - start, crc))
-                path, offset = writer.place(number, size)
-                workers.send(holder, "write", path, ((number, size),), offset)
+                writer.place(number, size)
                 left[number] = 2
                 stage.add(stop - start)
                 stage.finish(bisect_right(ends, stop) - stage.finished)
@@ -6689,14 +6697,16 @@ class PackRun:
         return self._units[first : first + size]
 
     def _write(self, path: Path, units: Sequence[Tuple[int, int]], offset: int) -> None:
-        """Write a unit."""
+        """Write the next units of a part."""
         try:
             with opened(path, os.O_WRONLY) as fd:
-                pwrite_all(fd, self._slot(*units[0]), offset)
+                for unit in units:
+                    pwrite_all(fd, self._slot(*unit), offset)
+                    offset += unit[1]
         except OSError as exc:
             raise disk_error(exc, "write", path) from exc
 
-    def _sum(self, path: Path, units: Sequence[Tuple[int, int]]) -> None:
+    def _sum(self, path: Path, units: Sequence[Tuple[int, int]], _: int) -> None:
         """Hash the next units of a part."""
         digest = self._sums.setdefault(path, hashlib.sha256())
         for unit in units:
