@@ -4280,7 +4280,7 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 #   pzstd header   0  4  0x184D2A50, a skippable frame     (lets `pzstd -d` decode in parallel)
 #                  4  4  4, its length
 #                  8  4  bytes of the zstd frame that follows
-#   zstd frame     RFC 8878, one frame, with content size and content checksum; 2 MiB of the tar stream, or less
+#   zstd frame     RFC 8878, one frame, with content size and content checksum; usually 2 MiB of the tar stream
 #   check          0  4  0x184D2A55, a skippable frame of ours
 #                  4  4  its length: 48 + 8 P + 4 U
 #                  8  8  "hfship/1"
@@ -4306,8 +4306,8 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # time 0. The header is one ustar block; a path over 100 bytes or not ASCII, or a size of 8 GiB or more, is in a PAX
 # header before it, its ustar field then being a placeholder or 0. Thus these first members imply every byte of the
 # stream but the files' own. The writer starts a frame where the content of a weight, a file of 1 MiB or more, starts
-# and another where it ends: the frames of a weight depend on that weight alone. Those of a model of 512 GiB or more are
-# larger, as its tables would take too much memory. A reader takes the cut from the seek table, relies on no frame size.
+# and another where it ends, so the frames of a weight depend on that weight alone. They have 2 MiB; those of a model of
+# 512 GiB or more have more, as its tables would take too much memory. A reader relies on no frame size, but for planes.
 #
 # Planes: if restore.py, which is RESTORE_PY to the byte, is the second member, then every weight PATH is a member
 # PATH.planes. It has a block for every 2 MiB of PATH, the last maybe shorter, and each block is a frame of its own:
@@ -5574,9 +5574,9 @@ class Schedule:
         """The next step of a worker; None while there is none. One with a lane makes frames for others only if it is
         `idle` and they are not what another waits for."""
         lane = self._owned.get(worker, -1)
+        self._waiting.discard(worker)
         if lane < 0 and self._may_open():
             lane = self._owned[worker] = self._next
-            self._waiting.discard(worker)
             self._open.append(lane)
             self._next += 1
         if lane >= 0:
@@ -5589,11 +5589,9 @@ class Schedule:
                 return Step(lane, at, False, True, *found) if found else self._make(lane, at, True)
         helps = self._free and (lane < 0 or (idle and not self._waiting))
         lanes = [x for x in self._open if self._may_make(x, self._made[x])] if helps else []
-        if lane < 0 and idle and not lanes:
-            self._waiting.add(worker)
         if not lanes:
+            self._waiting |= {worker} if lane < 0 and idle else set()
             return None
-        self._waiting.discard(worker)
         lane = min(lanes, key=lambda x: self._made[x] - self._taken[x])  # that whose owner will wait first
         return self._make(lane, self._made[lane], False, self._free.pop())
 
@@ -5687,7 +5685,7 @@ def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str
 
 
 def workers_for(jobs: int, size: int, frame: int = 0) -> int:
-    """How many workers to fork for `size` bytes; 0 for none. Each holds some frames of `frame` bytes."""
+    """How many workers to fork for `size` bytes; 0 for none. Each holds up to five frames of `frame` bytes."""
     return min(jobs, max(WORKERS_SIZE // (WORKER_SIZE + 5 * frame), 1)) if size >= FORK_SIZE else 0
 
 

@@ -96,6 +96,7 @@ MODELS = {
     "f32": ["f32", "f32", "f32", "f32"],
     "mixed": ["bf16", "fp8", "int4", "f32"],
     "1file": ["bf16"],
+    "shards": ["bf16"] * 16,  # as large models have them: 20 to 60
 }
 
 

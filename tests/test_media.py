@@ -17,7 +17,7 @@ from conftest import ROOT, missing
 
 import hfship as h
 
-FILES = {**a.SMALL, "w1.bin": a.noise(9 << 20, 1), "w2.bin": a.noise(6 << 20, 2), "w3.bin": bytes(3 << 20)}
+FILES = {**a.SMALL, "w1.bin": a.noise(9 << 20, 1), "w2.bin": a.noise(8 << 20, 2), "w3.bin": bytes(3 << 20)}
 SPLIT = 4_400_000
 
 
@@ -198,7 +198,7 @@ def test_a_killed_unpack_goes_on_inside_a_file(tmp_path, monkeypatch, hfship):
 
     def failing(self, frame):
         count.append(frame)
-        if len(count) > 12:
+        if len(count) > 20:
             time.sleep(0.5)  # the leader is told what was taken before, and writes its journal
             raise KeyboardInterrupt
         return original(self, frame)
