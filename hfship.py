@@ -4309,8 +4309,9 @@ def finish_fetch(plan: FetchPlan) -> Manifest:
 # and another where it ends, so the frames of a weight depend on that weight alone. They have 2 MiB; those of a model of
 # 512 GiB or more have more, as its tables would take too much memory. A reader relies on no frame size, but for planes.
 #
-# Planes: if restore.py, which is RESTORE_PY to the byte, is the second member, then every weight PATH is a member
-# PATH.planes. It has a block for every 2 MiB of PATH, the last maybe shorter, and each block is a frame of its own:
+# Planes: if restore.py, one of RESTORE_PYS to the byte, is the second member, then every weight PATH is a member
+# PATH.planes. It has a block for every 2 MiB of PATH (4 MiB by hfship 0.1.0, as restore.py tells), the last maybe
+# shorter, and each block is a frame of its own:
 #   width planes   the last bytes of all elements of `width` bytes, then all bytes before those, and so on
 #   rest           the bytes that do not fill an element
 #   width          one byte: 1, 2 or 4
@@ -4327,7 +4328,7 @@ FRAME_SIZE = 2 << 20  # bytes of content; larger gains < 0.01 % on weights, smal
 WORKERS_SIZE, WORKER_SIZE = 240 << 20, 5 << 20  # memory of all workers, and of one that holds no frame
 LARGEST_FRAME = 64 << 20  # content that a reader accepts in a frame: bounds its memory against a hostile table
 WEIGHT_SIZE = 1 << 20  # files from here on have frames of their own
-PLANES_BLOCK = 2 << 20  # bytes of a file in one block of planes; part of the format
+PLANES_BLOCK = 2 << 20  # bytes of a file in one block of planes
 FLUSH_SIZE = 64 << 20  # bytes between flushes: Ctrl-C must not wait until gigabytes reached a slow medium
 
 PZSTD_MAGIC, CHECK_MAGIC, TABLE_MAGIC, TABLE_END = 0x184D2A50, 0x184D2A55, 0x184D2A5E, 0x8F92EAB1
@@ -4408,6 +4409,7 @@ for entry in files:
 print("%d files, %d wrong or missing %s" % (len(files), len(wrong), " ".join(wrong)))
 sys.exit(1 if wrong else 0)
 '''
+RESTORE_PYS = {PLANES_BLOCK: RESTORE_PY, 4 << 20: RESTORE_PY.replace(b"2 MiB", b"4 MiB").replace(b"(2 <<", b"(4 <<")}
 
 _PZSTD = struct.Struct("<III")
 _SKIPPABLE = struct.Struct("<II")
@@ -4786,14 +4788,15 @@ def load_zstd() -> Zstd:
 
 
 class Segment(NamedTuple):
-    """A stretch of the tar stream: bytes known beforehand, or one whole file, maybe in planes. `what` names it."""
+    """A stretch of the tar stream: bytes known beforehand, or one whole file; `planes` bytes of it make a block of
+    planes, 0 for none. `what` names it."""
 
     start: int
     size: int
     what: str
     known: bytes = b""
     entry: Optional[FileEntry] = None
-    planes: bool = False
+    planes: int = 0
 
     @property
     def stop(self) -> int:
@@ -4802,18 +4805,17 @@ class Segment(NamedTuple):
     def file_range(self, start: int, stop: int) -> Tuple[int, int]:
         """First byte and the one behind the last, in the file, of what stream [start, stop) holds of it.
 
-        >>> weight = Segment(100, (6 << 20) + 3, "w", planes=True)
+        >>> weight = Segment(100, (6 << 20) + 3, "w", planes=2 << 20)
         >>> weight.file_range(102 + (4 << 20), 103 + (6 << 20)) == (4 << 20, 6 << 20)
         True
         """
         first, last = max(start, self.start) - self.start, min(stop, self.stop) - self.start
-        return (_without_widths(first), _without_widths(last)) if self.planes else (first, last)
+        return (self._without_widths(first), self._without_widths(last)) if self.planes else (first, last)
 
-
-def _without_widths(offset: int) -> int:
-    """Bytes of a file in the first `offset` bytes of its planes: each block has one more, its width, at its end."""
-    blocks, rest = divmod(offset, PLANES_BLOCK + 1)
-    return blocks * PLANES_BLOCK + max(rest - 1, 0)
+    def _without_widths(self, offset: int) -> int:
+        """Bytes of a file in the first `offset` bytes of its planes: each block has one more, its width, at its end."""
+        blocks, rest = divmod(offset, self.planes + 1)
+        return blocks * self.planes + max(rest - 1, 0)
 
 
 class Frame(NamedTuple):
@@ -4904,7 +4906,7 @@ def parse_delta(text: bytes, manifest: Manifest) -> FrozenSet[str]:
     return absent
 
 
-def stream_layout(manifest: Manifest, text: bytes, planes: bool = False, delta: bytes = b"") -> Tuple[Segment, ...]:
+def stream_layout(manifest: Manifest, text: bytes, planes: int = 0, delta: bytes = b"") -> Tuple[Segment, ...]:
     """The tar stream of a manifest, whose exact bytes are `text`: sorted, gapless.
 
     >>> files = [FileEntry("w.bin", 2 << 20, "0" * 64), FileEntry("z", 3, "0" * 64)]
@@ -4921,19 +4923,19 @@ def stream_layout(manifest: Manifest, text: bytes, planes: bool = False, delta: 
     """
     segments: List[Segment] = []
 
-    def add(size: int, what: str, known: bytes = b"", entry: Optional[FileEntry] = None, planes: bool = False) -> None:
+    def add(size: int, what: str, known: bytes = b"", entry: Optional[FileEntry] = None, planes: int = 0) -> None:
         if size or entry:
             segments.append(Segment(segments[-1].stop if segments else 0, size, what, known, entry, planes))
 
     def add_member(path: str, size: int, known: bytes = b"", entry: Optional[FileEntry] = None) -> None:
-        in_planes = planes and entry is not None and size >= WEIGHT_SIZE
-        path, size = (path + PLANES, size + -(-size // PLANES_BLOCK)) if in_planes else (path, size)
+        in_planes = planes if entry and size >= WEIGHT_SIZE else 0
+        path, size = (path + PLANES, size + -(-size // in_planes)) if in_planes else (path, size)
         header = tar_header(path, size)
         add(len(header), f"tar header of {path}", header)
         add(size, path, known, entry, in_planes)
         add(-size % _BLOCK, f"padding after {path}", padding(size))
 
-    for path, known in ((MANIFEST_PATH, text), (RESTORE_PATH, RESTORE_PY if planes else b""), (DELTA_PATH, delta)):
+    for path, known in ((MANIFEST_PATH, text), (RESTORE_PATH, RESTORE_PYS.get(planes, b"")), (DELTA_PATH, delta)):
         if known:
             add_member(f"{manifest.name}/{path}", len(known), known)
     absent = parse_delta(delta, manifest) if delta else frozenset()
@@ -4966,7 +4968,7 @@ class Leading(NamedTuple):
 
     manifest: Manifest
     text: bytes
-    planes: bool
+    planes: int
     delta: bytes
 
 
@@ -4992,9 +4994,10 @@ def read_leading(pull: Callable[[int], bytes], where: str) -> Leading:
     text, restore, delta = texts
     if manifest is None:
         raise ValueError("no manifest")
-    if restore and restore != RESTORE_PY:
+    planes = next((block for block, known in RESTORE_PYS.items() if known == restore), 0)
+    if restore and not planes:
         raise ValueError(f"{RESTORE_PATH} is not the one of this format")
-    return Leading(manifest, text, bool(restore), delta)
+    return Leading(manifest, text, planes, delta)
 
 
 def index_at(items: Sequence[Any], start: int) -> int:
@@ -5021,8 +5024,8 @@ def cut_frames(segments: Sequence[Segment], frame_size: int = FRAME_SIZE) -> Ite
     """
     start = 0
     edges = [(edge, s.planes) for s in segments if s.entry and s.size >= WEIGHT_SIZE for edge in (s.start, s.stop)]
-    for number, (edge, planes) in enumerate([*edges, (segments[-1].stop, False)]):
-        step = PLANES_BLOCK + 1 if planes and number % 2 else frame_size
+    for number, (edge, planes) in enumerate([*edges, (segments[-1].stop, 0)]):
+        step = planes + 1 if planes and number % 2 else frame_size
         while start < edge:
             stop = min(start + step, edge)
             yield start, stop
@@ -5907,8 +5910,9 @@ class Archive:
         at = index_at(self.segments, frame.start + 1) - 1
         if at < 0 or not self.segments[at].planes:
             return content
-        blocks, rest = divmod(frame.start - self.segments[at].start, PLANES_BLOCK + 1)
-        if rest or frame.stop != min(frame.start + PLANES_BLOCK + 1, self.segments[at].stop):
+        segment = self.segments[at]
+        rest = (frame.start - segment.start) % (segment.planes + 1)
+        if rest or frame.stop != min(frame.start + segment.planes + 1, segment.stop):
             raise ZstdError("is not one block of planes")
         return join_planes(content)
 
@@ -6319,7 +6323,7 @@ def frame_size_for(size: int) -> int:
 def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPlan:
     """The plan of an archive. Raises UsageError when a part cannot hold a frame or the tables."""
     options = replace(options, frame_size=options.frame_size or frame_size_for(manifest.size))
-    text, planes = manifest.to_json().encode("utf-8"), options.profile == "smallest"
+    text, planes = manifest.to_json().encode("utf-8"), PLANES_BLOCK * (options.profile == "smallest")
     there = {entry.sha256 for entry in options.since.files} if options.since else set()
     absent = {entry.path for entry in manifest.files if entry.sha256 in there}
     segments = stream_layout(manifest, text, planes, delta_json(absent) if options.since else b"")

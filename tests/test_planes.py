@@ -114,6 +114,7 @@ def test_damage_in_planes_names_file_and_byte_range(packed, tmp_path):
     "restore, width, shift, says",
     [
         (h.RESTORE_PY, 2, 0, None),
+        (h.RESTORE_PYS[4 << 20], 2, 0, None),
         (h.RESTORE_PY, 2, 9, "is not one block of planes"),
         (h.RESTORE_PY, 1, 0, "SHA-256"),
         (h.RESTORE_PY, 3, 0, "elements of 3 bytes"),
@@ -121,9 +122,10 @@ def test_damage_in_planes_names_file_and_byte_range(packed, tmp_path):
     ],
 )
 def test_planes_that_others_made_are_read_or_refused(restore, width, shift, says, tmp_path):
-    content = BF16[: 2 << 20]
+    block = 4 << 20 if restore == h.RESTORE_PYS[4 << 20] else 2 << 20
+    content = BF16[:block]
     manifest = a.make_model(tmp_path / "m", {"w": content})
-    layout = h.stream_layout(manifest, manifest.to_json().encode(), planes=True)
+    layout = h.stream_layout(manifest, manifest.to_json().encode(), planes=block)
     planes = bytes(h.split_planes(content, 2)[:-1]) + bytes([width])
     stream = b"".join(planes if s.entry else s.known for s in layout)
     (weight,) = [s for s in layout if s.entry]
