@@ -6686,7 +6686,7 @@ class PackRun:
             nonlocal unit
             content = read_stream(self._plan, start, stop)
             if step.make and number >= len(self._resumed.frames):
-                unit = self._encode(content, segments[0].planes)
+                unit = self._encode(content, bool(segments[0].planes))
                 self._slot(number, len(unit))[:] = unit
             return content
 
