@@ -6389,7 +6389,7 @@ def _made_manifest(
 def _mismatch(folder: Path, manifest: Manifest, wrong: Sequence[str]) -> IntegrityError:
     remedy = f"restore the file, or remove {folder / MANIFEST_PATH} if the change is meant"
     if manifest.source:
-        remedy = f"hfship fetch {manifest.source.repo}@{manifest.source.commit}"
+        remedy = fetch_command(manifest.source, manifest.source.commit, folder)
     what = f"{folder} is not what its manifest says"
     return IntegrityError(what, shorten(wrong, 20, "\n"), f"{remedy}, then pack again")
 
