@@ -3637,7 +3637,7 @@ class Download:
                 self._stop.set()
                 with self._changed:
                     self._changed.notify_all()
-        self._publish(sync=False)
+                self._publish(sync=False)
         if isinstance(self._failure, AuthError):
             self._failure.next_step += "\nthen run the same command again: what arrived is kept"
         if self._failure is not None:
