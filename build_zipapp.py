@@ -283,7 +283,7 @@ def cached(path, seal):
     import marshal
 
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as stream:
             status = os.fstat(fd)
             content = stream.read()
@@ -329,7 +329,7 @@ def load(pyz, write):
     if code is None:
         code = compile(source, name, "exec", dont_inherit=True)
         content = marshal.dumps(code)
-        if write:
+        if write and os.path.isabs(path):  # a user without a home has none
             keep(path, seal(content) + content)
     module = importlib.util.module_from_spec(spec)
     sys.modules["hfship"] = module

@@ -1701,6 +1701,7 @@ class Workers:
         caught: List[int] = []  # Python forgets an exception that comes while it forks
         ending = [number for number in _ENDING if callable(signal.getsignal(number))]
         handlers: Dict[int, Any] = {n: signal.signal(n, lambda got, _: caught.append(got)) for n in ending}
+        gc.collect()  # the links of workers before us, which nobody waits at any more
         gc.freeze()  # else the first collection of a worker would copy all that it shares with us
         theirs: List[Any] = []
         try:
@@ -1726,9 +1727,11 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         for pid in self._pids:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # who ignores SIGCHLD has no child to bury
+                os.kill(pid, signal.SIGKILL)
         for pid in self._pids:  # the links are left to whoever still waits at one
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
 
     def _fork(self, own: Sequence[Any], theirs: Sequence[Any]) -> None:
         """One process with a worker at each of its `own` links."""
@@ -1763,7 +1766,10 @@ class Workers:
                 except BaseException as exc:  # noqa: BLE001 - the parent raises it
                     cause = exc.__cause__ if isinstance(exc, HfshipError) else RuntimeError(traceback.format_exc())
                     outcome = Outcome(exc, cause if isinstance(cause, (OSError, RuntimeError)) else None)
-                link.send(outcome)
+                try:
+                    link.send(outcome)
+                except (AttributeError, TypeError, ValueError) as exc:  # what cannot be pickled must not be waited for
+                    link.send(Outcome(RuntimeError(f"{type(outcome.error).__name__}: {exc}"), outcome.cause))
 
     def send(self, worker: int, *task: Any) -> None:
         """Give a worker another task."""
@@ -2234,7 +2240,8 @@ def redirect_target(url: str, location: str) -> str:
     step = "check HF_ENDPOINT and the proxy"
     try:
         target = urljoin(url, location)
-        origin(target)
+        if origin(target)[0] not in ("http", "https"):
+            raise ValueError(f"{origin(target)[0]}: is neither http nor https")
     except ValueError as exc:
         raise NetworkError("the Hub redirects to what is no address", str(exc), step) from exc
     if url.startswith("https://") and not target.startswith("https://"):
@@ -2902,7 +2909,10 @@ class Scheduler:
         before, count = have.total, min(count, flight.left)  # nothing counts of a file that was given up meanwhile
         have.add(flight.position, flight.position + count)
         flight.position += count
-        return have.total - before
+        new = have.total - before
+        if have.total == self._sizes[flight.file]:
+            self.give_up(flight.file)  # who is still on the way, as where one server ignores Range, brings nothing new
+        return new
 
     def land(self, flight: Flight) -> None:
         """The worker is done with the flight; what did not arrive is handed out again."""
@@ -3233,8 +3243,12 @@ class FileAddress:
         self.forget()
         headers, status = response.headers, response.status_code
         at_source = origin(url) == origin(self._source.endpoint)
-        body = _limited_body(response) if at_source else ""
-        response.close()
+        try:
+            body = _limited_body(response) if at_source else ""
+        except OSError as exc:  # of requests
+            raise RetryableError(f"{origin(url)[1]} answered {status}: {_root_cause(exc)}") from exc
+        finally:
+            response.close()
         if at_source and status in (401, 403, 404):
             raise hub_error(status, headers, body, self._source, self._client.token)
         raise RetryableError(f"{origin(url)[1]} answered {status}")
@@ -3627,7 +3641,7 @@ class Download:
         with self._readers:
             try:
                 for role in [self._hash] * min(ACTIVE_FILES, default_jobs()) + [self._keep_house]:
-                    threading.Thread(target=self._guard, args=(role,), daemon=True).start()
+                    self._start(role)
                 with self._changed:
                     self._hire()
                     while self._failure is None and not self._complete() and not self._stop.is_set():
@@ -3636,7 +3650,7 @@ class Download:
                 self._stop.set()
                 with self._changed:
                     self._changed.notify_all()
-        self._publish(sync=False)
+                self._publish(sync=False)
         if isinstance(self._failure, AuthError):
             self._failure.next_step += "\nthen run the same command again: what arrived is kept"
         if self._failure is not None:
@@ -3652,7 +3666,13 @@ class Download:
         """As many workers as connections are wanted; they leave by themselves when fewer are."""
         for number in set(range(self._limit)) - self._working:
             self._working.add(number)
-            threading.Thread(target=self._guard, args=(self._work, number), daemon=True).start()
+            self._start(self._work, number)
+
+    def _start(self, role: Callable[..., None], *args: int) -> None:
+        try:
+            threading.Thread(target=self._guard, args=(role, *args), daemon=True).start()
+        except RuntimeError as exc:  # ulimit -u, or the cgroup's pids.max
+            raise _short_of_memory("cannot start a thread", str(exc)) from exc
 
     def _guard(self, role: Callable[..., None], *args: int) -> None:
         """Run a thread's role; whatever ends it badly ends the run."""
@@ -3875,6 +3895,8 @@ class Download:
         """What came of this file is of another object than what comes now."""
         with self._changed:
             self._changed.wait_for(lambda: file not in self._hashing or self._stop.is_set())
+            if file not in self._open:  # what came meanwhile was right: it has its name
+                return
             self._hashing.add(file)
         self._throw_away(file)
         with self._changed:
