@@ -47,7 +47,8 @@ class Program:
 
     def env(self, extra: Optional[Dict[str, str]] = None) -> Dict[str, str]:
         """A clean environment: nothing of the machine's tokens, endpoints or folders."""
-        keep = {k: v for k, v in os.environ.items() if k in ("PATH", "LANG", "LC_ALL", "DOCKER_HOST", "DOCKER_CONFIG")}
+        kept = ("PATH", "LANG", "LC_ALL", "DOCKER_HOST", "DOCKER_CONFIG", "HFSHIP_CACHE")
+        keep = {k: v for k, v in os.environ.items() if k in kept}
         folders = {
             "HFSHIP_TRANSFER_DIR": str(self.home / "transfer"),
             "HFSHIP_SITE_MODELS_DIR": str(self.home / "site"),
@@ -97,8 +98,9 @@ def program(kind: str, home: Path, python: str = sys.executable) -> Program:
 
 @pytest.fixture(scope="session", autouse=True)
 def logs_of_our_own(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Runs that get the suite's own environment must not write into the logs of whoever runs it."""
+    """Runs that get the suite's own environment must not write into the logs and the cache of whoever runs it."""
     os.environ["HFSHIP_LOG_DIR"] = str(tmp_path_factory.mktemp("logs"))
+    os.environ["HFSHIP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(params=["source", "pyz"])

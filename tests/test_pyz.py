@@ -164,6 +164,7 @@ SPOILT: Dict[str, Callable[[Path], object]] = {
     "somebody else's": lambda path: os.chown(path, 12345, 12345),
     "a link": lambda path: (path.rename(path.with_name("x")), path.symlink_to("x")),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
 }
 
 
@@ -178,6 +179,12 @@ def test_bytecode_is_used_where_it_is_private_and_right(pyz: Path, tmp_path: Pat
     forge = subprocess.run([PYTHONS[version], "-c", FORGED, pyz], stdout=subprocess.PIPE, check=True)
     kept.write_bytes(forge.stdout)
     assert run(PYTHONS[version], pyz, "version", env=env).stdout == "from the cache\n"
+
+
+def test_a_user_without_a_home_keeps_no_bytecode(pyz: Path, tmp_path: Path) -> None:
+    env = {"HOME": "not/absolute", "XDG_CACHE_HOME": ""}
+    assert run(PYTHON, pyz, "version", env=env, cwd=tmp_path).returncode == 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("how", SPOILT)

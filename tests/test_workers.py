@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -64,6 +65,53 @@ def test_results_come_in_order_and_progress_is_told(count):
     with h.Workers(count, work, told.append) as workers:
         assert workers.map(range(50)) == [n * n for n in range(50)]
     assert sum(told) == sum(range(50))
+
+
+class Unsendable(Exception):
+    def __reduce__(self):
+        raise TypeError("cannot be sent")
+
+
+def test_an_error_that_cannot_be_sent_is_told_all_the_same():
+    def work(_, what):
+        raise Unsendable(what)
+
+    with pytest.raises(RuntimeError, match="Unsendable"), h.Workers(2, work) as workers:
+        workers.map(["x"])
+
+
+def test_each_thread_of_a_few_processes_works_for_its_own_link():
+    def work(tell, number):
+        tell(number)
+        return os.getpid(), threading.get_ident(), number
+
+    told = []
+    with h.Workers(6, work, told.append, 2) as workers:
+        found = [workers.call(worker, worker) for worker in range(6)]
+    assert [number for *_, number in found] == told == list(range(6))
+    assert len({pid for pid, *_ in found}) == 2 and len({(pid, thread) for pid, thread, _ in found}) == 6
+
+
+def test_links_of_workers_that_were_are_closed():
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    most = descriptors() + 30
+    for _ in range(12):
+        workers = h.Workers(8, lambda _, number: number)
+        workers.itself = workers  # who is in a circle waits for the collector
+        with workers:
+            workers.map([1, 2, 3])
+    assert descriptors() < most
+
+
+def test_who_ignores_the_end_of_children_may_have_workers():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with h.Workers(2, lambda _, number: number) as workers:
+            assert workers.map([1, 2]) == [1, 2]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_no_process_can_be_started(monkeypatch):
