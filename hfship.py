@@ -611,6 +611,10 @@ class Reporter:
         """A value as it may be shown: see `redact_all`."""
         return redact_all(value, self._secrets)
 
+    def bug(self, kind: Type[BaseException], exc: BaseException, trace: Any) -> None:
+        """Tell of an exception that nobody foresaw as Python does, but without secrets: a `sys.excepthook`."""
+        self.err.write(self.redacted("".join(traceback.format_exception(kind, exc, trace))))
+
     def open_log(self, path: Path, form: str) -> None:
         """Write a log from now on, what was said so far included. Raises OSError."""
         log = LogFile(path, form)
@@ -14038,6 +14042,7 @@ def run_line(words: Sequence[str], reporter: Reporter) -> int:
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run one command."""
     words, reporter = list(sys.argv[1:] if argv is None else argv), Reporter()
+    sys.excepthook = reporter.bug
     for signum in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup
             signal.signal(signum, _terminate)

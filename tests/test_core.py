@@ -202,6 +202,22 @@ def test_registered_secrets_are_hidden_whatever_they_look_like() -> None:
     assert err.getvalue() == "these are ***\n"
 
 
+def test_a_bug_is_told_without_secrets() -> None:
+    err = io.StringIO()
+    reporter = hfship.Reporter(progress="none", err=err)
+    reporter.hide("plain words")
+    try:
+        try:
+            raise ValueError("GET https://cdn/x?Signature=abcdef")
+        except ValueError as exc:
+            raise KeyError("plain words") from exc
+    except KeyError as exc:
+        reporter.bug(KeyError, exc, exc.__traceback__)
+    said = err.getvalue()
+    assert "Traceback" in said and "test_core.py" in said and "KeyError" in said and "https://cdn/x" in said
+    assert "abcdef" not in said and "plain words" not in said
+
+
 def test_a_token_does_not_show_in_its_repr() -> None:
     assert "secret" not in repr(hfship.Token("secret", "here"))
 
