@@ -1198,6 +1198,7 @@ FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1, "fuse.fusefat": 2**32
 FALLOCATE_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs", "overlay", "f2fs"})
 
 WORK_DIR = ".hfship"  # our folder inside a model folder
+CHANGED_UNDERNEATH = (errno.ENOENT, errno.ELOOP)  # of a file of ours: somebody removed or replaced it
 LEASE_BEAT_S = 10.0
 LEASE_EXPIRY_S = 60.0
 INCOMPLETE = ".incomplete"  # suffix of a file whose bytes are not all there or not yet verified
@@ -1285,8 +1286,9 @@ def disk_error(exc: OSError, doing: str, path: Path, next_step: str = "") -> Dis
     if exc.errno == errno.ENOSPC:
         reason += f" ({human_bytes(free_bytes(path))} free)"
     access = exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
-    other, more = "choose another folder (-o DIR), or fix this one", "free space, then run the same command again"
-    return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or (other if access else more))
+    first = "leave the folder alone meanwhile" if exc.errno in CHANGED_UNDERNEATH else "free space"
+    step = "choose another folder (-o DIR), or fix this one" if access else f"{first}, then run the same command again"
+    return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or step)
 
 
 @contextlib.contextmanager
@@ -3363,6 +3365,7 @@ class RangeReader(threading.local):  # each worker has state of its own
             pwrite_all(self._fd, data, self._position)
         except OSError as exc:
             step = "free space, then run the same command again: what arrived is kept"
+            step = "" if exc.errno in CHANGED_UNDERNEATH else step
             raise disk_error(exc, "write", self._job.incomplete, step) from exc
         self._position += len(data)
 

@@ -311,6 +311,24 @@ def test_no_process_outlives_the_others(
     assert same_files(large, tmp_path / "out" / "large") and not leftovers(tmp_path / "out" / "large")
 
 
+@pytest.mark.parametrize("done", ["removed", "replaced by a link"])
+def test_a_folder_that_is_meddled_with(done: str, pyz: Program, hub: FaultHub, large: Path, tmp_path: Path) -> None:
+    """Nothing is written elsewhere, and the advice fits."""
+    hub.faults.rate_bps = 8 * MB
+    folder, elsewhere = tmp_path / "out" / "large", tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"precious")
+    command = ("fetch", "org/large", "--endpoint", hub.url, "-o", tmp_path / "out")
+    with pyz.start(*command) as process:
+        wait_for(lambda: hub.traffic.body_bytes > 6 * MB)
+        for path in folder.glob("*.incomplete"):
+            path.unlink()
+            if done == "replaced by a link":
+                path.symlink_to(elsewhere)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 7 and "leave the folder alone" in err, err
+    assert elsewhere.read_bytes() == b"precious"
+
+
 def servable(folder: Path) -> bool:
     try:
         hfship.require_complete(folder)
