@@ -78,6 +78,7 @@ def in_terminal(program: Program, *arguments: Any, size: Tuple[int, int] = (24, 
     """Run hfship in a terminal of its own: its process and our end of the terminal."""
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the suite itself runs under nohup
         os.execvpe(program.argv[0], [*program.argv, *map(str, arguments)], {**program.env(), "TERM": "xterm"})
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
     return pid, terminal
@@ -382,6 +383,7 @@ def test_watch_in_a_pipe_ends_with_the_last_job(pyz: Program, fetch: List[Any]) 
     assert pyz("watch").stdout == "" and json.loads(pyz("watch", "--json").stdout) == []
     fetch[-1] = "100k"
     pyz(*fetch, "--background")
+    until(lambda: job(pyz, "fetch-tiny").record.done)
     (row,) = json.loads(pyz("watch", "--json").stdout)
     assert row["state"] == "running" and row["total"] > row["done"] >= 0 and row["user"] and row["unit"] == "B"
     watchers = [pyz.start("watch", "fetch-tiny", "--interval", "0.2", *more) for more in ([], ["--json"])]
