@@ -1701,18 +1701,19 @@ class Workers:
     def __enter__(self) -> Workers:
         if not self.count:
             return self
+        from multiprocessing.connection import Pipe  # few commands need it
+
         with contextlib.suppress(AttributeError):  # else a frame's memory goes back to the kernel, which zeroes it anew
             _libc().mallopt(_M_MMAP_THRESHOLD, FORK_SIZE)
             _libc().mallopt(_M_TRIM_THRESHOLD, 8 * FORK_SIZE)
         caught: List[int] = []  # Python forgets an exception that comes while it forks
         ending = [number for number in _ENDING if callable(signal.getsignal(number))]
         handlers: Dict[int, Any] = {n: signal.signal(n, lambda got, _: caught.append(got)) for n in ending}
-        gc.collect()  # the links of workers before us, which nobody waits at any more
         gc.freeze()  # else the first collection of a worker would copy all that it shares with us
         theirs: List[Any] = []
         try:
             for _ in range(self.count):
-                ours, far = _pipe()
+                ours, far = Pipe()
                 self._links.append(ours)
                 theirs.append(far)
             for number in range(self._processes):
@@ -1735,9 +1736,11 @@ class Workers:
         for pid in self._pids:
             with contextlib.suppress(ProcessLookupError):  # who ignores SIGCHLD has no child to bury
                 os.kill(pid, signal.SIGKILL)
-        for pid in self._pids:  # the links are left to whoever still waits at one
+        for pid in self._pids:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        self._links = []  # each is closed when nobody waits at it any more
+        self._ready.clear()
 
     def _fork(self, own: Sequence[Any], theirs: Sequence[Any]) -> None:
         """One process with a worker at each of its `own` links."""
@@ -1780,10 +1783,10 @@ class Workers:
     def send(self, worker: int, *task: Any) -> None:
         """Give a worker another task."""
         self._tasks[worker].append(task)
-        if not self._links:
+        if not self.count:
             self._ready.append(self._work(self._progress, *task))
             return
-        with contextlib.suppress(ConnectionError):  # it died, as `receive` will tell
+        with contextlib.suppress(ConnectionError, IndexError):  # it is gone, as `_hear` will tell
             self._links[worker].send(task)
 
     @property
@@ -1792,7 +1795,7 @@ class Workers:
 
     def receive(self) -> Tuple[int, Tuple[Any, ...], Any]:
         """(worker, task, result) of the next task that is done. Raises what it raised."""
-        if not self._links:
+        if not self.count:
             return 0, self._tasks[0].popleft(), self._ready.popleft()
         from multiprocessing.connection import wait
 
@@ -1817,7 +1820,7 @@ class Workers:
         """The next message of a worker: None if it was progress. Raises what its task raised."""
         try:
             message = self._links[worker].recv()
-        except (EOFError, ConnectionError) as exc:
+        except (EOFError, ConnectionError, IndexError) as exc:
             raise self._died(worker) from exc
         if not isinstance(message, Outcome):
             self._progress(message)
@@ -1861,12 +1864,6 @@ class Workers:
 
 
 _PR_SET_PDEATHSIG, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = 1, -3, -1  # linux/prctl.h, malloc.h
-
-
-def _pipe() -> Tuple[Any, Any]:
-    from multiprocessing.connection import Pipe  # few commands need it
-
-    return Pipe()
 
 
 @lru_cache(maxsize=None)
