@@ -41,6 +41,7 @@ import contextlib
 import copy
 import errno
 import fcntl
+import functools
 import gc
 import gzip
 import hashlib
@@ -76,6 +77,7 @@ import types
 import warnings
 import weakref
 import zlib
+from array import array
 from bisect import bisect_left, bisect_right
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -87,7 +89,7 @@ from functools import lru_cache, reduce
 from glob import glob
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import accumulate, chain, islice, tee
+from itertools import accumulate, chain, islice, repeat, tee
 from operator import getitem
 from pathlib import Path
 from socketserver import TCPServer
@@ -113,6 +115,7 @@ from typing import (
     Tuple,
     Type,
     Union,
+    overload,
 )
 from urllib.parse import SplitResult, parse_qs, quote, unquote, urlencode, urljoin, urlsplit, urlunsplit
 
@@ -3299,6 +3302,16 @@ class SharedAddress:
         self.known = replace(self.known, url=None)
 
 
+def _read_directly(response: Any) -> None:
+    """Have the buffered reader of an answer call the C function of its connection. Three functions of Python are in
+    between, for each TLS record: 180,000 calls in a GB."""
+    raw: Any = getattr(response.raw._fp.fp, "raw", None)  # None: the answer had no body, and is closed
+    connection = getattr(raw, "_sock", None)
+    if connection is not None:
+        tls = getattr(connection, "_sslobj", None)
+        raw.readinto = functools.partial(tls.read, READ_SIZE) if tls else connection.recv_into
+
+
 class RangeReader(threading.local):  # each worker has state of its own
     """What a forked process does for one worker: ask for a range, and write what comes into `.incomplete`.
 
@@ -3334,6 +3347,7 @@ class RangeReader(threading.local):  # each worker has state of its own
         except (RetryableError, HfshipError) as exc:
             return exc, address.known
         self._position, self._asked = start, stop if ranged else self._job.remote.size
+        _read_directly(self._response)
         return ranged, address.known
 
     def read(self, stop: int) -> Tuple[int, Optional[RetryableError]]:
@@ -4858,10 +4872,55 @@ class Frame(NamedTuple):
         return self.start + self.length
 
 
+class Frames(Sequence[Frame]):
+    """Frames that lie one after the other, at 24 bytes each: a model of a terabyte has a quarter of a million."""
+
+    def __init__(self, rows: Iterable[Tuple[int, int, Optional[int]]] = ()) -> None:
+        self._offsets, self.edges, self._crcs = array("Q", [0]), array("Q", [0]), array("q")
+        for size, length, crc in rows:
+            self.append(size, length, crc)
+
+    def append(self, size: int, length: int, crc: Optional[int] = None) -> None:
+        """The next frame, of `length` bytes of the stream in a unit of `size`. Raises ValueError if that cannot be."""
+        if not 0 < length <= LARGEST_FRAME or size > largest_unit(length):
+            raise ValueError(f"a frame of {length} bytes in {size} is out of bounds")
+        self._offsets.append(self._offsets[-1] + size)
+        self.edges.append(self.edges[-1] + length)
+        self._crcs.append(-1 if crc is None else crc)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all units."""
+        return self._offsets[-1] - self._offsets[0]
+
+    def __len__(self) -> int:
+        return len(self._crcs)
+
+    @overload
+    def __getitem__(self, key: int) -> Frame: ...
+    @overload
+    def __getitem__(self, key: slice) -> Frames: ...
+    def __getitem__(self, key: Union[int, slice]) -> Union[Frame, Frames]:
+        if isinstance(key, slice):
+            first, last, step = key.indices(len(self))
+            assert step == 1 and first <= last, "they lie one after the other"
+            some = Frames()
+            some._offsets, some.edges = self._offsets[first : last + 1], self.edges[first : last + 1]
+            some._crcs = self._crcs[first:last]
+            return some
+        at = range(len(self))[key]
+        offset, start, crc = self._offsets[at], self.edges[at], self._crcs[at]
+        size, length = self._offsets[at + 1] - offset, self.edges[at + 1] - start
+        return Frame(offset, size, start, length, None if crc < 0 else crc)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Frames) and vars(self) == vars(other)
+
+
 class Index(NamedTuple):
     """What the check frame and the seek table tell: all frames in order, and the bytes of each part."""
 
-    frames: Tuple[Frame, ...]
+    frames: Frames
     part_sizes: Tuple[int, ...]
 
 
@@ -5041,21 +5100,21 @@ def segments_between(segments: Sequence[Segment], start: int, stop: int) -> Sequ
     return [s for s in segments[first : index_at(segments, stop)] if s.stop > start]
 
 
-def cut_frames(segments: Sequence[Segment], frame_size: int = FRAME_SIZE) -> Iterator[Tuple[int, int]]:
-    """Stream ranges of the frames, in order: whole, gapless, at most `frame_size`; weights have their own.
+def cut_frames(segments: Sequence[Segment], frame_size: int = FRAME_SIZE) -> Iterator[int]:
+    """Where in the stream the frames begin, and the last one ends: at most `frame_size`; weights have their own.
 
     >>> weight = Segment(10, 2 << 20, "w", entry=FileEntry("w", 2 << 20, ""))
     >>> list(cut_frames([Segment(0, 10, "a"), weight, Segment(2097162, 5, "b")], 1500000))
-    [(0, 10), (10, 1500010), (1500010, 2097162), (2097162, 2097167)]
+    [0, 10, 1500010, 2097162, 2097167]
     """
     start = 0
     edges = [(edge, s.planes) for s in segments if s.entry and s.size >= WEIGHT_SIZE for edge in (s.start, s.stop)]
     for number, (edge, planes) in enumerate([*edges, (segments[-1].stop, 0)]):
         step = planes + 1 if planes and number % 2 else frame_size
         while start < edge:
-            stop = min(start + step, edge)
-            yield start, stop
-            start = stop
+            yield start
+            start = min(start + step, edge)
+    yield start
 
 
 Buffer = Union[bytes, bytearray, memoryview]
@@ -5194,23 +5253,15 @@ def decode_tail(tail: bytes) -> Index:
     at = _SKIPPABLE.size + _CHECK.size
     part_sizes = struct.unpack_from(f"<{parts}Q", check, at)
     crcs = struct.unpack_from(f"<{units}I", check, at + 8 * parts)
-    rows = list(_ENTRY.iter_unpack(table[_SKIPPABLE.size : -_FOOTER.size]))
-    if any(row != (_PZSTD.size, 0) for row in rows[:-1:2]):
-        raise ValueError("an entry of the seek table is wrong")
-    frames = tuple(_place_frames((row[0] + _PZSTD.size, row[1], crc) for row, crc in zip(rows[1::2], crcs)))
-    if sum(part_sizes) != (frames[-1].offset + frames[-1].size if frames else 0) + size:
+    entries = _ENTRY.iter_unpack(table[_SKIPPABLE.size : -_FOOTER.size])
+    frames = Frames()
+    for header, (frame_size, length), crc in zip(entries, entries, crcs):
+        if header != (_PZSTD.size, 0):
+            raise ValueError("an entry of the seek table is wrong")
+        frames.append(frame_size + _PZSTD.size, length, crc)
+    if sum(part_sizes) != frames.size + size:
         raise ValueError("the parts do not add up to the archive")
     return Index(frames, part_sizes)
-
-
-def _place_frames(rows: Iterable[Tuple[int, int, Optional[int]]]) -> Iterator[Frame]:
-    """Frames one after the other, from (bytes of the unit, bytes of its content, crc)."""
-    offset = start = 0
-    for size, length, crc in rows:
-        if not 0 < length <= LARGEST_FRAME or size > largest_unit(length):
-            raise ValueError(f"a frame of {length} bytes in {size} is out of bounds")
-        yield Frame(offset, size, start, length, crc)
-        offset, start = offset + size, start + length
 
 
 def unit_at(head: bytes) -> Tuple[int, int]:
@@ -5257,17 +5308,17 @@ def part_name(archive: str, number: int, parts_at_most: int) -> str:
     return f"{archive}.{number:0{max(4, len(str(parts_at_most)))}d}"
 
 
-def cut_lanes(starts: Sequence[int], segments: Sequence[Segment]) -> List[int]:
-    """Which of the frames that start at `starts` begin a lane: those that begin with a segment; and their number."""
-    edges = {segment.start for segment in segments}
-    return [i for i, start in enumerate(starts) if start in edges or not i] + [len(starts)]
+def cut_lanes(edges: Sequence[int], segments: Sequence[Segment]) -> List[int]:
+    """Which of the frames between `edges` begin a lane: those that begin with a segment; and their number."""
+    starts, count = {segment.start for segment in segments}, len(edges) - 1
+    return [number for number in range(count) if edges[number] in starts or not number] + [count]
 
 
 class Lane(NamedTuple):
     """Frames, numbered from `first` on, and the segments they hold, none of which reaches into another lane."""
 
     first: int
-    frames: Sequence[Frame]
+    frames: Frames
     segments: Sequence[Segment]
 
     @property
@@ -5280,18 +5331,18 @@ class Lane(NamedTuple):
         return [segment.entry for segment in self.segments if segment.entry]
 
 
-def make_lanes(frames: Sequence[Frame], segments: Sequence[Segment]) -> List[Lane]:
+def make_lanes(frames: Frames, segments: Sequence[Segment]) -> List[Lane]:
     """The lanes of an archive; without segments (manifest unreadable), one lane of all frames.
 
-    >>> frames = [Frame(0, 9, 0, 10), Frame(9, 9, 10, 5), Frame(18, 9, 15, 5), Frame(27, 9, 20, 1)]
+    >>> frames = Frames([(9, 10, None), (9, 5, None), (9, 5, None), (9, 1, None)])
     >>> segments = [Segment(0, 6, "a"), Segment(6, 4, "b"), Segment(10, 10, "c"), Segment(20, 1, "d")]
     >>> [(lane.first, len(lane.frames), [s.what for s in lane.segments]) for lane in make_lanes(frames, segments)]
     [(1, 1, ['a', 'b']), (2, 2, ['c']), (4, 1, ['d'])]
     """
     lanes = []
-    cuts = cut_lanes([frame.start for frame in frames], segments)
+    cuts = cut_lanes(frames.edges, segments)
     for first, last in zip(cuts, cuts[1:]):
-        inside = segments[index_at(segments, frames[first].start) : index_at(segments, frames[last - 1].stop)]
+        inside = segments[index_at(segments, frames.edges[first]) : index_at(segments, frames.edges[last])]
         lanes.append(Lane(first + 1, frames[first:last], inside))
     return lanes
 
@@ -5899,7 +5950,7 @@ class Archive:
 
     files: ArchiveFiles
     parts: Tuple[Part, ...]
-    frames: Sequence[Frame]
+    frames: Frames
     damages: Tuple[Damage, ...]
     manifest: Optional[Manifest] = None
     text: bytes = b""
@@ -5913,7 +5964,7 @@ class Archive:
 
     @property
     def stream_size(self) -> int:
-        return self.frames[-1].stop if self.frames else 0
+        return self.frames.edges[-1]
 
     def damage(self, what: str, number: int) -> Damage:
         """Damage of a frame, with the part it lies on and the files it holds."""
@@ -5992,19 +6043,17 @@ class Streamed(Archive):
 
     @property
     def size(self) -> int:
-        return sum(frame.size for frame in self.frames)
+        return self.frames.size
 
     def frames_to_come(self, tail: List[bytes]) -> Iterator[Tuple[int, Frame]]:
         """All frames, numbered; then the tables are in `tail`, unless the stream ends early."""
-        assert isinstance(self.frames, list)
         with contextlib.suppress(ValueError):
             for unit, length in self.units:
                 if length < 0:
                     tail.append(unit)
                     return
-                last = self.frames[-1] if self.frames else Frame(0, 0, 0, 0)
-                self.frames.append(Frame(last.offset + last.size, len(unit), last.stop, length, zlib.crc32(unit)))
-                self.held[self.frames[-1].offset] = unit
+                self.held[self.frames.size] = unit
+                self.frames.append(len(unit), length, zlib.crc32(unit))
                 yield len(self.frames), self.frames[-1]
 
     def unit(self, frame: Frame) -> bytes:
@@ -6027,8 +6076,8 @@ class Streamed(Archive):
             return [Damage("neither a frame nor intact tables", at, len(tables))]
         if tables[size:] and not _SUM_LINE.match(tables[size:].decode("ascii", "replace")):  # NAME.tar.zst.* has sums
             return [Damage("something else follows the archive", at + size, len(tables) - size)]
-        pairs = zip(self.frames, [*told, *[None] * len(self.frames)])
-        wrong = [self.damage("CRC-32 differs", n) for n, (came, known) in enumerate(pairs, 1) if came != known]
+        pairs = enumerate(zip(self.frames, chain(told, repeat(None))), 1)
+        wrong = [self.damage("CRC-32 differs", number) for number, (came, known) in pairs if came != known]
         return wrong or [Damage("frames are missing", at)] * (len(told) != len(self.frames))
 
 
@@ -6057,7 +6106,7 @@ def open_stream(files: ArchiveFiles, stream: IO[bytes]) -> Streamed:
         raise ForeignArchive(files, stream_of(again)) from exc
     absent = parse_delta(delta, manifest) if delta else frozenset()
     parts = (Part(0, sys.maxsize, files.path),)
-    return Streamed(files, parts, [], (), manifest, text, segments, absent, units=chain(taken, units))
+    return Streamed(files, parts, Frames(), (), manifest, text, segments, absent, units=chain(taken, units))
 
 
 def file_pieces(paths: Iterable[Path]) -> Iterator[bytes]:
@@ -6137,18 +6186,16 @@ def _walked_archive(files: ArchiveFiles) -> Archive:
     parts: List[Part] = []
     for path in files.paths:
         parts.append(Part(parts[-1].stop if parts else 0, path.stat().st_size, path))
-    frames: List[Frame] = []
-    offset = start = 0
+    frames = Frames()
     with contextlib.suppress(ValueError, OSError):
-        while offset < parts[-1].stop:
-            size, length = unit_at(read_parts(parts, offset, 30))
-            if offset + size > parts[-1].stop or length > LARGEST_FRAME:
+        while frames.size < parts[-1].stop:
+            size, length = unit_at(read_parts(parts, frames.size, 30))
+            if frames.size + size > parts[-1].stop:
                 break
-            frames.append(Frame(offset, size, start, length))
-            offset, start = offset + size, start + length
-    names = tuple(part.path.name for part in parts if part.stop > offset) or (parts[-1].path.name,)
-    damage = Damage("neither a frame nor intact tables", offset, parts[-1].stop - offset, (), names)
-    return Archive(files, tuple(parts), tuple(frames), (damage,))
+            frames.append(size, length)
+    names = tuple(part.path.name for part in parts if part.stop > frames.size) or (parts[-1].path.name,)
+    damage = Damage("neither a frame nor intact tables", frames.size, parts[-1].stop - frames.size, (), names)
+    return Archive(files, tuple(parts), frames, (damage,))
 
 
 def _require_all_parts(files: ArchiveFiles) -> None:
@@ -6262,13 +6309,13 @@ class PackOptions:
 
 @dataclass(frozen=True)
 class PackPlan:
-    """All that decides the bytes of an archive: the layout of its stream and the cut into frames."""
+    """All that decides the bytes of an archive: the layout of its stream, and where that is cut into frames."""
 
     folder: Path
     manifest: Manifest
     text: bytes
     segments: Tuple[Segment, ...]
-    frames: Tuple[Tuple[int, int], ...]
+    edges: Sequence[int]
     options: PackOptions
 
     @property
@@ -6285,12 +6332,17 @@ class PackPlan:
     @property
     def units_at_most(self) -> int:
         """Bytes of all units if nothing compresses."""
-        return sum(largest_unit(stop - start) for start, stop in self.frames)
+        return sum(largest_unit(stop - start) for start, stop in zip(self.edges, self.edges[1:]))
+
+    @property
+    def count(self) -> int:
+        """How many frames there are."""
+        return len(self.edges) - 1
 
     @property
     def size_at_most(self) -> int:
         """Bytes of the archive if nothing compresses."""
-        return self.units_at_most + tail_size(len(self.frames), self.parts_at_most)
+        return self.units_at_most + tail_size(self.count, self.parts_at_most)
 
     @property
     def parts_at_most(self) -> int:
@@ -6353,13 +6405,13 @@ def plan_pack(folder: Path, manifest: Manifest, options: PackOptions) -> PackPla
     there = {entry.sha256 for entry in options.since.files} if options.since else set()
     absent = {entry.path for entry in manifest.files if entry.sha256 in there}
     segments = stream_layout(manifest, text, planes, delta_json(absent) if options.since else b"")
-    frames = tuple(cut_frames(segments, options.frame_size))
-    plan = PackPlan(folder, manifest, text, segments, frames, options)
+    edges = array("Q", cut_frames(segments, options.frame_size))
+    plan = PackPlan(folder, manifest, text, segments, edges, options)
     taken = [e.path for e in manifest.files if e.path.endswith(PLANES)] if planes else []
     if taken:
         why = f"{shorten(taken)}: names that end in {PLANES} are taken by the profile"
         raise UsageError(f"{manifest.name} cannot be packed with --profile smallest", why, "use another profile")
-    least = max(largest_unit(options.frame_size), tail_size(len(frames), plan.parts_at_most))
+    least = max(largest_unit(options.frame_size), tail_size(plan.count, plan.parts_at_most))
     if options.split is not None and options.split < least:
         why = f"a part must hold a frame and the tables of this archive: {least} bytes"
         raise UsageError(f"parts of {options.split} bytes are too small", why, f"give --split {least}, or more")
@@ -6579,7 +6631,7 @@ class Resumed(NamedTuple):
     """What a killed run left: complete parts, and the frames on them."""
 
     parts: Tuple[WrittenPart, ...] = ()
-    frames: Tuple[Frame, ...] = ()
+    frames: Frames = Frames()
 
 
 def resumable(plan: PackPlan, lock: int) -> Resumed:
@@ -6588,7 +6640,7 @@ def resumable(plan: PackPlan, lock: int) -> Resumed:
     if key != plan.key or not plan.options.split:
         return Resumed()
     parts: List[WrittenPart] = []
-    rows: List[Tuple[int, int, int]] = []
+    frames = Frames()
     with contextlib.suppress(ValueError, TypeError, OSError):
         for line in lines:
             path, size, sha256 = json.loads(line)
@@ -6602,8 +6654,9 @@ def resumable(plan: PackPlan, lock: int) -> Resumed:
             if digest.hexdigest() != sha256:
                 break
             parts.append(WrittenPart(Path(path), size, sha256))
-            rows += found
-    return Resumed(tuple(parts), tuple(_place_frames(rows)))
+            for row in found:
+                frames.append(*row)
+    return Resumed(tuple(parts), frames)
 
 
 class PackRun:
@@ -6614,11 +6667,10 @@ class PackRun:
 
     def __init__(self, plan: PackPlan, resumed: Resumed) -> None:
         self._plan, self._resumed = plan, resumed
-        starts = [start for start, _ in plan.frames]
-        self._cuts = cut_lanes(starts, plan.segments)  # lanes begin with these frames
-        edges = [index_at(plan.segments, starts[cut]) for cut in self._cuts[:-1]] + [len(plan.segments)]
+        self._cuts = cut_lanes(plan.edges, plan.segments)  # lanes begin with these frames
+        edges = [index_at(plan.segments, plan.edges[cut]) for cut in self._cuts]
         self._lanes = [plan.segments[first:last] for first, last in zip(edges, edges[1:])]
-        largest = max(stop - start for start, stop in plan.frames)
+        largest = max(stop - start for start, stop in zip(plan.edges, plan.edges[1:]))
         self._count = workers_for(plan.options.jobs, plan.segments[-1].stop, largest)
         self._lane_work = LaneWork(HASH_BEHIND, 0)
         self._slots = 2 * self._count + 4
@@ -6650,14 +6702,14 @@ class PackRun:
 
     def _lead(self, workers: Workers, writer: PartWriter, stage: Stage) -> None:
         """Have all frames made, in their order written, and proven."""
-        frames, extents = list(self._resumed.frames), self._plan.frames
+        frames, edges = self._resumed.frames[:], self._plan.edges
         made: Dict[int, Tuple[int, int]] = {}
         left: Dict[int, int] = {}  # steps to come of units that have a place: to write them, to hash them
         free, finished = len(frames), False  # the slots of all units before `free` are
         schedule = Schedule([b - a for a, b in zip(self._cuts, self._cuts[1:])], self._lane_work.slots)
         schedule.limit = free + self._slots
         ends = [segment.stop for segment in self._plan.segments if segment.entry]
-        stage.files, stage.finished = len(ends), bisect_right(ends, frames[-1].stop if frames else 0)
+        stage.files, stage.finished = len(ends), bisect_right(ends, frames.edges[-1])
 
         def next_task(worker: int, idle: bool) -> Optional[Tuple[Any, ...]]:
             task = writer.next(worker)
@@ -6684,14 +6736,13 @@ class PackRun:
             while len(frames) in made:
                 number = len(frames)
                 size, crc = made.pop(number)
-                start, stop = extents[number]
-                offset = frames[-1].offset + frames[-1].size if frames else 0
-                frames.append(Frame(offset, size, start, stop - start, crc))
+                length = edges[number + 1] - edges[number]
+                frames.append(size, length, crc)
                 writer.place(number, size)
                 left[number] = 2
-                stage.add(stop - start)
-                stage.finish(bisect_right(ends, stop) - stage.finished)
-            if len(frames) == len(extents) and not finished:
+                stage.add(length)
+                stage.finish(bisect_right(ends, edges[number + 1]) - stage.finished)
+            if len(frames) == self._plan.count and not finished:
                 finished = True
                 writer.finish(frames)
 
@@ -6705,7 +6756,7 @@ class PackRun:
     def _frame(self, step: Step) -> Tuple[int, int, int]:
         """Read and compress a frame, prove it, or both: (bytes of content, of the unit, CRC-32 of that)."""
         number, segments = self._cuts[step.lane] + step.at, self._lanes[step.lane]
-        start, stop = self._plan.frames[number]
+        start, stop = self._plan.edges[number], self._plan.edges[number + 1]
         unit = b""
 
         def make() -> bytes:
@@ -6790,7 +6841,7 @@ def pack_model(plan: PackPlan, folder: Path, reporter: Reporter, media: Sequence
             rows = [json.dumps([str(part.path), part.size, part.sha256]) for part in resumed.parts]
             write_all(lock, "".join(row + "\n" for row in [plan.key, *rows]).encode())
         with reporter.stage("pack", plan.segments[-1].stop) as stage:
-            stage.skip(resumed.frames[-1].stop if resumed.frames else 0)
+            stage.skip(resumed.frames.edges[-1])
             parts = PackRun(plan, resumed).write(folders, lock, stage)
         _publish(plan, folders, parts)
         if plan.options.split:
@@ -6983,7 +7034,7 @@ class ArchiveCheck:
     @property
     def size(self) -> int:
         """Bytes of the tar stream to go through."""
-        return sum(lane.frames[-1].stop - lane.frames[0].start for lane in self._lanes)
+        return sum(lane.frames.edges[-1] - lane.frames.edges[0] for lane in self._lanes)
 
     def run(self, stage: Stage, after: Optional[Callable[[int], None]] = None) -> List[Damage]:
         """All damage, in the order of the archive. With `after`, lanes run one after the other, and it is told up to
@@ -7025,13 +7076,13 @@ class ArchiveCheck:
 
     def _readable(self, done: int) -> int:
         """How many frames are on the media that are there, once there are more than are `done`."""
-        media, frames = self.archive.media, [frame for lane in self._lanes for frame in lane.frames]
-        if media and done < len(frames):
-            media.find(self.archive.part_of(frames[done]).path)
-        missing = (
-            n for n in range(done, len(frames)) if media and not media.look_for(self.archive.part_of(frames[n]).path)
-        )
-        return next(missing, len(frames))
+        media, count = self.archive.media, sum(len(lane.frames) for lane in self._lanes)
+        if not media:
+            return count
+        frames = chain.from_iterable(lane.frames for lane in self._lanes)
+        paths = (self.archive.part_of(frame).path for frame in islice(frames, done, None))
+        media.find(next(paths))
+        return next((number for number, path in enumerate(paths, done + 1) if not media.look_for(path)), count)
 
     def _begin(self, lane: Lane) -> None:
         if lane.file:
@@ -7056,7 +7107,7 @@ class ArchiveCheck:
                 flusher.call(self._tell, after, frame.start)
         for call, *args in told:
             flusher.call(getattr(self._sink, call), *args)
-        if frame is lane.frames[-1]:
+        if step.at == len(lane.frames) - 1:
             flusher.call(self._tell, after, frame.stop)
         if after:  # what may go is gone before more is written: there is room for one part only
             flusher.drain()
@@ -7211,7 +7262,7 @@ def repair_archive(files: ArchiveFiles, other: ArchiveFiles, jobs: int, reporter
         raise IntegrityError(f"{files.path} cannot be repaired from {other.path}", why, "use another copy")
     source, archive = indexed_archive(other, theirs), replace(indexed_archive(files, theirs), damages=())
     damages = verify_archive(archive, jobs, reporter, quick=True)
-    end = archive.frames[-1].offset + archive.frames[-1].size
+    end = archive.frames.size
     pieces = [frame for damage in damages for frame in archive.frames[damage.frames[0] - 1 : damage.frames[1]]]
     pieces += [Frame(end, archive.size - end, 0, 0)] if index is None else []
     for piece in pieces:

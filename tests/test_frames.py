@@ -65,12 +65,10 @@ def test_headers_are_what_tarfile_reads(manifest):
 @settings(max_examples=40)
 def test_cut_is_gapless_bounded_and_never_runs_into_a_weight(manifest, frame_size):
     layout = h.stream_layout(manifest, manifest.to_json().encode())
-    frames = list(h.cut_frames(layout, frame_size))
-    assert frames[0][0] == 0 and frames[-1][1] == layout[-1].stop
-    assert all(stop == start for (_, stop), (start, _) in zip(frames, frames[1:]))
-    assert all(0 < stop - start <= frame_size for start, stop in frames)
-    edges = {edge for s in layout if s.entry and s.size >= h.WEIGHT_SIZE for edge in (s.start, s.stop)}
-    assert edges <= {start for start, _ in frames}
+    edges = list(h.cut_frames(layout, frame_size))
+    assert edges[0] == 0 and edges[-1] == layout[-1].stop
+    assert all(0 < stop - start <= frame_size for start, stop in zip(edges, edges[1:]))
+    assert {edge for s in layout if s.entry and s.size >= h.WEIGHT_SIZE for edge in (s.start, s.stop)} <= {*edges}
 
 
 @st.composite
@@ -78,11 +76,24 @@ def tables(draw):
     rows = draw(
         st.lists(st.tuples(st.integers(20, 4000), st.integers(4000, 9000), st.integers(0, 2**32 - 1)), min_size=1)
     )
-    frames = list(h._place_frames(rows))
-    total = frames[-1].offset + frames[-1].size
-    cut = draw(st.lists(st.integers(0, total), max_size=3))
-    edges = [0, *sorted(cut), total]
+    frames = h.Frames(rows)
+    cut = draw(st.lists(st.integers(0, frames.size), max_size=3))
+    edges = [0, *sorted(cut), frames.size]
     return frames, [b - a for a, b in zip(edges, edges[1:])]
+
+
+@given(tables(), st.data())
+def test_frames_are_a_sequence_of_what_was_put_in(table, data):
+    frames = list(table[0])
+    stops = [(frame.offset + frame.size, frame.stop) for frame in frames]
+    assert [(frame.offset, frame.start) for frame in frames] == [(0, 0), *stops[:-1]]
+    first, last = sorted(data.draw(st.tuples(*[st.integers(0, len(frames))] * 2)))
+    some = table[0][first:last]
+    assert list(some) == frames[first:last] and len(some) == last - first
+    assert some.size == sum(frame.size for frame in frames[first:last])
+    assert frames[-1] == table[0][-1] and table[0] == h.Frames((f.size, f.length, f.crc) for f in frames)
+    with pytest.raises(IndexError):
+        table[0][len(frames)]
 
 
 @given(tables())
@@ -91,7 +102,7 @@ def test_tables_survive_the_round_trip(table):
     tail = h.encode_tail(frames, sizes)
     assert len(tail) == h.tail_size(len(frames), len(sizes)) == h.tail_extent(tail[-17:])[0]
     index = h.decode_tail(tail)
-    assert list(index.frames) == frames
+    assert index.frames == frames
     assert list(index.part_sizes) == [*sizes[:-1], sizes[-1] + len(tail)]
 
 
@@ -128,9 +139,9 @@ def test_lanes_hold_every_frame_and_segment_once(tmp_path):
     manifest = a.make_model(tmp_path / "m", a.BIG)
     for frame_size in (999, 70_000, 1 << 20, 64 << 20):
         plan = h.plan_pack(tmp_path / "m", manifest, h.PackOptions(frame_size=frame_size))
-        frames = list(h._place_frames((stop - start + 12, stop - start, 0) for start, stop in plan.frames))
+        frames = h.Frames((stop - start + 12, stop - start, 0) for start, stop in zip(plan.edges, plan.edges[1:]))
         lanes = h.make_lanes(frames, plan.segments)
-        assert [frame for lane in lanes for frame in lane.frames] == frames
+        assert [frame for lane in lanes for frame in lane.frames] == list(frames)
         assert [segment for lane in lanes for segment in lane.segments] == list(plan.segments)
         assert [lane.file.path for lane in lanes if lane.file] == [f"w{n}.safetensors" for n in (1, 2, 3)]
 
@@ -179,7 +190,7 @@ def test_seekable_format_library_reads_the_table(packed):
     _, whole, _ = packed
     archive = h.open_archive(whole)
     with pyzstd.SeekableZstdFile(str(whole.path)) as stream:
-        for frame in archive.frames[::3]:
+        for frame in list(archive.frames)[::3]:
             stream.seek(frame.start)
             assert stream.read(frame.length) == archive.decode(frame, h.load_zstd().decompressor())
 
