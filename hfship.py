@@ -742,7 +742,7 @@ class Reporter:
             self.info(f"still waiting, {left} s left")
         elif self.progress == "bar" and self.verbosity >= 0:
             text = f"waiting {left} s" if left else ""
-            with self.lock:
+            with self._terminal():
                 if self.bar is not None:
                     self.bar.set_postfix_str(text)
                 else:
@@ -774,7 +774,7 @@ class Reporter:
         options: Dict[str, Any] = {"unit": " " + stage.unit}
         if stage.unit == "B":
             options = {"unit": "B", "unit_scale": True, "unit_divisor": 1000}
-        with self.lock:
+        with self._terminal():
             if stage.bar is None:
                 tqdm.monitor_interval = 0  # no thread that looks after the bars: we update them often enough
                 options.update(file=self.err, dynamic_ncols=True, mininterval=0)
@@ -797,19 +797,25 @@ class Reporter:
         else:
             self._write(harmless(redact(text, self._secrets)))
 
-    def _write(self, line: str) -> None:
+    @contextlib.contextmanager
+    def _terminal(self) -> Iterator[None]:
+        """One at a time writes to stderr."""
         with self.lock:
             try:
-                if self.bar is not None:
-                    self.bar.clear()
-                elif self._counting:
-                    self.err.write("\r\033[K")
-                self.err.write(line + "\n")
-                self.err.flush()
-                if self.bar is not None:
-                    self.bar.refresh()
+                yield
             except OSError:  # the terminal is closed, or the reader of a pipe has gone: the work goes on
                 silence(2)
+
+    def _write(self, line: str) -> None:
+        with self._terminal():
+            if self.bar is not None:
+                self.bar.clear()
+            elif self._counting:
+                self.err.write("\r\033[K")
+            self.err.write(line + "\n")
+            self.err.flush()
+            if self.bar is not None:
+                self.bar.refresh()
 
 
 # ======================================================================================

@@ -53,6 +53,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import components  # noqa: E402
 from hub import FaultHub  # noqa: E402
 from network import make_certificate  # noqa: E402
+from pack import pss  # noqa: E402
 from slow_link import ENDS, inside  # noqa: E402
 
 REPO = "org/bench"
@@ -124,12 +125,7 @@ def family(pid: int) -> List[int]:
 
 def held_memory(pid: int) -> int:
     """Bytes that a process and its descendants hold now; what they share counts once (PSS, proc_pid_smaps(5))."""
-    held = 0
-    for one in family(pid):
-        with contextlib.suppress(OSError):
-            lines = Path(f"/proc/{one}/smaps_rollup").read_text().splitlines()
-            held += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    return held
+    return sum(map(pss, family(pid)))
 
 
 class Bench:

@@ -113,6 +113,15 @@ def make_model(folder: Path, kinds: Sequence[str], size: int) -> None:
     hfship.manifest_to_pack(folder, None, 1, hfship.Reporter("none", -1))
 
 
+def pss(pid: int) -> int:
+    """Bytes that a process holds, and its part of those it shares (PSS, proc_pid_smaps(5)); 0 when it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    except OSError:
+        return 0
+
+
 class Memory(threading.Thread):
     """The peak of what a process and all its descendants have in memory, together (PSS of proc_pid_smaps(5))."""
 
@@ -123,18 +132,14 @@ class Memory(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.02):
-            self.peak = max(
-                self.peak, sum(self._pss(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit())
-            )
+            processes = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+            self.peak = max(self.peak, sum(map(pss, filter(self._of_session, processes))))
 
-    def _pss(self, pid: str) -> int:
+    def _of_session(self, pid: int) -> bool:
         try:
-            if os.getsid(int(pid)) != self._session:
-                return 0
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-            return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+            return os.getsid(pid) == self._session
         except OSError:  # it ended meanwhile
-            return 0
+            return False
 
     def end(self) -> int:
         self._ended.set()

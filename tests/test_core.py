@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import fcntl
 import hashlib
 import io
 import json
 import os
+import pty
 import re
 import socket
 import statistics
+import struct
 import subprocess
+import sys
+import termios
 import threading
 import time
 from pathlib import Path
@@ -110,6 +115,28 @@ def test_a_result_that_cannot_be_written(target: str, code: int, hfship: Program
     argv = ["sh", "-c", f'exec "$@" {redirect}', "sh", *hfship.argv, "version"]
     done = subprocess.run(argv, env=hfship.env(), stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+
+
+A_STAGE = """
+import sys, time, hfship
+with hfship.Reporter("bar").stage("pack", 40) as stage:
+    for _ in range(40):
+        time.sleep(0.05)
+        stage.add(1)
+print("done")
+"""
+
+
+def test_a_terminal_that_closes_below_the_bar_stops_nothing() -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
+    argv = [sys.executable, "-c", A_STAGE]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=theirs, text=True) as process:
+        os.close(theirs)
+        while b"pack" not in os.read(ours, 1000):
+            pass
+        os.close(ours)
+        assert process.communicate(timeout=30)[0] == "done\n" and process.returncode == 0
 
 
 # -- reporting
