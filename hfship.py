@@ -8147,20 +8147,22 @@ def require_signed(manifest: Manifest, signed: Signed, where: Path) -> None:
 
 def open_trusted(
     files: ArchiveFiles, key: Optional[Path], media: Optional[MediaChange] = None
-) -> Tuple[Archive, Optional[Signed]]:
-    """Open an archive; with a key, or HFSHIP_KEY, only once its signature is proven, and only if it holds what was
-    signed."""
+) -> Tuple[Union[Archive, Foreign], Optional[Signed]]:
+    """Open an archive, of whatever program; with a key, or HFSHIP_KEY, only once its signature is proven, and only if
+    it holds what was signed."""
     key = key or trusted_key()
     signed = prove_signature(files.folder / (files.name + SIGNATURE), key) if key else None
     try:
         archive = open_archive(files, media)
-    except ForeignArchive as exc:
+    except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
         if signed:
             raise IntegrityError(exc.what, "its signature can be proven only for archives of hfship") from exc
-        raise
-    if signed and archive.manifest:
-        require_signed(archive.manifest, signed, files.path)
-    return archive, signed
+        stream = exc.stream
+    else:
+        if signed and archive.manifest:
+            require_signed(archive.manifest, signed, files.path)
+        return archive, signed
+    return Foreign(files, stream), None
 
 
 def trusted_key() -> Optional[Path]:
@@ -12553,16 +12555,13 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
             raise NotFoundError(f"no archive {args.repair_from}", "", "name the other copy, or any part of it")
         files, replaced = repair_archive(files, other[0], args.jobs, context.reporter)
         repaired = f"{human_bytes(replaced)} replaced; "
-    foreign: Optional[Foreign] = None
     try:
         archive, signed = open_trusted(files, args.key)
+        if isinstance(archive, Foreign):
+            return verify_foreign(archive) + require_sums(files)
         damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
-    except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
-        foreign = Foreign(files, exc.stream)
     except IncompleteError as exc:  # a pipe that ended too early
         raise IntegrityError(exc.what, exc.why, exc.next_step) from exc
-    if foreign:
-        return verify_foreign(foreign) + require_sums(files)
     if damages or not archive.manifest:
         raise archive_error(archive, damages, command_line("hfship", "verify", files.path))
     parts = f" in {counted(len(archive.parts), 'part')}" if files.numbers else ""
@@ -12634,32 +12633,35 @@ def cmd_unpack(context: Context) -> Exit:
         raise UsageError("--name is for one archive", "", "unpack them one by one")
     out = args.output or settings.site_models_dir
 
-    options = UnpackOptions(tuple(args.only), args.base, args.consume)
-
     def unpack(files: ArchiveFiles) -> Dict[str, Any]:
         media = MediaChange(files, reporter) if args.wait else None
         if args.consume and files.name == STDIN:
             raise UsageError("--consume is for files, not for a pipe", "", "leave it out")
-        foreign: Optional[Foreign] = None
-        try:
-            archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
-        except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
-            foreign = Foreign(files, exc.stream)
-        if foreign:
-            require_sums(files)
-            return _unpacked_row(unpack_foreign(foreign, out, args.name, args.force, args.only))
-        if signed:
-            reporter.info(f"{files.name}: signed by {signed.fingerprint}")
-        done = unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options)
-        with contextlib.suppress(FileNotFoundError):
-            bundle = (files.folder / (files.name + SIGNATURE)).read_bytes()
-            atomic_write(done.folder / SIGNATURE_PATH, bundle)
+        done = restore(files, out, args, reporter, media)
         if not args.only:
             reporter.then("serve", done.folder)
         return _unpacked_row(done)
 
     _tell_rows(context, map(unpack, found))
     return Exit.OK
+
+
+def restore(
+    files: ArchiveFiles, out: Path, args: argparse.Namespace, reporter: Reporter, media: Optional[MediaChange] = None
+) -> Unpacked:
+    """Restore an archive, of whatever program, as the arguments of `unpack` ask; its signature stays with the model."""
+    archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
+    if isinstance(archive, Foreign):
+        require_sums(files)
+        return unpack_foreign(archive, out, args.name, args.force, args.only)
+    if signed:
+        reporter.info(f"{files.name}: signed by {signed.fingerprint}")
+    options = UnpackOptions(tuple(args.only), args.base, args.consume)
+    done = unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options)
+    with contextlib.suppress(FileNotFoundError):
+        bundle = (files.folder / (files.name + SIGNATURE)).read_bytes()
+        atomic_write(done.folder / SIGNATURE_PATH, bundle)
+    return done
 
 
 def named_archives(argument: str, places: Sequence[Path], step: str) -> List[ArchiveFiles]:
@@ -12903,8 +12905,8 @@ def find_served_model(context: Context, name: str) -> Path:
     path = archives[0].path
     if context.args.plan:
         raise NotFoundError(f"{name} is not unpacked yet", f"there is {path}", command_line("hfship", "unpack", path))
-    archive, _ = open_trusted(archives[0], None)
-    return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
+    usual, _ = parse_words(["unpack", name])
+    return restore(archives[0], settings.site_models_dir, usual, context.reporter).folder
 
 
 def readable_deployments(context: Context, complain: Callable[[str], None] = lambda _: None) -> List[Deployment]:
