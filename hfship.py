@@ -79,7 +79,7 @@ import weakref
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
@@ -887,6 +887,11 @@ class ModelsFile:
     models: Tuple[ListedModel, ...]
     others: ListedModel
 
+    @property
+    def known(self) -> Dict[str, ListedModel]:
+        """The models by the words that mean them: repositories, deployments, names."""
+        return {word: m for m in self.models for word in (m.repo.partition("@")[0], m.deployment, m.name) if word}
+
 
 def load_settings(
     env: Mapping[str, str], endpoint: Optional[str] = None, file: Optional[ModelsFile] = None
@@ -1093,7 +1098,7 @@ def models_file_of(path: Path, value: Mapping[str, Any]) -> ModelsFile:
 
 def chosen_models(file: ModelsFile, names: Sequence[str]) -> Tuple[ListedModel, ...]:
     """The models that `names` (names, deployments or repositories) mean; all, without names. Raises NotFoundError."""
-    known = {word: m for m in file.models for word in (m.repo.partition("@")[0], m.deployment, m.name) if word}
+    known = file.known
     if not known:
         raise NotFoundError(f"{file.path} lists no model", "it has no [[model]]", "hfship models --example")
     for name in names:
@@ -9963,12 +9968,6 @@ def wait_until_it_answers(deployment: Deployment, restarts_before: int, reporter
         time.sleep(POLL_S)
 
 
-def left_loading(name: str) -> Interrupted:
-    """Ctrl-C ends our wait, not the container: say so, and how to go on."""
-    step = f"hfship logs {name} -f    # how far it is\nhfship serve {name}     # waits again\nhfship stop {name}"
-    return Interrupted(f"interrupted: {name} goes on loading", "its container runs on without hfship", step)
-
-
 def startup_failure(deployment: Deployment, trouble: str) -> HostError:
     """The error for a container that died; it is stopped, lest it restart for ever."""
     name, log = deployment.plan.name, log_tail(deployment, PROGRESS_LINES)
@@ -10182,6 +10181,11 @@ def _remote_view(location: Path, path: str, size: int, sha256: Optional[str]) ->
     return RemoteFile(path, size, blob.hexdigest(), sha256)
 
 
+def _lfs(file: RemoteFile, key: str) -> Dict[str, Any]:
+    """What an answer tells of a file that the Hub keeps in LFS, with its SHA-256 under `key`."""
+    return {"lfs": {key: file.sha256, "size": file.size, "pointerSize": 134}} if file.sha256 else {}
+
+
 @lru_cache(maxsize=4)  # a client asks page after page
 def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> Sequence[Mapping[str, Any]]:
     """The Hub's tree answer for a folder ("" = root), sorted by path, folders included."""
@@ -10195,28 +10199,16 @@ def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> Sequence[Mapp
         depth = len(parts) if recursive else min(len(parts), 2)
         folders.update(prefix + "/".join(parts[:i]) for i in range(1, depth))
         if recursive or len(parts) == 1:
-            entries.append(file_entry(file))
+            entries.append({"type": "file", "oid": file.git_sha1, "size": file.size, "path": path, **_lfs(file, "oid")})
     for path in folders:
         entries.append({"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path})
     return sorted(entries, key=lambda entry: str(entry["path"]))
 
 
-def file_entry(remote: RemoteFile) -> Dict[str, Any]:
-    """One file of a tree answer."""
-    entry: Dict[str, Any] = {"type": "file", "oid": remote.git_sha1, "size": remote.size, "path": remote.path}
-    if remote.sha256:
-        entry["lfs"] = {"oid": remote.sha256, "size": remote.size, "pointerSize": 134}
-    return entry
-
-
 def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
     """The Hub's answer to /api/models/ID/revision/REV."""
-    siblings = []
-    for path, file in sorted(repo.files.items()):
-        sibling: Dict[str, Any] = {"rfilename": path, "size": file.size, "blobId": file.git_sha1}
-        if file.sha256:
-            sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": 134}
-        siblings.append(sibling)
+    files = sorted(repo.files.items())
+    siblings = [{"rfilename": p, "size": f.size, "blobId": f.git_sha1, **_lfs(f, "sha256")} for p, f in files]
     return {
         "_id": repo.commit[:24],
         "id": repo.repo,
@@ -10612,7 +10604,6 @@ JOBS_KEPT, JOB_DAYS = 100, 14  # ended jobs beyond these go, with their logs
 OTHER_LOGS = "/home/*/logs/hfship"  # where watch looks for the jobs of other users
 STOP_STEPS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))  # and how long each may take
 SECRET_OPTIONS = ("--env", "--api-key", "--token", "--password")  # their values are in no record
-JOB_SUBJECTS = ("repos", "models", "targets", "archives", "names")  # arguments that say what a run is about
 # What a job that is resumed by cron or systemd must find again of the environment that it was started in.
 _KEPT_VARIABLES = re.compile(
     r"HFSHIP_(\w+_DIR|KEY)|HF_(ENDPOINT|HOME|TOKEN_PATH|HUB_\w+)|XDG_CACHE_HOME|PATH|LANG|LC_ALL|TMPDIR|DOCKER_(HOST"
@@ -11747,10 +11738,7 @@ def remove_leftover(root: Path, item: Leftover) -> bool:
 
 def freed_by(items: Sequence[Leftover]) -> int:
     """Bytes that the disk gets back: a file with several names counts once, and only when all of them go."""
-    names: Dict[Tuple[int, int], int] = {}
-    for item in items:
-        key = _identity(item.status)
-        names[key] = names.get(key, 0) + 1
+    names = Counter(_identity(item.status) for item in items)
     once = {_identity(item.status): item.status for item in items}
     return sum(status.st_blocks * 512 for key, status in once.items() if status.st_nlink <= names[key])
 
@@ -11805,8 +11793,8 @@ class Finding:
     check: str
     state: str
     text: str
-    next_step: str = ""
-    code: Exit = Exit.OK
+    next: str = ""
+    exit_code: Exit = Exit.OK
 
 
 class Doubt(Exception):
@@ -12359,15 +12347,8 @@ def cmd_pack(context: Context) -> Exit:
         step = "give --split, and --to for each medium instead of -o"
         raise UsageError("--to is for parts on several media", "", step)
     out, *media = args.to or [args.output or settings.package_dir]
-    options = PackOptions(
-        split=args.split,
-        level=args.level,
-        jobs=args.jobs,
-        force=args.force,
-        profile=args.profile,
-        since=manifest_at(args.since, settings) if args.since else None,
-        read_back=bool(args.to),
-    )
+    since = manifest_at(args.since, settings) if args.since else None
+    options = PackOptions(**known_fields(PackOptions, {**vars(args), "since": since, "read_back": bool(args.to)}))
 
     def pack(folder: Path) -> Dict[str, Any]:
         manifest = manifest_to_pack(folder, args.name, args.jobs, reporter, keep=not args.dry_run)
@@ -12888,7 +12869,9 @@ def serve_model(context: Context, word: str) -> Dict[str, Any]:
     try:
         return served_row(deployment, facts, wait_until_it_answers(deployment, restarts, reporter))
     except KeyboardInterrupt as exc:
-        raise left_loading(name) from exc
+        step = f"hfship logs {name} -f    # how far it is\nhfship serve {name}     # waits again\nhfship stop {name}"
+        what, why = f"interrupted: {name} goes on loading", "its container runs on without hfship"
+        raise Interrupted(what, why, step) from exc
 
 
 def find_served_model(context: Context, name: str) -> Path:
@@ -13224,16 +13207,6 @@ def log_folders(context: Context) -> List[Path]:
     return list(dict.fromkeys(folder.resolve() for folder in [context.settings.log_dir, *also, *others]))
 
 
-def named_job(context: Context, name: str) -> Job:
-    """The job called `name`, or USER:NAME for another user's. Raises NotFoundError."""
-    jobs = read_jobs(log_folders(context), context.reporter.warn)
-    for job in jobs:
-        if name == job.label:
-            return job
-    here = shorten([job.label for job in jobs]) or "none"
-    raise NotFoundError(f"no such job: {name}", f"jobs: {here}", "hfship watch --once")
-
-
 def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
     """What is called `name`. Raises NotFoundError."""
     jobs = {job.label: job for job in reversed(read_jobs(log_folders(context), context.reporter.warn))}
@@ -13260,9 +13233,10 @@ def cmd_watch(context: Context) -> Exit:
     if args.resume_all:
         rows = _tell_rows(context, resume_jobs(read_jobs([context.settings.log_dir], reporter.warn), reporter))
         return Exit.INCOMPLETE if any("error" in row for row in rows) else Exit.OK
+    known = [job.label for job in read_jobs(log_folders(context), reporter.warn)]
     for name in args.jobs:
-        named_job(context, name)
-    read_jobs(log_folders(context), reporter.warn)
+        if name not in known:
+            raise NotFoundError(f"no such job: {name}", f"jobs: {shorten(known) or 'none'}", "hfship watch --once")
 
     def jobs() -> List[Job]:
         return [job for job in read_jobs(log_folders(context)) if not args.jobs or job.label in args.jobs]
@@ -13472,9 +13446,8 @@ def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, C
     if context.args.models_file:
         chosen, others = chosen_models(file, words), []
     else:
-        known = {word for m in file.models for word in (m.repo.partition("@")[0], m.deployment, m.name)}
-        chosen = tuple(model for word in words if word in known for model in chosen_models(file, [word]))
-        others = [word for word in words if word not in known]
+        chosen = tuple(file.known[word] for word in words if word in file.known)
+        others = [word for word in words if word not in file.known]
     runs: Dict[str, Context] = {}
 
     def add(label: str, model: ListedModel, words: Sequence[str], **more: Any) -> None:
@@ -13495,9 +13468,9 @@ def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, C
     return runs
 
 
-def run_models(context: Context) -> Exit:
+def run_models(command: Command, context: Context) -> Exit:
     """Run the command: once, or for each model of a models file. Raises UsageError where there is nothing to do."""
-    command, file = next(row for row in COMMANDS if row.name == context.args.command), context.file
+    file = context.file
     runs = runs_of(command, context, file) if file and command.models else {"": context}
     if len(runs) == 1:
         (only,) = runs.values()
@@ -13694,12 +13667,11 @@ def cmd_doctor(context: Context) -> Exit:
     hub = HubDoctor(settings, args.repo, args.mirror, Reporter("none", -1))
     found = [] if offline or sys.version_info < (3, 10) else list(hub.findings())
     found += [examination.result() for examination in here]
-    facts = [{"check": f.check, "state": f.state, "text": f.text, "next": as_typed(f.next_step)} for f in found]
-    steps = [f"next  {fact['check']}: {fact['next']}" for fact in facts if fact["next"]]
-    text = table([[fact["state"], fact["check"], fact["text"]] for fact in facts])
-    rows = [{**fact, "exit_code": int(f.code)} for fact, f in zip(facts, found)]
+    steps = [f"next  {f.check}: {as_typed(f.next)}" for f in found if f.next]
+    text = table([[f.state, f.check, f.text] for f in found])
+    rows = [{**asdict(f), "next": as_typed(f.next)} for f in found]
     context.reporter.result_of("\n".join([text, *steps]), rows)
-    return next((finding.code for finding in found if finding.state == "fail"), Exit.OK)
+    return next((finding.exit_code for finding in found if finding.state == "fail"), Exit.OK)
 
 
 # ---- version -------------------------------------------------------------------------
@@ -14026,7 +13998,7 @@ def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:
         return int(error.code), "interrupted" if isinstance(exc, Terminated) else by_hand
 
 
-def run_job(context: Context, words: Sequence[str], run: Callable[[], int]) -> int:
+def run_job(command: Command, context: Context, words: Sequence[str]) -> int:
     """Run a command with a record and a log of its own; with --background in a process that outlives us."""
     args, reporter, folder = context.args, context.reporter, context.settings.log_dir
     pid, pipe = 0, -1
@@ -14035,14 +14007,13 @@ def run_job(context: Context, words: Sequence[str], run: Callable[[], int]) -> i
         if pid:
             return tell_job(context, pid, *await_job(pid, pipe))
         reporter.progress = "json" if reporter.progress == "json" else "none"
-    subjects: Sequence[str] = next((vars(args)[key] for key in JOB_SUBJECTS if vars(args).get(key)), [])
-    name = job_name(args.command, [args.name] if getattr(args, "name", None) else subjects)
+    name = job_name(command.name, [args.name] if getattr(args, "name", None) else getattr(args, command.models))
     record = new_record(name, words, args.background, os.environ)
     keeper = JobKeeper(reporter, folder, record, args.log_format, pipe)
 
     def work() -> int:
         try:
-            return run()
+            return run_models(command, context)
         except InUseError as exc:
             raise with_job(exc, read_jobs([folder]), name) from exc
 
@@ -14092,10 +14063,10 @@ def run_line(words: Sequence[str], reporter: Reporter) -> int:
     context = Context(args, settings, reporter, given, file)
     only_shows = getattr(args, "dry_run", False) or getattr(args, "plan", False)
     if not command.job or only_shows and not args.background:
-        return run_models(context)
+        return run_models(command, context)
     if only_shows:
         raise UsageError("--background is for work", "nothing would be seen of what is shown", "leave it out")
-    return run_job(context, words, lambda: run_models(context))
+    return run_job(command, context, words)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
