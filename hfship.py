@@ -1301,7 +1301,10 @@ def disk_error(exc: OSError, doing: str, path: Path, next_step: str = "") -> Dis
         reason += f" ({human_bytes(free_bytes(path))} free)"
     access = exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
     first = "leave the folder alone meanwhile" if exc.errno in CHANGED_UNDERNEATH else "free space"
-    step = "choose another folder (-o DIR), or fix this one" if access else f"{first}, then run the same command again"
+    step = f"{first}, then run the same command again"
+    if access:
+        ours = doing not in ("read", "remove", "use")
+        step = "choose another folder (-o DIR), or fix this one" if ours else "change that, or run it as its owner"
     return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or step)
 
 
@@ -10863,14 +10866,11 @@ class JobKeeper:
         """Take a name, write the first record and open the log."""
         self._running = True
         try:
-            fd = os.open(make_dir(self._folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+            with opened(make_dir(self._folder)) as fd:
                 with contextlib.suppress(OSError):  # NFS does not lock folders
                     fcntl.flock(fd, fcntl.LOCK_EX)  # two runs that begin together get two names
                 self._record = replace(self._record, name=free_name(self._folder, self._record))
                 self._write(self._now(*self._reporter.stages[-1:]))
-            finally:
-                os.close(fd)
             self._reporter.job = self._record.name
             expire_jobs(self._folder)
             self._reporter.log("info", "began: " + command_line("hfship", *self._record.words))
@@ -13284,7 +13284,7 @@ def cmd_mirror(context: Context) -> Exit:
         try:
             args.access_log.open("a").close()
         except OSError as exc:
-            raise disk_error(exc, "write", args.access_log) from exc
+            raise disk_error(exc, "write", args.access_log, "give --access-log another FILE") from exc
     library, reporter = Library(folder, context.reporter.info), context.reporter
     value = os.environ.get("HFSHIP_MIRROR_TOKEN", "").strip()
     token = checked_token(value, "environment variable HFSHIP_MIRROR_TOKEN") if value else None
