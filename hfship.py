@@ -85,7 +85,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from fnmatch import fnmatchcase
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from glob import glob
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11852,7 +11852,7 @@ class HubDoctor:
             if found.state == "fail" and check in ("proxy", "dns", "tls", "hub"):
                 break  # a mirror may still be reached
         for mirror in self._mirrors:
-            yield Examination(f"mirror {mirror}", lambda url=mirror: self._mirror(url), 2 * PROBE_TIMEOUT_S).result()  # type: ignore[misc]
+            yield Examination(f"mirror {mirror}", partial(self._mirror, mirror), 2 * PROBE_TIMEOUT_S).result()
 
     def _proxy(self) -> str:
         requests = import_requests()
@@ -12144,14 +12144,12 @@ def cmd_fetch(context: Context) -> Exit:
 def fetch_requests(args: argparse.Namespace, endpoint: str) -> List[FetchRequest]:
     """The repositories asked for, with the names of their folders. Raises UsageError when names collide."""
     requests = []
-    rehash = args.verify or args.repair
     for text in args.repos:
         repo, revision = parse_repo(text, endpoint)
         name = args.name or repo.rpartition("/")[2]
         make_manifest(name, ())  # refuses what cannot be a folder name
-        patterns = tuple(args.include), tuple(args.exclude)
-        asked = revision or args.revision
-        requests.append(FetchRequest(repo, asked, name, args.repo_type, *patterns, args.all_files, rehash))
+        own = {"repo": repo, "revision": revision or args.revision, "name": name, "rehash": args.verify or args.repair}
+        requests.append(FetchRequest(**known_fields(FetchRequest, {**vars(args), **own})))
     names = [request.name for request in requests]
     if len(set(names)) < len(names):
         step = "fetch them one by one with --name"
@@ -12213,14 +12211,12 @@ def missing_or_wrong(plan: FetchPlan) -> List[HfshipError]:
     missing = [job.remote.path for job in plan.jobs if not job.target.exists()]
     source = plan.snapshot.source
     step = fetch_command(source, source.revision, plan.folder, "--repair")
-    errors: List[HfshipError] = []
-    if wrong:
-        what = f"{plan.folder}: {counted(len(wrong), 'wrong file')}"
-        errors.append(IntegrityError(what, ", ".join(wrong[:20]), step))
-    if missing:
-        what = f"{plan.folder}: {counted(len(missing), 'missing file')}"
-        errors.append(IncompleteError(what, ", ".join(missing[:20]), step))
-    return errors
+    kinds = ((IntegrityError, "wrong file", wrong), (IncompleteError, "missing file", missing))
+    return [
+        kind(f"{plan.folder}: {counted(len(paths), what)}", ", ".join(paths[:20]), step)
+        for kind, what, paths in kinds
+        if paths
+    ]
 
 
 def summarize_failures(failures: Sequence[HfshipError], count: int, reporter: Reporter) -> Exit:
@@ -13659,11 +13655,10 @@ def cmd_doctor(context: Context) -> Exit:
     """Probe the network in order, and at the same time this machine."""
     args, settings = context.args, context.settings
     offline = args.offline or truthy(os.environ.get("HF_HUB_OFFLINE"))
-    checks: List[Tuple[str, Callable[[], str]]] = [("python", lambda: examine_python(offline))]
-    for folder in dict.fromkeys([settings.models_dir, settings.package_dir]):
-        checks.append(("disk", lambda folder=folder: examine_disk(folder)))  # type: ignore[misc]
-    checks += [(name, lambda name=name: examine_program(name)) for name in PROGRAMS]  # type: ignore[misc]
-    here = [Examination(check, work) for check, work in checks]
+    here = [Examination("python", partial(examine_python, offline))]
+    folders = dict.fromkeys([settings.models_dir, settings.package_dir])
+    here += [Examination("disk", partial(examine_disk, folder)) for folder in folders]
+    here += [Examination(name, partial(examine_program, name)) for name in PROGRAMS]
     hub = HubDoctor(settings, args.repo, args.mirror, Reporter("none", -1))
     found = [] if offline or sys.version_info < (3, 10) else list(hub.findings())
     found += [examination.result() for examination in here]
@@ -13762,23 +13757,18 @@ def cmd_version(context: Context) -> Exit:
 SHELLS = ("bash", "zsh")
 
 
-def completion_script(shell: str) -> str:
-    """What makes a shell complete hfship, as build_zipapp.py put it into hfship.pyz. Raises HostError from source."""
-    try:
-        return own_entry(f"completion/{shell}").decode("utf-8")
-    except OSError as exc:
-        why = "they are made when hfship.pyz is built"
-        raise HostError("hfship.py carries no completion scripts", why, "make build; dist/hfship.pyz has them") from exc
-
-
 def completion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="your shell")
 
 
 def cmd_completion(context: Context) -> Exit:
-    """Print the completion script."""
+    """Print what makes a shell complete hfship, as build_zipapp.py put it into hfship.pyz."""
     shell = context.args.shell
-    script = completion_script(shell)
+    try:
+        script = own_entry(f"completion/{shell}").decode("utf-8")
+    except OSError as exc:
+        why = "they are made when hfship.pyz is built"
+        raise HostError("hfship.py carries no completion scripts", why, "make build; dist/hfship.pyz has them") from exc
     context.reporter.result_of(script, {"shell": shell, "script": script})
     return Exit.OK
 
