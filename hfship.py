@@ -9777,10 +9777,13 @@ def read_image(image: Image) -> Image:
     return replace(image, id=str(value["Id"]), version=version, cuda=str(variables.get("CUDA_VERSION", "")))
 
 
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def port_is_free(bind: str, port: int) -> bool:
     """Whether a server could listen there now."""
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket(family_of(bind), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((bind, port))
@@ -10510,7 +10513,7 @@ class MirrorServer(ThreadingHTTPServer):
         self.library, self.reporter, self.tree_page = library, reporter, tree_page
         self.token, self.tls, self.closing, self._access_log = token, tls, False, access_log
         self.answering: Set[HubHandler] = set()
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.address_family = family_of(address[0])
         try:
             super().__init__(address, handler)
         except OSError as exc:
@@ -12089,6 +12092,35 @@ class Command:
     job: bool = False  # has a record and a log, and runs in the background when asked to
 
 
+# ---- values of options ---------------------------------------------------------------
+
+
+def _checked(read: Callable[[str], Any], good: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """What argparse asks to read a value, and says about one that is not good: 'X' is not `expected`."""
+
+    def convert(text: str) -> Any:
+        with contextlib.suppress(ValueError, KeyError, OSError):
+            value = read(text)
+            if good(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+    return convert
+
+
+_GPUS = re.compile(r"(all|((\d+|GPU-[\w-]+)(,(?!$)|$))*)$", re.ASCII)
+_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_positive = _checked(int, lambda number: number > 0, "a positive number")
+_port = _checked(int, range(1, 1 << 16).__contains__, "a port")
+_free_port = _checked(int, range(1 << 16).__contains__, "a port")
+_share = _checked(float, lambda share: 0 < share <= 1, "above 0 and at most 1")
+_gpus = _checked(str, lambda text: bool(_GPUS.match(text)), "a list of GPUs, like 0,1")
+_address = _checked(str, lambda text: bool(socket.inet_pton(family_of(text), text)), "an IP address (0.0.0.0: all)")
+_age = _checked(
+    lambda text: int(text[:-1]) * _AGES[text[-1:]], lambda s: s >= 0, "an age: write it like 90m, 12h or 7d"
+)
+
+
 # ---- fetch ---------------------------------------------------------------------------
 
 
@@ -12304,12 +12336,6 @@ def _jobs_argument(parser: argparse.ArgumentParser) -> None:
 def _key_argument(parser: argparse.ArgumentParser) -> None:
     what = "require a signature by this key (default: HFSHIP_KEY, else none)"
     parser.add_argument("--key", type=Path, metavar="PUB.pem", help=what)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
 
 
 def pack_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12675,7 +12701,7 @@ def push_arguments(parser: argparse.ArgumentParser) -> None:
     add("archives", nargs="*", metavar="ARCHIVE|NAME|DIR", help="archive, part, their folder, or NAME")
     add("to", metavar="[USER@]HOST:DIR", help="where to, by ssh; without HOST: a folder of this machine")
     port = "port of ssh (default: as in ~/.ssh/config)"
-    add("-p", "--port", dest="ssh_port", type=_positive, metavar="N", help=port)
+    add("-p", "--port", dest="ssh_port", type=_port, metavar="N", help=port)
     add("-i", "--identity", metavar="FILE", help="private key for ssh (default: those that ssh finds)")
     add("--bwlimit", metavar="RATE", help="bytes per second of all, like 20M; plain numbers are KiB")
     what = "files at once (default: %(default)s)"
@@ -12744,29 +12770,6 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", dest="ready_timeout_s", type=_positive, default=3600, metavar="SECONDS", help=wait)
 
 
-def _gpus(text: str) -> str:
-    if not re.match(r"(all|((\d+|GPU-[\w-]+)(,(?!$)|$))*)$", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPUs, like 0,1")
-    return text
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
-    return value
-
-
-def _port(text: str) -> int:
-    if _positive(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
-    return int(text)
-
-
-def _free_port(text: str) -> int:
-    return 0 if text == "0" else _port(text)
-
-
 def serve_options(args: argparse.Namespace) -> ServeOptions:
     """What the operator asked for. Raises UsageError."""
     env = dict(item.partition("=")[::2] for item in checked_env(args.env))
@@ -12789,14 +12792,6 @@ def checked_env(items: Iterable[str]) -> List[str]:
             raise UsageError(f"--env {name} has no value", "", f"--env {name}=VALUE")
         require_env(name, value)
     return items
-
-
-def _address(text: str) -> str:
-    """docker publishes ports on addresses, not on names."""
-    with contextlib.suppress(OSError):
-        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not an IP address (0.0.0.0 listens on all)")
 
 
 def cmd_serve(context: Context) -> Exit:
@@ -13546,13 +13541,6 @@ def clean_arguments(parser: argparse.ArgumentParser) -> None:
     add("--older-than", type=_age, default=0, metavar="AGE", help="only what is older, like 12h or 7d")
     add("--dry-run", action="store_true", help="show what would go")
     add("-y", "--yes", action="store_true", help="do not ask")
-
-
-def _age(text: str) -> int:
-    match = re.match(r"(\d+)([smhdw])$", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an age: write it like 90m, 12h or 7d")
-    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
 
 
 def cmd_clean(context: Context) -> Exit:
