@@ -10005,24 +10005,29 @@ STOP_GRACE_S = 8.0  # answers on their way may finish; docker kills after 10 s
 
 @dataclass(frozen=True, eq=False)  # one is like itself alone: so its tree can be remembered
 class MirrorRepo:
-    """One model folder as a repository at one commit.
+    """One model folder as a repository at one commit; `files` as the Hub would list them."""
 
-    `revisions` are the names that lead to it; of several folders of a repository, that of the highest `rank` is `main`.
-    """
-
-    repo: str
-    repo_type: str
-    commit: str
-    revisions: FrozenSet[str]
-    license: Optional[str]
+    source: Source
     folder: Path
-    files: Mapping[str, RemoteFile]  # as the Hub would list them
-    rank: Tuple[object, ...] = ()
-    aliases: FrozenSet[str] = frozenset()  # ids in lower case: the name before the Hub renamed it
+    files: Mapping[str, RemoteFile]
+
+    @property
+    def repo(self) -> str:
+        return self.source.resolved_repo
+
+    @property
+    def commit(self) -> str:
+        return self.source.commit
 
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files.values())
+
+    @property
+    def rank(self) -> Tuple[object, ...]:
+        """Of several folders of a repository, that of the highest rank is its `main`."""
+        source = self.source
+        return bool(source.endpoint), source.revision == "main", source.fetched_at, len(self.files)
 
 
 Shelf = Mapping[Tuple[str, str], Sequence[MirrorRepo]]  # (repository type, id in lower case) -> revisions, main first
@@ -10063,7 +10068,7 @@ class Library:
     def find(self, repo_type: str, repo: str, revision: str = "main") -> Optional[MirrorRepo]:
         """The repository at a branch, tag, or commit of at least seven digits."""
         held = self.shelf().get((repo_type, repo.lower()), ())
-        named = [r for r in held if revision in r.revisions]
+        named = [r for r in held if revision in (r.commit, r.source.revision)]
         short = [r for r in held if len(revision) >= 7 and r.commit.startswith(revision)]
         return next(iter(named or short or (held if revision == "main" else ())), None)
 
@@ -10074,8 +10079,8 @@ class Library:
             for folder, repo_type, name in model_folders(self._root):
                 try:
                     repo = self._repo(folder, repo_type, name)
-                    for key in repo.aliases | {repo.repo.lower()}:
-                        found.setdefault((repo.repo_type, key), []).append(repo)
+                    for key in {repo.source.repo.lower(), repo.repo.lower()}:  # the Hub may have renamed it
+                        found.setdefault((repo.source.repo_type, key), []).append(repo)
                 except HfshipError as exc:
                     left_out[name] = f"{exc.what} ({exc.why})" if exc.why else exc.what
                 except OSError as exc:
@@ -10160,17 +10165,7 @@ def mirror_repo(folder: Path, repo_type: str, name: str, sizes: Mapping[str, int
     files = {path: _remote_view(folder / path, path, size, known.get(path)) for path, size in sizes.items()}
     digest = hashlib.sha1("".join(f"{path} {file.etag}\n" for path, file in sorted(files.items())).encode())
     source = source or Source("", name, "main", name, digest.hexdigest(), repo_type=repo_type)
-    return MirrorRepo(
-        source.resolved_repo,
-        source.repo_type,
-        source.commit,
-        frozenset({source.commit, source.revision}),
-        source.license,
-        folder,
-        files,
-        (bool(source.endpoint), source.revision == "main", source.fetched_at, len(files)),
-        frozenset({source.repo.lower()}),
-    )
+    return MirrorRepo(source, folder, files)
 
 
 def _remote_view(location: Path, path: str, size: int, sha256: Optional[str]) -> RemoteFile:
@@ -10213,7 +10208,7 @@ def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> Sequence[Mapp
 
 def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
     """The Hub's answer to /api/models/ID/revision/REV."""
-    files = sorted(repo.files.items())
+    license, files = repo.source.license, sorted(repo.files.items())
     siblings = [{"rfilename": p, "size": f.size, "blobId": f.git_sha1, **_lfs(f, "sha256")} for p, f in files]
     return {
         "_id": repo.commit[:24],
@@ -10223,8 +10218,8 @@ def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
         "sha": repo.commit,
         **dict.fromkeys(("private", "gated", "disabled"), False),
         **dict.fromkeys(("downloads", "likes"), 0),
-        "tags": [f"license:{repo.license}"] if repo.license else [],
-        "cardData": {"license": repo.license} if repo.license else {},
+        "tags": [f"license:{license}"] if license else [],
+        "cardData": {"license": license} if license else {},
         "siblings": siblings,
         "usedStorage": repo.size,
     }
@@ -10376,7 +10371,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def send_list(self, repo_type: str, query: Mapping[str, str]) -> None:
         """/api/models?search=WORDS&author=ORG&limit=N"""
-        held = [repo for repo in self.server.library.repos() if repo.repo_type == repo_type]
+        held = [repo for repo in self.server.library.repos() if repo.source.repo_type == repo_type]
         author, words = query.get("author", "").lower(), query.get("search", "").lower()
         limit = asked_number(query.get("limit"), len(held))
         found = [r for r in held if words in r.repo.lower() and r.repo.lower().startswith(author)]
@@ -10389,8 +10384,8 @@ class HubHandler(BaseHTTPRequestHandler):
             asked = {path for path in getattr(self, "paths", ()) if isinstance(path, str)}
             self.send_json(200, [entry for entry in tree_entries(repo, "", True) if entry["path"] in asked])
         elif verb == "refs":
-            held = self.server.library.shelf().get((repo.repo_type, repo.repo.lower()), [repo])
-            names = {name: r.commit for r in reversed(held) for name in r.revisions if name != r.commit}
+            held = self.server.library.shelf().get((repo.source.repo_type, repo.repo.lower()), [repo])
+            names = {r.source.revision: r.commit for r in reversed(held) if r.source.revision != r.commit}
             names["main"] = repo.commit
             heads = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": names[n]} for n in sorted(names)]
             self.send_json(200, {"branches": heads, "tags": [], "converts": []})
