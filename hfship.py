@@ -12108,12 +12108,13 @@ _AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _positive = _checked(int, lambda number: number > 0, "a positive number")
 _port = _checked(int, range(1, 1 << 16).__contains__, "a port")
 _free_port = _checked(int, range(1 << 16).__contains__, "a port")
+_connections = _checked(int, range(1, 2 * MAX_CONNECTIONS + 1).__contains__, f"from 1 to {2 * MAX_CONNECTIONS}")
+_seconds = _checked(float, lambda seconds: 0 < seconds < 1e6, "a positive number of seconds")
 _share = _checked(float, lambda share: 0 < share <= 1, "above 0 and at most 1")
+_tail = _checked(str, lambda text: bool(re.fullmatch(r"all|\d+", text, re.ASCII)), "a number of lines")
 _gpus = _checked(str, lambda text: bool(_GPUS.match(text)), "a list of GPUs, like 0,1")
 _address = _checked(str, lambda text: bool(socket.inet_pton(family_of(text), text)), "an IP address (0.0.0.0: all)")
-_age = _checked(
-    lambda text: int(text[:-1]) * _AGES[text[-1:]], lambda s: s >= 0, "an age: write it like 90m, 12h or 7d"
-)
+_age = _checked(lambda text: int(text[:-1]) * _AGES[text[-1:]], lambda age: age >= 0, "an age, like 90m, 12h or 7d")
 
 
 # ---- fetch ---------------------------------------------------------------------------
@@ -12130,7 +12131,7 @@ def fetch_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out; repeatable")
     add("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
     add("--token-file", metavar="FILE", help="file with the Hub token (default: HF_TOKEN, ~/.cache)")
-    add("-j", "--jobs", type=int, metavar="N", help="connections (default: as many as bring more)")
+    add("-j", "--jobs", type=_connections, metavar="N", help="connections (default: as many as bring more)")
     add("--limit-rate", type=parse_size, metavar="SIZE", help="bytes per second, like 20M")
     add("--mirror", action="append", default=[], metavar="URL", help="ask it before the Hub; repeatable")
     add("--all-files", action="store_true", help="also weights in formats that vLLM does not read")
@@ -12181,8 +12182,6 @@ def fetch_requests(args: argparse.Namespace, endpoint: str) -> List[FetchRequest
     if len(set(names)) < len(names):
         step = "fetch them one by one with --name"
         raise UsageError("two repositories would go into the same folder", ", ".join(names), step)
-    if args.jobs is not None and not 1 <= args.jobs <= 2 * MAX_CONNECTIONS:
-        raise UsageError(f"--jobs must be from 1 to {2 * MAX_CONNECTIONS}", "", "leave it out for the default")
     return requests
 
 
@@ -13031,7 +13030,7 @@ def logs_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", metavar="NAME", help="deployment, or job")
     add("-f", "--follow", action="store_true", help="go on until Ctrl-C")
-    add("--tail", default="all", metavar="N", help="only the last N lines (default: all)")
+    add("--tail", type=_tail, default="all", metavar="N", help="only the last N lines (default: all)")
 
 
 def named_deployment(context: Context, name: str) -> Deployment:
@@ -13163,8 +13162,6 @@ def confirm(question: str, reporter: Reporter) -> None:
 
 def cmd_logs(context: Context) -> Exit:
     """The log of a job or of a deployment."""
-    if not re.match(r"(all|\d+)$", context.args.tail):
-        raise UsageError(f"--tail {context.args.tail} is not a number", "", "hfship logs NAME --tail 100")
     found = job_or_deployment(context, context.args.name)
     if isinstance(found, Job):
         follow_log(found, context.args.follow, context.args.tail, context.reporter)
@@ -13181,7 +13178,8 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     add("jobs", nargs="*", metavar="JOB", help="only these jobs (default: all, also those of others in /home)")
     add("--also", action="append", default=[], metavar="DIR", help="also the jobs of this log folder; repeatable")
     add("--once", action="store_true", help="show them as they are now; --json alone does too")
-    add("--interval", type=float, metavar="SECONDS", help="between two looks; with --json: a line each, while jobs run")
+    looks = "between two looks; with --json: a line each, while jobs run"
+    add("--interval", type=_seconds, metavar="SECONDS", help=looks)
     add("--resume-all", action="store_true", help="go on with background jobs that a reboot or a kill interrupted")
     add("--install", action="store_true", help="print a systemd unit and a cron line that resume jobs after a reboot")
 

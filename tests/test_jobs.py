@@ -195,6 +195,8 @@ REFUSED: Dict[str, Any] = {
     "stop nothing": (["stop", "nothing"], 5, "no such deployment or job: nothing"),
     "stop no name": (["stop", "../x"], 5, "watch --once"),
     "logs of nothing": (["logs", "nothing"], 5, "jobs: none"),
+    "logs of no lines": (["logs", "m", "--tail", "-1"], 2, "--tail"),
+    "watch backwards": (["watch", "--interval", "-1"], 2, "not a positive number of seconds"),
     "watch nothing": (["watch", "nothing"], 5, "no such job: nothing"),
     "no log folder": (["fetch", "org/tiny", "--background", "--log-dir", "/dev/null/x"], 7, "--log-dir"),
     "no log file": (["fetch", "org/tiny", "--log-file", "/nowhere/x"], 7, "--log-file"),
