@@ -5945,7 +5945,7 @@ def find_archives(argument: str, folders: Sequence[Path]) -> List[ArchiveFiles]:
     path = Path(argument)
     if argument == STDIN:
         return [ArchiveFiles(Path(), STDIN, {})]
-    if path.is_dir():
+    if argument and path.is_dir():  # an unset variable of a script does not mean the current folder
         return archives_in(path)
     match = _PART.match(path.name)
     name = match["archive"] if match else re.sub(r"\.(sha256|sig)$", "", path.name)
@@ -11332,6 +11332,8 @@ def parse_destination(text: str, ssh: Sequence[str] = ()) -> Destination:
     ['me@gpu1:/data', 'gpu1:in', '[::1]:in']
     """
     match = re.match(r"((?:[^@:/]+@)?(?:\[[^\]/]+\]|[^:/\[]+)):(.*)$", text)
+    if not text:
+        raise UsageError("the destination is empty", "", "write [USER@]HOST:DIR, or the path of a folder")
     if not match:
         return Destination("", os.path.abspath(os.path.expanduser(text)))
     if match[1].startswith("-"):
@@ -13541,6 +13543,8 @@ def cmd_clean(context: Context) -> Exit:
     args, reporter = context.args, context.reporter
     if args.old_revisions and not args.cache:
         raise UsageError("--old-revisions is for caches", "", "add --cache")
+    if "" in args.folders:
+        raise UsageError("the name of a folder is empty", "", "hfship clean DIR")
     own = [context.settings.models_dir, context.settings.package_dir]
     if args.cache:
         own += [hub_path(os.environ, "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")]
