@@ -12178,7 +12178,10 @@ def fetch_requests(args: argparse.Namespace, endpoint: str) -> List[FetchRequest
         repo, revision = parse_repo(text, endpoint)
         name = args.name or repo.rpartition("/")[2]
         make_manifest(name, ())  # refuses what cannot be a folder name
-        own = {"repo": repo, "revision": revision or args.revision, "name": name, "rehash": args.verify or args.repair}
+        revision = revision or args.revision
+        if revision and not revision.isprintable():  # bytes that are no UTF-8, say
+            raise UsageError(f"{revision!r} is not a revision", "", "give a branch, tag or commit")
+        own = {"repo": repo, "revision": revision, "name": name, "rehash": args.verify or args.repair}
         requests.append(FetchRequest(**known_fields(FetchRequest, {**vars(args), **own})))
     names = [request.name for request in requests]
     if len(set(names)) < len(names):

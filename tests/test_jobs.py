@@ -188,6 +188,7 @@ def test_the_job_in_the_way_is_named(pid: int, name: str, tmp_path: Path) -> Non
 # arguments -> exit code, words
 REFUSED: Dict[str, Any] = {
     "usage": (["fetch", "org/tiny", "-j", "0", "--background"], 2, "--jobs"),
+    "not UTF-8": (["fetch", "org/tiny", "--revision", "\udcff"], 2, "is not a revision"),
     "unknown repository": (["fetch", "org/nothing", "--background"], 5, "org/nothing was not found"),
     "unknown archive": (["verify", "nothing", "--background"], 5, "nothing"),
     "two unknown": (["fetch", "org/no", "org/none", "--background"], 3, "org/none was not found"),
