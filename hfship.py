@@ -11332,8 +11332,8 @@ def parse_destination(text: str, ssh: Sequence[str] = ()) -> Destination:
     ['me@gpu1:/data', 'gpu1:in', '[::1]:in']
     """
     match = re.match(r"((?:[^@:/]+@)?(?:\[[^\]/]+\]|[^:/\[]+)):(.*)$", text)
-    if not text:
-        raise UsageError("the destination is empty", "", "write [USER@]HOST:DIR, or the path of a folder")
+    if not text.isprintable() or not text:
+        raise UsageError(f"{text!r} is no destination", "", "write [USER@]HOST:DIR, or the path of a folder")
     if not match:
         return Destination("", os.path.abspath(os.path.expanduser(text)))
     if match[1].startswith("-"):
