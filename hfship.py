@@ -12105,6 +12105,15 @@ def _checked(read: Callable[[str], Any], good: Callable[[Any], bool], expected: 
     return convert
 
 
+def _variable(text: str) -> str:
+    """A variable, K=V, that a container can be given. Raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--env {name} has no value", "", f"--env {name}=VALUE")
+    require_env(name, value)
+    return text
+
+
 _GPUS = re.compile(r"(all|((\d+|GPU-[\w-]+)(,(?!$)|$))*)$", re.ASCII)
 _AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _positive = _checked(int, lambda number: number > 0, "a positive number")
@@ -12751,7 +12760,8 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     cache = "fp8 halves the KV cache (default: the model's)"
     add("--kv-cache-dtype", choices=KV_DTYPES, default="auto", metavar="DTYPE", help=cache)
     add("--trust-remote-code", action="store_true", help="run the Python code that the model brings")
-    add("--env", action="append", default=[], metavar="K=V", help="variable of the container; repeatable")
+    variable = "variable of the container; repeatable"
+    add("--env", type=_variable, action="append", default=[], metavar="K=V", help=variable)
     passed_on = "passed on to vllm serve, as is everything after --"
     add("--extra-arg", dest="extra_args", action="append", default=[], metavar="ARG", help=passed_on)
     add = parser.add_argument_group("machine").add_argument
@@ -12771,7 +12781,7 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 def serve_options(args: argparse.Namespace) -> ServeOptions:
     """What the operator asked for. Raises UsageError."""
-    env = dict(item.partition("=")[::2] for item in checked_env(args.env))
+    env = dict(item.partition("=")[::2] for item in args.env)
     if args.shm_size:
         parse_size(args.shm_size)
     if args.assume_gpus and not args.plan:
@@ -12780,17 +12790,6 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
         raise UsageError("--port, --name and --served-model-name are for one model", "", "serve them one by one")
     gpus = [] if args.gpus == "all" else list(filter(None, args.gpus.split(",")))
     return ServeOptions(**known_fields(ServeOptions, {**vars(args), "env": env, "gpus": gpus}))
-
-
-def checked_env(items: Iterable[str]) -> List[str]:
-    """Variables, K=V each, that a container can be given. Raises UsageError."""
-    items = list(items)
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UsageError(f"--env {name} has no value", "", f"--env {name}=VALUE")
-        require_env(name, value)
-    return items
 
 
 def cmd_serve(context: Context) -> Exit:
@@ -13378,7 +13377,7 @@ def option_key(action: argparse.Action) -> Key:
     if action.dest == "name":
         return Key("string", about, lambda name: make_manifest(name, ()).name)
     if action.metavar == "K=V":
-        return Key("object", about, lambda items: checked_env(map("=".join, zip(items, texts(items.values())))))
+        return Key("object", about, lambda items: [convert(f"{k}={v}") for k, v in zip(items, texts(items.values()))])
     if isinstance(action.default, list):
         return Key("array", about, lambda items: [convert(word) for word in texts(items)])
     if convert is _gpus:
