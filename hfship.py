@@ -10511,7 +10511,7 @@ class MirrorServer(ThreadingHTTPServer):
         self.address_family = family_of(address[0])
         try:
             super().__init__(address, handler)
-        except OSError as exc:
+        except (OSError, TypeError, UnicodeError) as exc:  # the last two for what cannot be the name of a host
             where = f"{address[0]}:{address[1]}"
             step = "choose another --port, or stop what listens there (ss -ltnp)"
             raise HostError(f"cannot listen on {where}", getattr(exc, "strerror", "") or str(exc), step) from exc
