@@ -79,13 +79,13 @@ import weakref
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
 from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from fnmatch import fnmatchcase
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from glob import glob
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -887,6 +887,11 @@ class ModelsFile:
     models: Tuple[ListedModel, ...]
     others: ListedModel
 
+    @property
+    def known(self) -> Dict[str, ListedModel]:
+        """The models by the words that mean them: repositories, deployments, names."""
+        return {word: m for m in self.models for word in (m.repo.partition("@")[0], m.deployment, m.name) if word}
+
 
 def load_settings(
     env: Mapping[str, str], endpoint: Optional[str] = None, file: Optional[ModelsFile] = None
@@ -1093,7 +1098,7 @@ def models_file_of(path: Path, value: Mapping[str, Any]) -> ModelsFile:
 
 def chosen_models(file: ModelsFile, names: Sequence[str]) -> Tuple[ListedModel, ...]:
     """The models that `names` (names, deployments or repositories) mean; all, without names. Raises NotFoundError."""
-    known = {word: m for m in file.models for word in (m.repo.partition("@")[0], m.deployment, m.name) if word}
+    known = file.known
     if not known:
         raise NotFoundError(f"{file.path} lists no model", "it has no [[model]]", "hfship models --example")
     for name in names:
@@ -1296,7 +1301,10 @@ def disk_error(exc: OSError, doing: str, path: Path, next_step: str = "") -> Dis
         reason += f" ({human_bytes(free_bytes(path))} free)"
     access = exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
     first = "leave the folder alone meanwhile" if exc.errno in CHANGED_UNDERNEATH else "free space"
-    step = "choose another folder (-o DIR), or fix this one" if access else f"{first}, then run the same command again"
+    step = f"{first}, then run the same command again"
+    if access:
+        ours = doing not in ("read", "remove", "use")
+        step = "choose another folder (-o DIR), or fix this one" if ours else "change that, or run it as its owner"
     return DiskError(f"cannot {doing} {path}: {reason}", "", next_step or step)
 
 
@@ -5937,7 +5945,7 @@ def find_archives(argument: str, folders: Sequence[Path]) -> List[ArchiveFiles]:
     path = Path(argument)
     if argument == STDIN:
         return [ArchiveFiles(Path(), STDIN, {})]
-    if path.is_dir():
+    if argument and path.is_dir():  # an unset variable of a script does not mean the current folder
         return archives_in(path)
     match = _PART.match(path.name)
     name = match["archive"] if match else re.sub(r"\.(sha256|sig)$", "", path.name)
@@ -8147,20 +8155,22 @@ def require_signed(manifest: Manifest, signed: Signed, where: Path) -> None:
 
 def open_trusted(
     files: ArchiveFiles, key: Optional[Path], media: Optional[MediaChange] = None
-) -> Tuple[Archive, Optional[Signed]]:
-    """Open an archive; with a key, or HFSHIP_KEY, only once its signature is proven, and only if it holds what was
-    signed."""
+) -> Tuple[Union[Archive, Foreign], Optional[Signed]]:
+    """Open an archive, of whatever program; with a key, or HFSHIP_KEY, only once its signature is proven, and only if
+    it holds what was signed."""
     key = key or trusted_key()
     signed = prove_signature(files.folder / (files.name + SIGNATURE), key) if key else None
     try:
         archive = open_archive(files, media)
-    except ForeignArchive as exc:
+    except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
         if signed:
             raise IntegrityError(exc.what, "its signature can be proven only for archives of hfship") from exc
-        raise
-    if signed and archive.manifest:
-        require_signed(archive.manifest, signed, files.path)
-    return archive, signed
+        stream = exc.stream
+    else:
+        if signed and archive.manifest:
+            require_signed(archive.manifest, signed, files.path)
+        return archive, signed
+    return Foreign(files, stream), None
 
 
 def trusted_key() -> Optional[Path]:
@@ -9767,10 +9777,13 @@ def read_image(image: Image) -> Image:
     return replace(image, id=str(value["Id"]), version=version, cuda=str(variables.get("CUDA_VERSION", "")))
 
 
+def family_of(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def port_is_free(bind: str, port: int) -> bool:
     """Whether a server could listen there now."""
-    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
+    with socket.socket(family_of(bind), socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((bind, port))
@@ -9961,12 +9974,6 @@ def wait_until_it_answers(deployment: Deployment, restarts_before: int, reporter
         time.sleep(POLL_S)
 
 
-def left_loading(name: str) -> Interrupted:
-    """Ctrl-C ends our wait, not the container: say so, and how to go on."""
-    step = f"hfship logs {name} -f    # how far it is\nhfship serve {name}     # waits again\nhfship stop {name}"
-    return Interrupted(f"interrupted: {name} goes on loading", "its container runs on without hfship", step)
-
-
 def startup_failure(deployment: Deployment, trouble: str) -> HostError:
     """The error for a container that died; it is stopped, lest it restart for ever."""
     name, log = deployment.plan.name, log_tail(deployment, PROGRESS_LINES)
@@ -9998,24 +10005,29 @@ STOP_GRACE_S = 8.0  # answers on their way may finish; docker kills after 10 s
 
 @dataclass(frozen=True, eq=False)  # one is like itself alone: so its tree can be remembered
 class MirrorRepo:
-    """One model folder as a repository at one commit.
+    """One model folder as a repository at one commit; `files` as the Hub would list them."""
 
-    `revisions` are the names that lead to it; of several folders of a repository, that of the highest `rank` is `main`.
-    """
-
-    repo: str
-    repo_type: str
-    commit: str
-    revisions: FrozenSet[str]
-    license: Optional[str]
+    source: Source
     folder: Path
-    files: Mapping[str, RemoteFile]  # as the Hub would list them
-    rank: Tuple[object, ...] = ()
-    aliases: FrozenSet[str] = frozenset()  # ids in lower case: the name before the Hub renamed it
+    files: Mapping[str, RemoteFile]
+
+    @property
+    def repo(self) -> str:
+        return self.source.resolved_repo
+
+    @property
+    def commit(self) -> str:
+        return self.source.commit
 
     @property
     def size(self) -> int:
         return sum(file.size for file in self.files.values())
+
+    @property
+    def rank(self) -> Tuple[object, ...]:
+        """Of several folders of a repository, that of the highest rank is its `main`."""
+        source = self.source
+        return bool(source.endpoint), source.revision == "main", source.fetched_at, len(self.files)
 
 
 Shelf = Mapping[Tuple[str, str], Sequence[MirrorRepo]]  # (repository type, id in lower case) -> revisions, main first
@@ -10056,7 +10068,7 @@ class Library:
     def find(self, repo_type: str, repo: str, revision: str = "main") -> Optional[MirrorRepo]:
         """The repository at a branch, tag, or commit of at least seven digits."""
         held = self.shelf().get((repo_type, repo.lower()), ())
-        named = [r for r in held if revision in r.revisions]
+        named = [r for r in held if revision in (r.commit, r.source.revision)]
         short = [r for r in held if len(revision) >= 7 and r.commit.startswith(revision)]
         return next(iter(named or short or (held if revision == "main" else ())), None)
 
@@ -10067,8 +10079,8 @@ class Library:
             for folder, repo_type, name in model_folders(self._root):
                 try:
                     repo = self._repo(folder, repo_type, name)
-                    for key in repo.aliases | {repo.repo.lower()}:
-                        found.setdefault((repo.repo_type, key), []).append(repo)
+                    for key in {repo.source.repo.lower(), repo.repo.lower()}:  # the Hub may have renamed it
+                        found.setdefault((repo.source.repo_type, key), []).append(repo)
                 except HfshipError as exc:
                     left_out[name] = f"{exc.what} ({exc.why})" if exc.why else exc.what
                 except OSError as exc:
@@ -10153,17 +10165,7 @@ def mirror_repo(folder: Path, repo_type: str, name: str, sizes: Mapping[str, int
     files = {path: _remote_view(folder / path, path, size, known.get(path)) for path, size in sizes.items()}
     digest = hashlib.sha1("".join(f"{path} {file.etag}\n" for path, file in sorted(files.items())).encode())
     source = source or Source("", name, "main", name, digest.hexdigest(), repo_type=repo_type)
-    return MirrorRepo(
-        source.resolved_repo,
-        source.repo_type,
-        source.commit,
-        frozenset({source.commit, source.revision}),
-        source.license,
-        folder,
-        files,
-        (bool(source.endpoint), source.revision == "main", source.fetched_at, len(files)),
-        frozenset({source.repo.lower()}),
-    )
+    return MirrorRepo(source, folder, files)
 
 
 def _remote_view(location: Path, path: str, size: int, sha256: Optional[str]) -> RemoteFile:
@@ -10180,6 +10182,11 @@ def _remote_view(location: Path, path: str, size: int, sha256: Optional[str]) ->
     return RemoteFile(path, size, blob.hexdigest(), sha256)
 
 
+def _lfs(file: RemoteFile, key: str) -> Dict[str, Any]:
+    """What an answer tells of a file that the Hub keeps in LFS, with its SHA-256 under `key`."""
+    return {"lfs": {key: file.sha256, "size": file.size, "pointerSize": 134}} if file.sha256 else {}
+
+
 @lru_cache(maxsize=4)  # a client asks page after page
 def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> Sequence[Mapping[str, Any]]:
     """The Hub's tree answer for a folder ("" = root), sorted by path, folders included."""
@@ -10193,28 +10200,16 @@ def tree_entries(repo: MirrorRepo, below: str, recursive: bool) -> Sequence[Mapp
         depth = len(parts) if recursive else min(len(parts), 2)
         folders.update(prefix + "/".join(parts[:i]) for i in range(1, depth))
         if recursive or len(parts) == 1:
-            entries.append(file_entry(file))
+            entries.append({"type": "file", "oid": file.git_sha1, "size": file.size, "path": path, **_lfs(file, "oid")})
     for path in folders:
         entries.append({"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path})
     return sorted(entries, key=lambda entry: str(entry["path"]))
 
 
-def file_entry(remote: RemoteFile) -> Dict[str, Any]:
-    """One file of a tree answer."""
-    entry: Dict[str, Any] = {"type": "file", "oid": remote.git_sha1, "size": remote.size, "path": remote.path}
-    if remote.sha256:
-        entry["lfs"] = {"oid": remote.sha256, "size": remote.size, "pointerSize": 134}
-    return entry
-
-
 def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
     """The Hub's answer to /api/models/ID/revision/REV."""
-    siblings = []
-    for path, file in sorted(repo.files.items()):
-        sibling: Dict[str, Any] = {"rfilename": path, "size": file.size, "blobId": file.git_sha1}
-        if file.sha256:
-            sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": 134}
-        siblings.append(sibling)
+    license, files = repo.source.license, sorted(repo.files.items())
+    siblings = [{"rfilename": p, "size": f.size, "blobId": f.git_sha1, **_lfs(f, "sha256")} for p, f in files]
     return {
         "_id": repo.commit[:24],
         "id": repo.repo,
@@ -10223,8 +10218,8 @@ def repo_info(repo: MirrorRepo) -> Dict[str, Any]:
         "sha": repo.commit,
         **dict.fromkeys(("private", "gated", "disabled"), False),
         **dict.fromkeys(("downloads", "likes"), 0),
-        "tags": [f"license:{repo.license}"] if repo.license else [],
-        "cardData": {"license": repo.license} if repo.license else {},
+        "tags": [f"license:{license}"] if license else [],
+        "cardData": {"license": license} if license else {},
         "siblings": siblings,
         "usedStorage": repo.size,
     }
@@ -10376,7 +10371,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
     def send_list(self, repo_type: str, query: Mapping[str, str]) -> None:
         """/api/models?search=WORDS&author=ORG&limit=N"""
-        held = [repo for repo in self.server.library.repos() if repo.repo_type == repo_type]
+        held = [repo for repo in self.server.library.repos() if repo.source.repo_type == repo_type]
         author, words = query.get("author", "").lower(), query.get("search", "").lower()
         limit = asked_number(query.get("limit"), len(held))
         found = [r for r in held if words in r.repo.lower() and r.repo.lower().startswith(author)]
@@ -10389,8 +10384,8 @@ class HubHandler(BaseHTTPRequestHandler):
             asked = {path for path in getattr(self, "paths", ()) if isinstance(path, str)}
             self.send_json(200, [entry for entry in tree_entries(repo, "", True) if entry["path"] in asked])
         elif verb == "refs":
-            held = self.server.library.shelf().get((repo.repo_type, repo.repo.lower()), [repo])
-            names = {name: r.commit for r in reversed(held) for name in r.revisions if name != r.commit}
+            held = self.server.library.shelf().get((repo.source.repo_type, repo.repo.lower()), [repo])
+            names = {r.source.revision: r.commit for r in reversed(held) if r.source.revision != r.commit}
             names["main"] = repo.commit
             heads = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": names[n]} for n in sorted(names)]
             self.send_json(200, {"branches": heads, "tags": [], "converts": []})
@@ -10513,10 +10508,10 @@ class MirrorServer(ThreadingHTTPServer):
         self.library, self.reporter, self.tree_page = library, reporter, tree_page
         self.token, self.tls, self.closing, self._access_log = token, tls, False, access_log
         self.answering: Set[HubHandler] = set()
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.address_family = family_of(address[0])
         try:
             super().__init__(address, handler)
-        except OSError as exc:
+        except (OSError, TypeError, UnicodeError) as exc:  # the last two for what cannot be the name of a host
             where = f"{address[0]}:{address[1]}"
             step = "choose another --port, or stop what listens there (ss -ltnp)"
             raise HostError(f"cannot listen on {where}", getattr(exc, "strerror", "") or str(exc), step) from exc
@@ -10610,7 +10605,6 @@ JOBS_KEPT, JOB_DAYS = 100, 14  # ended jobs beyond these go, with their logs
 OTHER_LOGS = "/home/*/logs/hfship"  # where watch looks for the jobs of other users
 STOP_STEPS = ((signal.SIGINT, 5.0), (signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0))  # and how long each may take
 SECRET_OPTIONS = ("--env", "--api-key", "--token", "--password")  # their values are in no record
-JOB_SUBJECTS = ("repos", "models", "targets", "archives", "names")  # arguments that say what a run is about
 # What a job that is resumed by cron or systemd must find again of the environment that it was started in.
 _KEPT_VARIABLES = re.compile(
     r"HFSHIP_(\w+_DIR|KEY)|HF_(ENDPOINT|HOME|TOKEN_PATH|HUB_\w+)|XDG_CACHE_HOME|PATH|LANG|LC_ALL|TMPDIR|DOCKER_(HOST"
@@ -10870,14 +10864,11 @@ class JobKeeper:
         """Take a name, write the first record and open the log."""
         self._running = True
         try:
-            fd = os.open(make_dir(self._folder), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+            with opened(make_dir(self._folder)) as fd:
                 with contextlib.suppress(OSError):  # NFS does not lock folders
                     fcntl.flock(fd, fcntl.LOCK_EX)  # two runs that begin together get two names
                 self._record = replace(self._record, name=free_name(self._folder, self._record))
                 self._write(self._now(*self._reporter.stages[-1:]))
-            finally:
-                os.close(fd)
             self._reporter.job = self._record.name
             expire_jobs(self._folder)
             self._reporter.log("info", "began: " + command_line("hfship", *self._record.words))
@@ -11341,6 +11332,8 @@ def parse_destination(text: str, ssh: Sequence[str] = ()) -> Destination:
     ['me@gpu1:/data', 'gpu1:in', '[::1]:in']
     """
     match = re.match(r"((?:[^@:/]+@)?(?:\[[^\]/]+\]|[^:/\[]+)):(.*)$", text)
+    if not text.isprintable() or not text:
+        raise UsageError(f"{text!r} is no destination", "", "write [USER@]HOST:DIR, or the path of a folder")
     if not match:
         return Destination("", os.path.abspath(os.path.expanduser(text)))
     if match[1].startswith("-"):
@@ -11745,10 +11738,7 @@ def remove_leftover(root: Path, item: Leftover) -> bool:
 
 def freed_by(items: Sequence[Leftover]) -> int:
     """Bytes that the disk gets back: a file with several names counts once, and only when all of them go."""
-    names: Dict[Tuple[int, int], int] = {}
-    for item in items:
-        key = _identity(item.status)
-        names[key] = names.get(key, 0) + 1
+    names = Counter(_identity(item.status) for item in items)
     once = {_identity(item.status): item.status for item in items}
     return sum(status.st_blocks * 512 for key, status in once.items() if status.st_nlink <= names[key])
 
@@ -11803,8 +11793,8 @@ class Finding:
     check: str
     state: str
     text: str
-    next_step: str = ""
-    code: Exit = Exit.OK
+    next: str = ""
+    exit_code: Exit = Exit.OK
 
 
 class Doubt(Exception):
@@ -11862,7 +11852,7 @@ class HubDoctor:
             if found.state == "fail" and check in ("proxy", "dns", "tls", "hub"):
                 break  # a mirror may still be reached
         for mirror in self._mirrors:
-            yield Examination(f"mirror {mirror}", lambda url=mirror: self._mirror(url), 2 * PROBE_TIMEOUT_S).result()  # type: ignore[misc]
+            yield Examination(f"mirror {mirror}", partial(self._mirror, mirror), 2 * PROBE_TIMEOUT_S).result()
 
     def _proxy(self) -> str:
         requests = import_requests()
@@ -12099,6 +12089,45 @@ class Command:
     job: bool = False  # has a record and a log, and runs in the background when asked to
 
 
+# ---- values of options ---------------------------------------------------------------
+
+
+def _checked(read: Callable[[str], Any], good: Callable[[Any], bool], expected: str) -> Callable[[str], Any]:
+    """What argparse asks to read a value, and says about one that is not good: 'X' is not `expected`."""
+
+    def convert(text: str) -> Any:
+        with contextlib.suppress(ValueError, KeyError, OSError):
+            value = read(text)
+            if good(value):
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+
+    return convert
+
+
+def _variable(text: str) -> str:
+    """A variable, K=V, that a container can be given. Raises UsageError."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UsageError(f"--env {name} has no value", "", f"--env {name}=VALUE")
+    require_env(name, value)
+    return text
+
+
+_GPUS = re.compile(r"(all|((\d+|GPU-[\w-]+)(,(?!$)|$))*)$", re.ASCII)
+_AGES = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_positive = _checked(int, lambda number: number > 0, "a positive number")
+_port = _checked(int, range(1, 1 << 16).__contains__, "a port")
+_free_port = _checked(int, range(1 << 16).__contains__, "a port")
+_connections = _checked(int, range(1, 2 * MAX_CONNECTIONS + 1).__contains__, f"from 1 to {2 * MAX_CONNECTIONS}")
+_seconds = _checked(float, lambda seconds: 0 < seconds < 1e6, "a positive number of seconds")
+_share = _checked(float, lambda share: 0 < share <= 1, "above 0 and at most 1")
+_tail = _checked(str, lambda text: bool(re.fullmatch(r"all|\d+", text, re.ASCII)), "a number of lines")
+_gpus = _checked(str, lambda text: bool(_GPUS.match(text)), "a list of GPUs, like 0,1")
+_address = _checked(str, lambda text: bool(socket.inet_pton(family_of(text), text)), "an IP address (0.0.0.0: all)")
+_age = _checked(lambda text: int(text[:-1]) * _AGES[text[-1:]], lambda age: age >= 0, "an age, like 90m, 12h or 7d")
+
+
 # ---- fetch ---------------------------------------------------------------------------
 
 
@@ -12113,7 +12142,7 @@ def fetch_arguments(parser: argparse.ArgumentParser) -> None:
     add("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out; repeatable")
     add("--endpoint", metavar="URL", help="Hub or mirror (default: HF_ENDPOINT or huggingface.co)")
     add("--token-file", metavar="FILE", help="file with the Hub token (default: HF_TOKEN, ~/.cache)")
-    add("-j", "--jobs", type=int, metavar="N", help="connections (default: as many as bring more)")
+    add("-j", "--jobs", type=_connections, metavar="N", help="connections (default: as many as bring more)")
     add("--limit-rate", type=parse_size, metavar="SIZE", help="bytes per second, like 20M")
     add("--mirror", action="append", default=[], metavar="URL", help="ask it before the Hub; repeatable")
     add("--all-files", action="store_true", help="also weights in formats that vLLM does not read")
@@ -12154,20 +12183,19 @@ def cmd_fetch(context: Context) -> Exit:
 def fetch_requests(args: argparse.Namespace, endpoint: str) -> List[FetchRequest]:
     """The repositories asked for, with the names of their folders. Raises UsageError when names collide."""
     requests = []
-    rehash = args.verify or args.repair
     for text in args.repos:
         repo, revision = parse_repo(text, endpoint)
         name = args.name or repo.rpartition("/")[2]
         make_manifest(name, ())  # refuses what cannot be a folder name
-        patterns = tuple(args.include), tuple(args.exclude)
-        asked = revision or args.revision
-        requests.append(FetchRequest(repo, asked, name, args.repo_type, *patterns, args.all_files, rehash))
+        revision = revision or args.revision
+        if revision and not revision.isprintable():  # bytes that are no UTF-8, say
+            raise UsageError(f"{revision!r} is not a revision", "", "give a branch, tag or commit")
+        own = {"repo": repo, "revision": revision, "name": name, "rehash": args.verify or args.repair}
+        requests.append(FetchRequest(**known_fields(FetchRequest, {**vars(args), **own})))
     names = [request.name for request in requests]
     if len(set(names)) < len(names):
         step = "fetch them one by one with --name"
         raise UsageError("two repositories would go into the same folder", ", ".join(names), step)
-    if args.jobs is not None and not 1 <= args.jobs <= 2 * MAX_CONNECTIONS:
-        raise UsageError(f"--jobs must be from 1 to {2 * MAX_CONNECTIONS}", "", "leave it out for the default")
     return requests
 
 
@@ -12223,14 +12251,12 @@ def missing_or_wrong(plan: FetchPlan) -> List[HfshipError]:
     missing = [job.remote.path for job in plan.jobs if not job.target.exists()]
     source = plan.snapshot.source
     step = fetch_command(source, source.revision, plan.folder, "--repair")
-    errors: List[HfshipError] = []
-    if wrong:
-        what = f"{plan.folder}: {counted(len(wrong), 'wrong file')}"
-        errors.append(IntegrityError(what, ", ".join(wrong[:20]), step))
-    if missing:
-        what = f"{plan.folder}: {counted(len(missing), 'missing file')}"
-        errors.append(IncompleteError(what, ", ".join(missing[:20]), step))
-    return errors
+    kinds = ((IntegrityError, "wrong file", wrong), (IncompleteError, "missing file", missing))
+    return [
+        kind(f"{plan.folder}: {counted(len(paths), what)}", ", ".join(paths[:20]), step)
+        for kind, what, paths in kinds
+        if paths
+    ]
 
 
 def summarize_failures(failures: Sequence[HfshipError], count: int, reporter: Reporter) -> Exit:
@@ -12320,12 +12346,6 @@ def _key_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key", type=Path, metavar="PUB.pem", help=what)
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
-
-
 def pack_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("models", nargs="*", metavar="NAME|DIR", help="model in the models folder, or any folder")
@@ -12357,15 +12377,8 @@ def cmd_pack(context: Context) -> Exit:
         step = "give --split, and --to for each medium instead of -o"
         raise UsageError("--to is for parts on several media", "", step)
     out, *media = args.to or [args.output or settings.package_dir]
-    options = PackOptions(
-        split=args.split,
-        level=args.level,
-        jobs=args.jobs,
-        force=args.force,
-        profile=args.profile,
-        since=manifest_at(args.since, settings) if args.since else None,
-        read_back=bool(args.to),
-    )
+    since = manifest_at(args.since, settings) if args.since else None
+    options = PackOptions(**known_fields(PackOptions, {**vars(args), "since": since, "read_back": bool(args.to)}))
 
     def pack(folder: Path) -> Dict[str, Any]:
         manifest = manifest_to_pack(folder, args.name, args.jobs, reporter, keep=not args.dry_run)
@@ -12553,16 +12566,13 @@ def _verify_files(files: ArchiveFiles, context: Context) -> str:
             raise NotFoundError(f"no archive {args.repair_from}", "", "name the other copy, or any part of it")
         files, replaced = repair_archive(files, other[0], args.jobs, context.reporter)
         repaired = f"{human_bytes(replaced)} replaced; "
-    foreign: Optional[Foreign] = None
     try:
         archive, signed = open_trusted(files, args.key)
+        if isinstance(archive, Foreign):
+            return verify_foreign(archive) + require_sums(files)
         damages = verify_archive(archive, args.jobs, context.reporter, args.quick)
-    except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
-        foreign = Foreign(files, exc.stream)
     except IncompleteError as exc:  # a pipe that ended too early
         raise IntegrityError(exc.what, exc.why, exc.next_step) from exc
-    if foreign:
-        return verify_foreign(foreign) + require_sums(files)
     if damages or not archive.manifest:
         raise archive_error(archive, damages, command_line("hfship", "verify", files.path))
     parts = f" in {counted(len(archive.parts), 'part')}" if files.numbers else ""
@@ -12634,32 +12644,35 @@ def cmd_unpack(context: Context) -> Exit:
         raise UsageError("--name is for one archive", "", "unpack them one by one")
     out = args.output or settings.site_models_dir
 
-    options = UnpackOptions(tuple(args.only), args.base, args.consume)
-
     def unpack(files: ArchiveFiles) -> Dict[str, Any]:
         media = MediaChange(files, reporter) if args.wait else None
         if args.consume and files.name == STDIN:
             raise UsageError("--consume is for files, not for a pipe", "", "leave it out")
-        foreign: Optional[Foreign] = None
-        try:
-            archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
-        except ForeignArchive as exc:  # left before its stream is read, since it holds on to what was
-            foreign = Foreign(files, exc.stream)
-        if foreign:
-            require_sums(files)
-            return _unpacked_row(unpack_foreign(foreign, out, args.name, args.force, args.only))
-        if signed:
-            reporter.info(f"{files.name}: signed by {signed.fingerprint}")
-        done = unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options)
-        with contextlib.suppress(FileNotFoundError):
-            bundle = (files.folder / (files.name + SIGNATURE)).read_bytes()
-            atomic_write(done.folder / SIGNATURE_PATH, bundle)
+        done = restore(files, out, args, reporter, media)
         if not args.only:
             reporter.then("serve", done.folder)
         return _unpacked_row(done)
 
     _tell_rows(context, map(unpack, found))
     return Exit.OK
+
+
+def restore(
+    files: ArchiveFiles, out: Path, args: argparse.Namespace, reporter: Reporter, media: Optional[MediaChange] = None
+) -> Unpacked:
+    """Restore an archive, of whatever program, as the arguments of `unpack` ask; its signature stays with the model."""
+    archive, signed = open_trusted(media.with_tables() if media else files, args.key, media)
+    if isinstance(archive, Foreign):
+        require_sums(files)
+        return unpack_foreign(archive, out, args.name, args.force, args.only)
+    if signed:
+        reporter.info(f"{files.name}: signed by {signed.fingerprint}")
+    options = UnpackOptions(tuple(args.only), args.base, args.consume)
+    done = unpack_archive(archive, out, args.name, args.jobs, args.force, reporter, options)
+    with contextlib.suppress(FileNotFoundError):
+        bundle = (files.folder / (files.name + SIGNATURE)).read_bytes()
+        atomic_write(done.folder / SIGNATURE_PATH, bundle)
+    return done
 
 
 def named_archives(argument: str, places: Sequence[Path], step: str) -> List[ArchiveFiles]:
@@ -12696,7 +12709,7 @@ def push_arguments(parser: argparse.ArgumentParser) -> None:
     add("archives", nargs="*", metavar="ARCHIVE|NAME|DIR", help="archive, part, their folder, or NAME")
     add("to", metavar="[USER@]HOST:DIR", help="where to, by ssh; without HOST: a folder of this machine")
     port = "port of ssh (default: as in ~/.ssh/config)"
-    add("-p", "--port", dest="ssh_port", type=_positive, metavar="N", help=port)
+    add("-p", "--port", dest="ssh_port", type=_port, metavar="N", help=port)
     add("-i", "--identity", metavar="FILE", help="private key for ssh (default: those that ssh finds)")
     add("--bwlimit", metavar="RATE", help="bytes per second of all, like 20M; plain numbers are KiB")
     what = "files at once (default: %(default)s)"
@@ -12747,7 +12760,8 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     cache = "fp8 halves the KV cache (default: the model's)"
     add("--kv-cache-dtype", choices=KV_DTYPES, default="auto", metavar="DTYPE", help=cache)
     add("--trust-remote-code", action="store_true", help="run the Python code that the model brings")
-    add("--env", action="append", default=[], metavar="K=V", help="variable of the container; repeatable")
+    variable = "variable of the container; repeatable"
+    add("--env", type=_variable, action="append", default=[], metavar="K=V", help=variable)
     passed_on = "passed on to vllm serve, as is everything after --"
     add("--extra-arg", dest="extra_args", action="append", default=[], metavar="ARG", help=passed_on)
     add = parser.add_argument_group("machine").add_argument
@@ -12765,32 +12779,9 @@ def serve_arguments(parser: argparse.ArgumentParser) -> None:
     add("--timeout", dest="ready_timeout_s", type=_positive, default=3600, metavar="SECONDS", help=wait)
 
 
-def _gpus(text: str) -> str:
-    if not re.match(r"(all|((\d+|GPU-[\w-]+)(,(?!$)|$))*)$", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPUs, like 0,1")
-    return text
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
-    return value
-
-
-def _port(text: str) -> int:
-    if _positive(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port")
-    return int(text)
-
-
-def _free_port(text: str) -> int:
-    return 0 if text == "0" else _port(text)
-
-
 def serve_options(args: argparse.Namespace) -> ServeOptions:
     """What the operator asked for. Raises UsageError."""
-    env = dict(item.partition("=")[::2] for item in checked_env(args.env))
+    env = dict(item.partition("=")[::2] for item in args.env)
     if args.shm_size:
         parse_size(args.shm_size)
     if args.assume_gpus and not args.plan:
@@ -12799,25 +12790,6 @@ def serve_options(args: argparse.Namespace) -> ServeOptions:
         raise UsageError("--port, --name and --served-model-name are for one model", "", "serve them one by one")
     gpus = [] if args.gpus == "all" else list(filter(None, args.gpus.split(",")))
     return ServeOptions(**known_fields(ServeOptions, {**vars(args), "env": env, "gpus": gpus}))
-
-
-def checked_env(items: Iterable[str]) -> List[str]:
-    """Variables, K=V each, that a container can be given. Raises UsageError."""
-    items = list(items)
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UsageError(f"--env {name} has no value", "", f"--env {name}=VALUE")
-        require_env(name, value)
-    return items
-
-
-def _address(text: str) -> str:
-    """docker publishes ports on addresses, not on names."""
-    with contextlib.suppress(OSError):
-        socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-        return text
-    raise argparse.ArgumentTypeError(f"{text!r} is not an IP address (0.0.0.0 listens on all)")
 
 
 def cmd_serve(context: Context) -> Exit:
@@ -12886,7 +12858,9 @@ def serve_model(context: Context, word: str) -> Dict[str, Any]:
     try:
         return served_row(deployment, facts, wait_until_it_answers(deployment, restarts, reporter))
     except KeyboardInterrupt as exc:
-        raise left_loading(name) from exc
+        step = f"hfship logs {name} -f    # how far it is\nhfship serve {name}     # waits again\nhfship stop {name}"
+        what, why = f"interrupted: {name} goes on loading", "its container runs on without hfship"
+        raise Interrupted(what, why, step) from exc
 
 
 def find_served_model(context: Context, name: str) -> Path:
@@ -12903,8 +12877,8 @@ def find_served_model(context: Context, name: str) -> Path:
     path = archives[0].path
     if context.args.plan:
         raise NotFoundError(f"{name} is not unpacked yet", f"there is {path}", command_line("hfship", "unpack", path))
-    archive, _ = open_trusted(archives[0], None)
-    return unpack_archive(archive, settings.site_models_dir, None, default_jobs(), False, context.reporter).folder
+    usual, _ = parse_words(["unpack", name])
+    return restore(archives[0], settings.site_models_dir, usual, context.reporter).folder
 
 
 def readable_deployments(context: Context, complain: Callable[[str], None] = lambda _: None) -> List[Deployment]:
@@ -13060,7 +13034,7 @@ def logs_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("name", metavar="NAME", help="deployment, or job")
     add("-f", "--follow", action="store_true", help="go on until Ctrl-C")
-    add("--tail", default="all", metavar="N", help="only the last N lines (default: all)")
+    add("--tail", type=_tail, default="all", metavar="N", help="only the last N lines (default: all)")
 
 
 def named_deployment(context: Context, name: str) -> Deployment:
@@ -13192,8 +13166,6 @@ def confirm(question: str, reporter: Reporter) -> None:
 
 def cmd_logs(context: Context) -> Exit:
     """The log of a job or of a deployment."""
-    if not re.match(r"(all|\d+)$", context.args.tail):
-        raise UsageError(f"--tail {context.args.tail} is not a number", "", "hfship logs NAME --tail 100")
     found = job_or_deployment(context, context.args.name)
     if isinstance(found, Job):
         follow_log(found, context.args.follow, context.args.tail, context.reporter)
@@ -13210,7 +13182,8 @@ def watch_arguments(parser: argparse.ArgumentParser) -> None:
     add("jobs", nargs="*", metavar="JOB", help="only these jobs (default: all, also those of others in /home)")
     add("--also", action="append", default=[], metavar="DIR", help="also the jobs of this log folder; repeatable")
     add("--once", action="store_true", help="show them as they are now; --json alone does too")
-    add("--interval", type=float, metavar="SECONDS", help="between two looks; with --json: a line each, while jobs run")
+    looks = "between two looks; with --json: a line each, while jobs run"
+    add("--interval", type=_seconds, metavar="SECONDS", help=looks)
     add("--resume-all", action="store_true", help="go on with background jobs that a reboot or a kill interrupted")
     add("--install", action="store_true", help="print a systemd unit and a cron line that resume jobs after a reboot")
 
@@ -13220,16 +13193,6 @@ def log_folders(context: Context) -> List[Path]:
     also = [Path(place).expanduser() for place in getattr(context.args, "also", ())]
     others = [path for path in map(Path, glob(OTHER_LOGS)) if os.access(path, os.R_OK | os.X_OK)]
     return list(dict.fromkeys(folder.resolve() for folder in [context.settings.log_dir, *also, *others]))
-
-
-def named_job(context: Context, name: str) -> Job:
-    """The job called `name`, or USER:NAME for another user's. Raises NotFoundError."""
-    jobs = read_jobs(log_folders(context), context.reporter.warn)
-    for job in jobs:
-        if name == job.label:
-            return job
-    here = shorten([job.label for job in jobs]) or "none"
-    raise NotFoundError(f"no such job: {name}", f"jobs: {here}", "hfship watch --once")
 
 
 def job_or_deployment(context: Context, name: str) -> Union[Job, Deployment]:
@@ -13258,9 +13221,10 @@ def cmd_watch(context: Context) -> Exit:
     if args.resume_all:
         rows = _tell_rows(context, resume_jobs(read_jobs([context.settings.log_dir], reporter.warn), reporter))
         return Exit.INCOMPLETE if any("error" in row for row in rows) else Exit.OK
+    known = [job.label for job in read_jobs(log_folders(context), reporter.warn)]
     for name in args.jobs:
-        named_job(context, name)
-    read_jobs(log_folders(context), reporter.warn)
+        if name not in known:
+            raise NotFoundError(f"no such job: {name}", f"jobs: {shorten(known) or 'none'}", "hfship watch --once")
 
     def jobs() -> List[Job]:
         return [job for job in read_jobs(log_folders(context)) if not args.jobs or job.label in args.jobs]
@@ -13308,7 +13272,7 @@ def cmd_mirror(context: Context) -> Exit:
         try:
             args.access_log.open("a").close()
         except OSError as exc:
-            raise disk_error(exc, "write", args.access_log) from exc
+            raise disk_error(exc, "write", args.access_log, "give --access-log another FILE") from exc
     library, reporter = Library(folder, context.reporter.info), context.reporter
     value = os.environ.get("HFSHIP_MIRROR_TOKEN", "").strip()
     token = checked_token(value, "environment variable HFSHIP_MIRROR_TOKEN") if value else None
@@ -13413,7 +13377,7 @@ def option_key(action: argparse.Action) -> Key:
     if action.dest == "name":
         return Key("string", about, lambda name: make_manifest(name, ()).name)
     if action.metavar == "K=V":
-        return Key("object", about, lambda items: checked_env(map("=".join, zip(items, texts(items.values())))))
+        return Key("object", about, lambda items: [convert(f"{k}={v}") for k, v in zip(items, texts(items.values()))])
     if isinstance(action.default, list):
         return Key("array", about, lambda items: [convert(word) for word in texts(items)])
     if convert is _gpus:
@@ -13470,9 +13434,8 @@ def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, C
     if context.args.models_file:
         chosen, others = chosen_models(file, words), []
     else:
-        known = {word for m in file.models for word in (m.repo.partition("@")[0], m.deployment, m.name)}
-        chosen = tuple(model for word in words if word in known for model in chosen_models(file, [word]))
-        others = [word for word in words if word not in known]
+        chosen = tuple(file.known[word] for word in words if word in file.known)
+        others = [word for word in words if word not in file.known]
     runs: Dict[str, Context] = {}
 
     def add(label: str, model: ListedModel, words: Sequence[str], **more: Any) -> None:
@@ -13493,9 +13456,9 @@ def runs_of(command: Command, context: Context, file: ModelsFile) -> Dict[str, C
     return runs
 
 
-def run_models(context: Context) -> Exit:
+def run_models(command: Command, context: Context) -> Exit:
     """Run the command: once, or for each model of a models file. Raises UsageError where there is nothing to do."""
-    command, file = next(row for row in COMMANDS if row.name == context.args.command), context.file
+    file = context.file
     runs = runs_of(command, context, file) if file and command.models else {"": context}
     if len(runs) == 1:
         (only,) = runs.values()
@@ -13577,18 +13540,13 @@ def clean_arguments(parser: argparse.ArgumentParser) -> None:
     add("-y", "--yes", action="store_true", help="do not ask")
 
 
-def _age(text: str) -> int:
-    match = re.match(r"(\d+)([smhdw])$", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an age: write it like 90m, 12h or 7d")
-    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}[match[2]]
-
-
 def cmd_clean(context: Context) -> Exit:
     """Show what may go and why the rest stays, ask, remove."""
     args, reporter = context.args, context.reporter
     if args.old_revisions and not args.cache:
         raise UsageError("--old-revisions is for caches", "", "add --cache")
+    if "" in args.folders:
+        raise UsageError("the name of a folder is empty", "", "hfship clean DIR")
     own = [context.settings.models_dir, context.settings.package_dir]
     if args.cache:
         own += [hub_path(os.environ, "hub", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")]
@@ -13684,20 +13642,18 @@ def cmd_doctor(context: Context) -> Exit:
     """Probe the network in order, and at the same time this machine."""
     args, settings = context.args, context.settings
     offline = args.offline or truthy(os.environ.get("HF_HUB_OFFLINE"))
-    checks: List[Tuple[str, Callable[[], str]]] = [("python", lambda: examine_python(offline))]
-    for folder in dict.fromkeys([settings.models_dir, settings.package_dir]):
-        checks.append(("disk", lambda folder=folder: examine_disk(folder)))  # type: ignore[misc]
-    checks += [(name, lambda name=name: examine_program(name)) for name in PROGRAMS]  # type: ignore[misc]
-    here = [Examination(check, work) for check, work in checks]
+    here = [Examination("python", partial(examine_python, offline))]
+    folders = dict.fromkeys([settings.models_dir, settings.package_dir])
+    here += [Examination("disk", partial(examine_disk, folder)) for folder in folders]
+    here += [Examination(name, partial(examine_program, name)) for name in PROGRAMS]
     hub = HubDoctor(settings, args.repo, args.mirror, Reporter("none", -1))
     found = [] if offline or sys.version_info < (3, 10) else list(hub.findings())
     found += [examination.result() for examination in here]
-    facts = [{"check": f.check, "state": f.state, "text": f.text, "next": as_typed(f.next_step)} for f in found]
-    steps = [f"next  {fact['check']}: {fact['next']}" for fact in facts if fact["next"]]
-    text = table([[fact["state"], fact["check"], fact["text"]] for fact in facts])
-    rows = [{**fact, "exit_code": int(f.code)} for fact, f in zip(facts, found)]
+    steps = [f"next  {f.check}: {as_typed(f.next)}" for f in found if f.next]
+    text = table([[f.state, f.check, f.text] for f in found])
+    rows = [{**asdict(f), "next": as_typed(f.next)} for f in found]
     context.reporter.result_of("\n".join([text, *steps]), rows)
-    return next((finding.code for finding in found if finding.state == "fail"), Exit.OK)
+    return next((finding.exit_code for finding in found if finding.state == "fail"), Exit.OK)
 
 
 # ---- version -------------------------------------------------------------------------
@@ -13788,23 +13744,18 @@ def cmd_version(context: Context) -> Exit:
 SHELLS = ("bash", "zsh")
 
 
-def completion_script(shell: str) -> str:
-    """What makes a shell complete hfship, as build_zipapp.py put it into hfship.pyz. Raises HostError from source."""
-    try:
-        return own_entry(f"completion/{shell}").decode("utf-8")
-    except OSError as exc:
-        why = "they are made when hfship.pyz is built"
-        raise HostError("hfship.py carries no completion scripts", why, "make build; dist/hfship.pyz has them") from exc
-
-
 def completion_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=SHELLS, help="your shell")
 
 
 def cmd_completion(context: Context) -> Exit:
-    """Print the completion script."""
+    """Print what makes a shell complete hfship, as build_zipapp.py put it into hfship.pyz."""
     shell = context.args.shell
-    script = completion_script(shell)
+    try:
+        script = own_entry(f"completion/{shell}").decode("utf-8")
+    except OSError as exc:
+        why = "they are made when hfship.pyz is built"
+        raise HostError("hfship.py carries no completion scripts", why, "make build; dist/hfship.pyz has them") from exc
     context.reporter.result_of(script, {"shell": shell, "script": script})
     return Exit.OK
 
@@ -14024,7 +13975,7 @@ def guarded(reporter: Reporter, work: Callable[[], int]) -> Tuple[int, str]:
         return int(error.code), "interrupted" if isinstance(exc, Terminated) else by_hand
 
 
-def run_job(context: Context, words: Sequence[str], run: Callable[[], int]) -> int:
+def run_job(command: Command, context: Context, words: Sequence[str]) -> int:
     """Run a command with a record and a log of its own; with --background in a process that outlives us."""
     args, reporter, folder = context.args, context.reporter, context.settings.log_dir
     pid, pipe = 0, -1
@@ -14033,14 +13984,13 @@ def run_job(context: Context, words: Sequence[str], run: Callable[[], int]) -> i
         if pid:
             return tell_job(context, pid, *await_job(pid, pipe))
         reporter.progress = "json" if reporter.progress == "json" else "none"
-    subjects: Sequence[str] = next((vars(args)[key] for key in JOB_SUBJECTS if vars(args).get(key)), [])
-    name = job_name(args.command, [args.name] if getattr(args, "name", None) else subjects)
+    name = job_name(command.name, [args.name] if getattr(args, "name", None) else getattr(args, command.models))
     record = new_record(name, words, args.background, os.environ)
     keeper = JobKeeper(reporter, folder, record, args.log_format, pipe)
 
     def work() -> int:
         try:
-            return run()
+            return run_models(command, context)
         except InUseError as exc:
             raise with_job(exc, read_jobs([folder]), name) from exc
 
@@ -14090,10 +14040,10 @@ def run_line(words: Sequence[str], reporter: Reporter) -> int:
     context = Context(args, settings, reporter, given, file)
     only_shows = getattr(args, "dry_run", False) or getattr(args, "plan", False)
     if not command.job or only_shows and not args.background:
-        return run_models(context)
+        return run_models(command, context)
     if only_shows:
         raise UsageError("--background is for work", "nothing would be seen of what is shown", "leave it out")
-    return run_job(context, words, lambda: run_models(context))
+    return run_job(command, context, words)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:

@@ -504,3 +504,22 @@ def test_only_the_reporter_prints() -> None:
         assert not (isinstance(node, ast.Name) and node.id == "print"), f"line {node.lineno} prints"
         if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr") and isinstance(node.value, ast.Name):
             assert node.value.id != "sys" or node.lineno in inside, f"line {node.lineno} writes by itself"
+
+
+@pytest.mark.parametrize("doing, step", [("write", "-o DIR"), ("read", "as its owner"), ("use", "as its owner")])
+def test_no_other_folder_is_proposed_where_a_command_takes_none(doing: str, step: str) -> None:
+    assert step in hfship.disk_error(PermissionError(13, "Permission denied"), doing, Path("/x")).next_step
+
+
+@pytest.mark.parametrize("words, code", [("unpack -o out", 5), ("verify", 2), ("push m", 2), ("clean --yes", 2)])
+def test_an_unset_variable_does_not_mean_the_current_folder(
+    words: str, code: int, model: Path, hfship: Program, tmp_path: Path
+) -> None:
+    here = tmp_path / "here"
+    hfship("pack", model, "-o", here, "--name", "m")
+    left = here / "x.tar.zst.incomplete"
+    left.touch()
+    os.utime(left, (0, 0))
+    before = sorted(here.iterdir())
+    hfship(*words.split(), "", code=code, cwd=here)
+    assert sorted(here.iterdir()) == before

@@ -188,6 +188,7 @@ def test_the_job_in_the_way_is_named(pid: int, name: str, tmp_path: Path) -> Non
 # arguments -> exit code, words
 REFUSED: Dict[str, Any] = {
     "usage": (["fetch", "org/tiny", "-j", "0", "--background"], 2, "--jobs"),
+    "not UTF-8": (["fetch", "org/tiny", "--revision", "\udcff"], 2, "is not a revision"),
     "unknown repository": (["fetch", "org/nothing", "--background"], 5, "org/nothing was not found"),
     "unknown archive": (["verify", "nothing", "--background"], 5, "nothing"),
     "two unknown": (["fetch", "org/no", "org/none", "--background"], 3, "org/none was not found"),
@@ -195,6 +196,8 @@ REFUSED: Dict[str, Any] = {
     "stop nothing": (["stop", "nothing"], 5, "no such deployment or job: nothing"),
     "stop no name": (["stop", "../x"], 5, "watch --once"),
     "logs of nothing": (["logs", "nothing"], 5, "jobs: none"),
+    "logs of no lines": (["logs", "m", "--tail", "-1"], 2, "--tail"),
+    "watch backwards": (["watch", "--interval", "-1"], 2, "not a positive number of seconds"),
     "watch nothing": (["watch", "nothing"], 5, "no such job: nothing"),
     "no log folder": (["fetch", "org/tiny", "--background", "--log-dir", "/dev/null/x"], 7, "--log-dir"),
     "no log file": (["fetch", "org/tiny", "--log-file", "/nowhere/x"], 7, "--log-file"),

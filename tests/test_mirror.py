@@ -163,7 +163,8 @@ def test_port_taken(hfship: Program, mirror: str, tmp_path: Path) -> None:
         (["--port", "-1"], 2, "--port"),
         (["--host", ""], 2, "--host is empty"),
         (["--host", "no such host"], 9, "cannot listen"),
-        (["--access-log", "/proc/nothing/log"], 7, "/proc/nothing/log"),
+        (["--host", "\udcff"], 9, "cannot listen"),
+        (["--access-log", "/proc/nothing/log"], 7, "give --access-log another FILE"),
     ],
 )
 def test_what_cannot_be_opened_is_said_at_once(

@@ -342,8 +342,8 @@ def test_parts_without_a_sum_are_not_pushed(package: Path, pyz: Program, tmp_pat
     assert "no archive nothing" in pyz("push", "nothing", tmp_path / "x", code=5).stderr
 
 
-@pytest.mark.parametrize("text", ["-oProxyCommand=x:dir", "-x:y"])
-def test_a_host_is_never_taken_for_an_option(text: str) -> None:
+@pytest.mark.parametrize("text", ["-oProxyCommand=x:dir", "-x:y", "", "h:\udcff", "/a\nb"])
+def test_what_is_no_destination_is_refused_and_no_host_is_taken_for_an_option(text: str) -> None:
     with pytest.raises(hfship.UsageError):
         hfship.parse_destination(text)
 

@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
@@ -83,6 +84,18 @@ def test_serve_unpacks_when_only_the_archive_is_there(site: Site, model: Path) -
     assert "not unpacked yet" in plan.stderr and "hfship unpack" in plan.stderr.replace(f"python3 {PYZ}", "hfship")
     site("serve", "tiny", "--write-only")
     assert (site.models / "tiny" / "config.json").is_file() and (site.deploy / "tiny" / "plan.json").is_file()
+
+
+def test_serve_unpacks_as_unpack_does(site: Site, model: Path) -> None:
+    transfer = site.hfship.home / "transfer"
+    site.hfship("pack", model, "-o", transfer)
+    (transfer / "tiny.tar.zst.sig").write_text("kept, so that `verify --key` finds it beside the model")
+    site("serve", "tiny", "--write-only")
+    assert (site.models / "tiny/.hfship/model.sig").read_text().startswith("kept")
+    with tarfile.open(transfer / "theirs.tar.zst", "w") as archive:  # of another program
+        archive.add(model, "theirs")
+    site("serve", "theirs", "--write-only")
+    assert (site.models / "theirs/config.json").read_bytes() == (model / "config.json").read_bytes()
 
 
 def test_second_serve_changes_nothing(site: Site) -> None:
