@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import threading
+import time
 from pathlib import Path
 from queue import Queue
 from typing import Any, Dict, Mapping, Optional, Sequence
@@ -147,22 +149,43 @@ class Kernel:
             running.status.put(-1)
         self._running.clear()
 
-    def start(self, *argv: Any, env: Optional[Mapping[str, str]] = None, cwd: Optional[Path] = None) -> Running:
+    def start(
+        self, argv: Sequence[Any], env: Optional[Mapping[str, str]] = None, cwd: Optional[Path] = None
+    ) -> Running:
         """Start a command in the guest."""
         self._started += 1
         place = self._work / str(self._started)
-        environ = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **(env or {})}
-        command = shlex.join(["env", "-i", *(f"{k}={v}" for k, v in environ.items()), *map(str, argv)])
-        place.with_suffix(".sh").write_text(
-            f"cd {shlex.quote(str(cwd or self.disk))}; exec {command} > {place}.out 2> {place}.err < /dev/null\n"
-        )
+        environ = [f"{name}={value}" for name, value in (env or {"PATH": os.environ["PATH"]}).items()]
+        command = shlex.join(["env", "-i", *environ, *map(str, argv)])
+        script = f"cd {shlex.quote(str(cwd or '/'))}; exec {command} > {place}.out 2> {place}.err < /dev/null\n"
+        place.with_suffix(".sh").write_text(script)
         running = self._running[place.name] = Running(place)
         self._tell(place.name)
         return running
 
-    def run(self, *argv: Any, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
-        """Run a command in the guest to its end."""
-        return self.start(*argv, **options).wait(timeout)
+    def run(
+        self,
+        argv: Sequence[Any],
+        env: Optional[Mapping[str, str]] = None,
+        cwd: Optional[Path] = None,
+        timeout: float = 120,
+        **_: Any,
+    ) -> subprocess.CompletedProcess[str]:
+        """subprocess.run, but in the guest; output is text."""
+        return self.start(argv, env, cwd).wait(timeout)
+
+    def wait_until_written(self, megabytes: int) -> None:
+        """Wait until so much lies on the image, which is sparse at first."""
+        while self.image.stat().st_blocks * 512 < megabytes << 20:
+            time.sleep(0.01)
+
+    def seen(self, folder: Path) -> Path:
+        """What the guest has in a folder, copied to where the host sees it."""
+        target = self.folder / "seen"
+        shutil.rmtree(target, ignore_errors=True)
+        done = self.run(["cp", "-r", folder, target])
+        assert done.returncode == 0, done.stderr
+        return target
 
     def _tell(self, line: str) -> None:
         assert self._process.stdin
@@ -193,7 +216,8 @@ class Kernel:
     def pull(self) -> None:
         """Pull the medium out: from now on every read and write of it fails."""
         sectors = self.image.stat().st_size // 512
-        script = f"dmsetup --noudevsync suspend --nolockfs --noflush disk && dmsetup --noudevsync load disk --table '0 {sectors} error'"
+        table = f"dmsetup --noudevsync load disk --table '0 {sectors} error'"
+        script = f"dmsetup --noudevsync suspend --nolockfs --noflush disk && {table}"
         path = {"PATH": f"{self.root}/sbin:{os.environ['PATH']}", **self._libraries}
-        done = self.run("sh", "-c", f"{script} && dmsetup --noudevsync resume disk", env=path, cwd=Path("/"))
+        done = self.run(["sh", "-c", f"{script} && dmsetup --noudevsync resume disk"], env=path)
         assert done.returncode == 0, done.stderr
