@@ -176,7 +176,9 @@ class Kernel:
 
     def wait_until_written(self, megabytes: int) -> None:
         """Wait until so much lies on the image, which is sparse at first."""
+        until = time.monotonic() + START_TIMEOUT_S
         while self.image.stat().st_blocks * 512 < megabytes << 20:
+            assert time.monotonic() < until, "nothing more is written"
             time.sleep(0.01)
 
     def seen(self, folder: Path) -> Path:

@@ -126,19 +126,17 @@ def test_fetch_onto_fat32(fat: Kernel, pyz: Program, tmp_path: Path) -> None:
     assert a.tree(fat.seen(fat.disk / "m")) == FILES
 
 
-@pytest.mark.parametrize("names", [["a?.txt"], ["sub/a|b"], ["tail."], ["blank /x"], ["A", "a"]], ids=repr)
-@pytest.mark.parametrize("command", ["unpack", "fetch"])
-def test_names_that_fat_cannot_hold(command: str, names: list, fat: Kernel, pyz: Program, tmp_path: Path) -> None:
-    files = {"config.json": b"{}", **{name: name.encode() for name in names}}
-    hub = make_hub(tmp_path / "hub", files)
-    archive = a.pack(hub / "org/m", tmp_path / "out").path
-    argv = [*pyz.argv, "unpack", archive] if command == "unpack" else fetched(fat, pyz, hub)
-    done = fat.run([*argv, "-o", fat.disk / "un"], pyz.env())
-    assert done.returncode == 7 and "another folder" in done.stderr, done.stderr
-    assert ("ignores case" if len(names) > 1 else names[0]) in done.stderr
-    assert not names_in(fat, fat.disk / "un")
-    subprocess.run([*pyz.argv, "unpack", archive, "-o", tmp_path / "un"], check=True, capture_output=True)
-    assert a.tree(tmp_path / "un/m") == files
+def test_names_that_fat_cannot_hold(fat: Kernel, pyz: Program, tmp_path: Path) -> None:
+    for number, names in enumerate([["a?.txt"], ["sub/a|b"], ["tail."], ["blank /x"], ["A", "a"]]):
+        files = {"config.json": b"{}", **{name: name.encode() for name in names}}
+        hub = make_hub(tmp_path / f"hub{number}", files)
+        archive = a.pack(hub / "org/m", tmp_path / f"out{number}").path
+        for argv in ([*pyz.argv, "unpack", archive], fetched(fat, pyz, hub)):
+            done = fat.run([*argv, "-o", fat.disk / "un"], pyz.env())
+            assert done.returncode == 7 and "another folder" in done.stderr, done.stderr
+            assert ("ignores case" if len(names) > 1 else names[0]) in done.stderr
+            assert not names_in(fat, fat.disk / "un")
+        assert a.tree(a.unpack(a.files_in(archive.parent), tmp_path / f"un{number}").folder) == files
 
 
 def test_what_is_larger_than_4_gib_is_refused_before_the_first_byte(
@@ -222,7 +220,7 @@ def right_or_unfinished(folder: Path, files: Dict[str, bytes]) -> int:
     return sum(len(files[name]) for name in found)
 
 
-@pytest.mark.parametrize("kind", ["vfat", "ext4", "xfs"])
+@pytest.mark.parametrize("kind", ["vfat", "ext4"])
 def test_what_exit_code_0_promised_survives_a_power_cut(
     kind: str, kernel: Callable[..., Kernel], pyz: Program, tmp_path: Path
 ) -> None:
@@ -257,30 +255,30 @@ def test_what_exit_code_0_promised_survives_a_power_cut(
     assert {name: (seen / "packed" / name).read_bytes() for name in parts} == parts
 
 
-@pytest.mark.parametrize("kind", ["ext4", "xfs"])
-def test_fetch_after_power_cuts(kind: str, kernel: Callable[..., Kernel], pyz: Program, tmp_path: Path) -> None:
-    guest = kernel(400, kind)
-    files = {**a.SMALL, "w0.bin": a.noise(6 << 20, 3), "w1.bin": a.noise(60 << 20, 4)}
+def test_fetch_after_power_cuts(kernel: Callable[..., Kernel], pyz: Program, tmp_path: Path) -> None:
+    """On XFS, where a file that was renamed before it was synced may be empty afterwards."""
+    guest = kernel(400, "xfs")
+    files = {**a.SMALL, "w0.bin": a.noise(6 << 20, 3), "w1.bin": a.noise(48 << 20, 4)}
     hub = make_hub(tmp_path / "hub", files)
     boots, synced = set(), 0
     used = guest.image.stat().st_blocks // 2048
-    for megabytes in (12, 30, 48):
-        guest.start(fetched(guest, pyz, hub, "-o", guest.disk, rate=12e6), pyz.env())
+    for megabytes in (12, 24, 36):
+        guest.start(fetched(guest, pyz, hub, "-o", guest.disk, rate=15e6), pyz.env())
         guest.wait_until_written(used + megabytes)
         guest.cut()
         guest.boot()
+        boots.add(guest.run(["cat", "/proc/sys/kernel/random/boot_id"]).stdout)
         folder = guest.seen(guest.disk / "m")
         durable = right_or_unfinished(folder, files)
         for journal in folder.glob(".hfship/partial/*.json"):
             state = json.loads(journal.read_bytes())
-            boots.add(state["boot_id"])
             under_way = folder / (state["path"] + ".incomplete")
             for start, stop in state["synced"] if under_way.exists() else ():
                 assert under_way.read_bytes()[start:stop] == files[state["path"]][start:stop]
                 durable += stop - start
         assert durable >= synced  # nothing that was durable is fetched again
         synced = durable
-    assert synced > 20 << 20 and len(boots) >= 2
+    assert synced > 16 << 20 and len(boots) == 3
     done = guest.run(fetched(guest, pyz, hub, "-o", guest.disk, rate=60e6), pyz.env())
     assert done.returncode == 0, done.stderr
     total = sum(map(len, files.values()))
@@ -289,9 +287,8 @@ def test_fetch_after_power_cuts(kind: str, kernel: Callable[..., Kernel], pyz: P
     assert a.tree(guest.seen(guest.disk / "m")) == files
 
 
-@pytest.mark.parametrize("kind", ["ext4", "vfat"])
-def test_pack_after_power_cuts(kind: str, kernel: Callable[..., Kernel], pyz: Program, tmp_path: Path) -> None:
-    guest = kernel(400, kind)
+def test_pack_after_power_cuts(kernel: Callable[..., Kernel], pyz: Program, tmp_path: Path) -> None:
+    guest = kernel(400, "vfat")
     a.make_model(tmp_path / "m", LARGE)
     whole = {p.name: p.read_bytes() for p in a.pack(tmp_path / "m", tmp_path / "parts", split=SPLIT).paths}
     argv = ["pack", tmp_path / "m", "--split", SPLIT, "-o", guest.disk / "out"]
@@ -315,12 +312,11 @@ def test_pack_after_power_cuts(kind: str, kernel: Callable[..., Kernel], pyz: Pr
     assert right_or_unfinished(guest.seen(guest.disk / "out"), whole) == sum(map(len, whole.values()))
 
 
-@pytest.mark.parametrize("kind", ["ext4", "xfs"])
 def test_unpack_that_frees_the_parts_after_power_cuts(
-    kind: str, kernel: Callable[..., Kernel], pyz: Program, tmp_path: Path
+    kernel: Callable[..., Kernel], pyz: Program, tmp_path: Path
 ) -> None:
     """A part that is gone is never needed again."""
-    guest = kernel(900, kind)
+    guest = kernel(900, "ext4")
     files = {**a.SMALL, "w0.bin": a.noise(6 << 20, 3), "w1.bin": a.noise(100 << 20, 4) * 3}
     a.make_model(tmp_path / "m", files)
     a.pack(tmp_path / "m", tmp_path / "in", split=30 << 20)
