@@ -1206,7 +1206,7 @@ def json_schema(key: Key) -> Dict[str, Any]:
 CHUNK = 1 << 20  # bytes per read when hashing or copying: large enough that Python's cost disappears
 
 # Filesystems whose largest file is limited. FAT: 32-bit size field (Microsoft FAT specification).
-FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1, "fuse.fusefat": 2**32 - 1}
+FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1}
 
 # Filesystems on which posix_fallocate reserves blocks; elsewhere glibc emulates it by writing every block.
 FALLOCATE_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs", "overlay", "f2fs"})

@@ -316,14 +316,14 @@ def test_unpack_that_frees_the_parts_after_power_cuts(
     kernel: Callable[..., Kernel], pyz: Program, tmp_path: Path
 ) -> None:
     """A part that is gone is never needed again."""
-    guest = kernel(900, "ext4")
-    files = {**a.SMALL, "w0.bin": a.noise(6 << 20, 3), "w1.bin": a.noise(100 << 20, 4) * 3}
+    guest = kernel(600, "ext4")
+    files = {**a.SMALL, "w0.bin": a.noise(6 << 20, 3), "w1.bin": a.noise(80 << 20, 4) * 2}
     a.make_model(tmp_path / "m", files)
-    a.pack(tmp_path / "m", tmp_path / "in", split=30 << 20)
+    a.pack(tmp_path / "m", tmp_path / "in", split=20 << 20)
     guest.run(["sh", "-c", f"cp -r {tmp_path}/in {guest.disk}; sync"])
     argv = ["unpack", guest.disk / "in", "--consume", "-o", guest.disk / "out"]
     used, noted = guest.image.stat().st_blocks // 2048, 0
-    for megabytes in (50, 130, 200):
+    for megabytes in (40, 90, 140):
         started(guest, pyz, *argv)
         guest.wait_until_written(used + megabytes)
         guest.cut()
