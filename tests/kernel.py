@@ -19,6 +19,7 @@ from queue import Queue
 from typing import Any, Dict, Mapping, Optional, Sequence
 
 import components
+from conftest import missing
 
 START_TIMEOUT_S = 60
 MKFS = {"vfat": ["mkfs.vfat", "-F", "32"], "ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
@@ -117,7 +118,16 @@ class Kernel:
         )  # fmt: skip
         init.write_text(script)
         init.chmod(0o755)
-        argv = [self.root / "usr/bin/linux.uml", f"ubd0={self.image}", "rootfstype=hostfs", "rootflags=/", "ro"]
+        argv = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            self.root / "usr/bin/linux.uml",
+            f"ubd0={self.image}",
+            "rootfstype=hostfs",
+            "rootflags=/",
+            "ro",
+        ]
         argv += [f"init={init}", "mem=1G", f"uml_dir={self._work}", "con=null", "con0=fd:0,fd:1", "quiet"]
         self._process = subprocess.Popen(
             [*map(str, argv)],
@@ -135,6 +145,8 @@ class Kernel:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         status = up.status.get(timeout=START_TIMEOUT_S)
+        if status == -1:
+            missing(f"a machine on which user-mode Linux runs; it said: {self.said}")
         assert status == 0, self.said
 
     def _read(self) -> None:
