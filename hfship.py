@@ -1206,7 +1206,7 @@ def json_schema(key: Key) -> Dict[str, Any]:
 CHUNK = 1 << 20  # bytes per read when hashing or copying: large enough that Python's cost disappears
 
 # Filesystems whose largest file is limited. FAT: 32-bit size field (Microsoft FAT specification).
-FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1, "fuse.fusefat": 2**32 - 1}
+FILE_SIZE_LIMITS = {"vfat": 2**32 - 1, "msdos": 2**32 - 1}
 
 # Filesystems on which posix_fallocate reserves blocks; elsewhere glibc emulates it by writing every block.
 FALLOCATE_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs", "overlay", "f2fs"})
@@ -1300,7 +1300,9 @@ def disk_error(exc: OSError, doing: str, path: Path, next_step: str = "") -> Dis
     if exc.errno == errno.ENOSPC:
         reason += f" ({human_bytes(free_bytes(path))} free)"
     access = exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR)
+    access |= exc.errno in (errno.EINVAL, errno.ENAMETOOLONG)  # a name that this filesystem cannot hold
     first = "leave the folder alone meanwhile" if exc.errno in CHANGED_UNDERNEATH else "free space"
+    first = "look after the disk and its cable" if exc.errno in (errno.EIO, errno.ENODEV, errno.ENXIO) else first
     step = f"{first}, then run the same command again"
     if access:
         ours = doing not in ("read", "remove", "use")
@@ -1324,6 +1326,14 @@ def fsync_dir(folder: Path) -> None:
         os.fsync(fd)
 
 
+def rename_durably(source: Path, target: Path) -> None:
+    """Give a file or a folder, whose content is durable, its name, durably. Raises OSError."""
+    os.replace(source, target)
+    with opened(target) as fd:  # first, and again: on FAT the new entry leads to nothing until then
+        os.fsync(fd)
+    fsync_dir(target.parent)
+
+
 def atomic_write(path: Path, content: Union[str, bytes], mode: Optional[int] = None, durable: bool = True) -> None:
     """Write a small file so that it is there complete or not at all; with `durable` also across a power cut. Without
     `mode` the umask decides who may read it."""
@@ -1339,9 +1349,7 @@ def atomic_write(path: Path, content: Union[str, bytes], mode: Optional[int] = N
                 os.fsync(fd)
         finally:
             os.close(fd)
-        os.replace(temporary, path)
-        if durable:
-            fsync_dir(path.parent)
+        (rename_durably if durable else os.replace)(temporary, path)
     except OSError as exc:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -1404,9 +1412,14 @@ def clone_file(source: Path, target: Path) -> None:
 
 
 def make_dir(path: Path) -> Path:
-    """Create a folder and its parents; a refusal becomes a DiskError."""
+    """Create a folder and its parents, durably; a refusal becomes a DiskError."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if not path.is_dir():
+            make_dir(path.parent)
+            path.mkdir(exist_ok=True)
+            fsync_dir(path)  # first: FAT, which has no journal, must not lead to a folder that was never written
+            with contextlib.suppress(PermissionError):  # a folder that may be written, but not read
+                fsync_dir(path.parent)
     except OSError as exc:
         raise disk_error(exc, "create the folder", path) from exc
     return path
@@ -1511,6 +1524,7 @@ class FolderLock:
         self._released.set()
         self._lease.unlink()
         self._path.unlink()
+        fsync_dir(self._path.parent)
 
     def _read_lease(self) -> Dict[str, Any]:
         """The owner that the lease tells; {} when it is not there, or torn."""
@@ -1527,6 +1541,8 @@ class FolderLock:
             try:
                 with os.fdopen(fd, "w") as stream:
                     stream.write(self._owner)
+                    stream.flush()
+                    os.fsync(fd)  # emptied by a power cut it would be a stranger's, until LEASE_EXPIRY_S
             except OSError:
                 self._lease.unlink()
                 raise
@@ -1542,7 +1558,7 @@ class FolderLock:
             if self._path.stat().st_mtime - self._lease.stat().st_mtime < LEASE_EXPIRY_S:
                 raise self._in_use(owner)
             self.doubtful = bool(owner)  # an owner that lives does not leave a torn lease for longer than a beat
-        atomic_write(self._lease, self._owner, durable=False)
+        atomic_write(self._lease, self._owner)
 
     def _in_use(self, owner: Mapping[str, Any]) -> InUseError:
         who = f"process {owner.get('pid', '?')} on {owner.get('host', '?')} holds {self._path}"
@@ -1923,6 +1939,7 @@ _REPO_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?\Z", r
 REPO_TYPES = ("model", "dataset", "space")
 # Never part of a model: our own state, huggingface_hub's, version control, unfinished files.
 _NOT_CONTENT = re.compile(r"(^|/)(\.hfship|\.git|\.cache/huggingface)(/|$)|\.incomplete$|(^|/)\.DS_Store$")
+_NOT_ON_FAT = re.compile(r'[<>:"|?*]|[. ](/|$)')  # of the names that check_relative_path lets pass
 
 
 @dataclass(frozen=True)
@@ -2109,6 +2126,26 @@ def content_files(folder: Path) -> List[Tuple[str, int]]:
                 continue
             found.append((path, _regular_size(folder, full, path)))
     return sorted(found, key=lambda item: item[0].encode("utf-8", "surrogateescape"))
+
+
+def require_names(folder: Path, paths: Sequence[str], what: str) -> None:
+    """Refuse names that the filesystem of a folder, which has our work folder, cannot hold, or holds for the same: FAT,
+    exFAT, NTFS, SMB. Raises DiskError."""
+    step = "choose another folder with -o DIR"
+    first: Dict[str, str] = {}
+    twins = [path for path in paths if first.setdefault(path.casefold(), path) != path]
+    if twins and ignores_case(folder):
+        why = f"it would hold these for the same: {', '.join(twins[:10])}"
+        raise DiskError(f"cannot {what}: its filesystem ignores case", why, step)
+    strange = [path for path in paths if _NOT_ON_FAT.search(path)]
+    kind = filesystem_of(folder).kind
+    if strange and kind in ("vfat", "exfat"):
+        raise DiskError(f"cannot {what}: {kind} cannot hold all names", f"these: {', '.join(strange[:10])}", step)
+
+
+def ignores_case(work: Path) -> bool:
+    """Whether the filesystem of a folder, which has our work folder, takes A and a for the same name."""
+    return (work / WORK_DIR.upper()).exists()
 
 
 def require_finished(folder: Path) -> None:
@@ -2794,6 +2831,7 @@ def _root_cause(exc: BaseException) -> str:
 #   {"format": "hfship-partial/1", "path", "size", "etag", "boot_id",
 #    "synced":  [[start, stop], ...]   on the disk: true after a power cut
 #    "written": [[start, stop], ...]}  in the page cache: true while the machine has the same boot_id
+# It is always durable. `<sha1>.now` is the same, written far more often and never synced: a power cut may empty it.
 # Finished files are remembered in `.hfship/verified.jsonl`, one {"path", "size", "mtime_ns", "etag", "sha256", "marks"}
 # a line, so that a rerun on a complete folder reads no content, and a repair fetches only what is bad. Both are local
 # state and do not travel.
@@ -3157,13 +3195,17 @@ class FileJob:
         name = hashlib.sha1(self.remote.path.encode("utf-8")).hexdigest()
         return self.folder / WORK_DIR / "partial" / f"{name}.json"
 
+    @property
+    def journal_now(self) -> Path:
+        return self.journal.with_suffix(".now")
+
     def publish(self) -> None:
-        """Give the content, which is proven, its name. Before that goes the manifest that it makes untrue: a folder of
-        two commits must not pass for a model if we are killed now. Raises OSError."""
+        """Give the content, which is proven and durable, its name, durably. Before that goes the manifest that it makes
+        untrue: a folder of two commits must not pass for a model if we are killed now. Raises OSError."""
         if self.outdates:
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / MANIFEST_PATH).unlink()
-        os.replace(self.incomplete, self.target)
+        rename_durably(self.incomplete, self.target)
 
 
 @dataclass(frozen=True)
@@ -3421,19 +3463,17 @@ class PartialFile:
     def found(self) -> Intervals:
         """What an earlier run left. An unreadable or foreign journal counts as none: it only costs bandwidth."""
         remote = self.job.remote
-        try:
-            state = json.loads(self.job.journal.read_bytes())
-            same = [state["format"], state["path"], state["size"], state["etag"]]
-            if same != [PARTIAL_FORMAT, remote.path, remote.size, remote.etag]:
-                return Intervals()
-            if self.job.incomplete.lstat().st_size != remote.size:
-                return Intervals()
-            trusted = "written" if state["boot_id"] == boot_id() != "" else "synced"
-            self._synced = [(int(start), int(stop)) for start, stop in state["synced"]]
-            spans = [(int(start), int(stop)) for start, stop in state[trusted]]
-        except (OSError, ValueError, KeyError, TypeError):
-            return Intervals()
-        return Intervals((max(0, start), min(stop, remote.size)) for start, stop in spans)
+        wanted = [PARTIAL_FORMAT, remote.path, remote.size, remote.etag]
+        for journal, durable in ((self.job.journal_now, False), (self.job.journal, True)):
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                state = json.loads(journal.read_bytes())
+                current = state["boot_id"] == boot_id() != ""
+                fits = [state["format"], state["path"], state["size"], state["etag"]] == wanted
+                if fits and (durable or current) and self.job.incomplete.lstat().st_size == remote.size:
+                    spans = [(int(start), int(stop)) for start, stop in state["written" if current else "synced"]]
+                    self._synced = [(int(start), int(stop)) for start, stop in state["synced"]]
+                    return Intervals((max(0, start), min(stop, remote.size)) for start, stop in spans)
+        return Intervals()
 
     def create(self) -> int:
         """Have the file there, at its final size. Returns a descriptor of it; raises DiskError."""
@@ -3442,7 +3482,7 @@ class PartialFile:
         with self._lock:
             if self._fd < 0:
                 try:
-                    self.job.incomplete.parent.mkdir(parents=True, exist_ok=True)
+                    make_dir(self.job.incomplete.parent)
                     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
                     self._fd = os.open(self.job.incomplete, flags, 0o666)
                     preallocate(self._fd, self.job.remote.size, self._filesystem)
@@ -3463,7 +3503,9 @@ class PartialFile:
             state = {"format": PARTIAL_FORMAT, "path": remote.path, "size": remote.size, "etag": remote.etag}
             state.update({"boot_id": boot_id(), "synced": self._synced, "written": spans})
             make_dir(self.job.journal.parent)
-            atomic_write(self.job.journal, json.dumps(state), durable=sync)
+            atomic_write(self.job.journal_now, json.dumps(state), durable=False)
+            if sync:
+                atomic_write(self.job.journal, json.dumps(state))
             self._published = spans
 
     def hash_up_to(self, stop: int) -> None:
@@ -3493,9 +3535,9 @@ class PartialFile:
                 os.close(fd)
                 self._fd = -1
                 self.job.publish()
-                fsync_dir(self.job.target.parent)
-                with contextlib.suppress(FileNotFoundError):
-                    self.job.journal.unlink()
+                for journal in (self.job.journal_now, self.job.journal):
+                    with contextlib.suppress(FileNotFoundError):
+                        journal.unlink()
             except OSError as exc:
                 raise disk_error(exc, "finish", self.job.target) from exc
             return stat
@@ -3556,7 +3598,7 @@ class VerifiedLog:
         self._lock = threading.Lock()
         self._known: Dict[str, Dict[str, Any]] = {}
         with contextlib.suppress(FileNotFoundError):
-            for line in self._path.read_text(encoding="utf-8").splitlines():
+            for line in self._path.read_bytes().splitlines():
                 with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut by a power cut
                     record = json.loads(line)
                     self._known[record["path"]] = record
@@ -4234,6 +4276,8 @@ def reuse_local(job: FileJob, donors: Sequence[Path], reporter: Reporter) -> boo
             with reporter.stage("reusing", job.remote.size) as stage:
                 stat = hash_file(job.incomplete, hasher, stage.add)
             if hasher.matches():
+                with opened(job.incomplete) as fd:
+                    os.fsync(fd)
                 job.publish()
                 job.log.add(job.remote, stat, hasher)
                 write_hub_metadata(job.folder, job.remote, job.source.commit)
@@ -4283,6 +4327,7 @@ def plan_fetch(client: HubClient, request: FetchRequest, folder: Path, reporter:
     if not wanted:
         why = f"{counted(len(snapshot.files), 'file')} in the repository, none selected"
         raise NotFoundError(f"nothing to fetch from {request.repo}", why, "check --include and --exclude")
+    require_names(folder, [file.path for file in wanted], f"fetch into {folder}")
     log = VerifiedLog(folder)
     present = present_files(folder, wanted, log, reporter, request.rehash)
     outdates = not (held and held.source and held.source.commit == snapshot.source.commit)
@@ -6700,6 +6745,7 @@ class PackRun:
         def note(part: WrittenPart) -> None:
             if self._plan.options.split:
                 write_all(lock, (json.dumps([str(part.path), part.size, part.sha256]) + "\n").encode())
+                os.fdatasync(lock)
 
         with Workers(self._count, self._work) as workers, Serial() as flusher:
             writer = PartWriter(folders, self._plan, self._count, flusher, note, self._resumed.parts)
@@ -6965,8 +7011,7 @@ def _publish(plan: PackPlan, folders: Sequence[Path], parts: Sequence[WrittenPar
             atomic_write(folder / f"{plan.archive}.sha256", sums)
             for part in parts:
                 if part.path.parent == folder:
-                    os.rename(_unfinished(part.path), part.path)
-            fsync_dir(folder)
+                    rename_durably(_unfinished(part.path), part.path)
         except OSError as exc:
             raise disk_error(exc, "write", folder) from exc
 
@@ -7330,7 +7375,9 @@ class Tree:
         try:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=parent)
-            return os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+            os.fsync(fd)  # before its parent is; see make_dir
+            return fd
         except OSError as exc:
             if exc.errno in (errno.ELOOP, errno.ENOTDIR):
                 why = "a symbolic link or a file is where a folder of the model belongs; hfship does not follow it"
@@ -7377,7 +7424,10 @@ class Tree:
             fd = self.create(entry.path, entry.size, None)
             with source.open("rb") as stream, os.fdopen(fd, "wb") as target:
                 shutil.copyfileobj(stream, target, CHUNK)
-            self.publish(entry.path)
+                target.flush()
+                os.fsync(fd)
+                self.publish(entry.path)
+                os.fsync(fd)  # again: see rename_durably
 
     def publish(self, path: str) -> None:
         """PATH.incomplete becomes PATH."""
@@ -7408,9 +7458,9 @@ class Tree:
             os.close(fd)
 
     def sync(self) -> None:
-        """Make all names durable."""
-        for fd in self._folders.values():
-            os.fsync(fd)
+        """Make all names durable, also in folders that workers made."""
+        for folder, _, _ in os.walk(self.root, topdown=False):
+            fsync_dir(Path(folder))
 
 
 class Journal:
@@ -7437,8 +7487,9 @@ class Journal:
         return found
 
     def note(self, entry: FileEntry, size: int) -> None:
-        """Append a checkpoint; what it tells of must be durable already."""
+        """Append a checkpoint, durably; what it tells of must be durable already."""
         write_all(self._fd, (json.dumps([entry.path, entry.sha256, size]) + "\n").encode())
+        os.fdatasync(self._fd)
 
     def close(self, done: bool) -> None:
         os.close(self._fd)
@@ -7490,9 +7541,10 @@ class FolderSink(Sink):
             return
         with self._file(entry) as fd:
             os.fsync(fd)
+            with self._lock:
+                self._tree.publish(entry.path)
+            os.fsync(fd)  # again: see rename_durably
         self.release(entry)
-        with self._lock:
-            self._tree.publish(entry.path)
         self.finished.add(entry.path)
 
     def abandon(self, entry: FileEntry, lost: bool) -> None:
@@ -7605,7 +7657,7 @@ def unpack_archive(
         tree.folder(WORK_DIR)  # is no link, so what is written by path below is written here
         stack.callback(remove_if_empty, work)
         lock = stack.enter_context(FolderLock(work))
-        _require_distinct_names(work, manifest)
+        require_names(work, [entry.path for entry in manifest.files], f"unpack into {work.parent}")
         if not here:
             _remove_strangers(work, manifest)
             _borrow(tree, manifest, options.base or target)
@@ -7648,22 +7700,6 @@ def _require_layout(archive: Archive) -> Manifest:
     if not damages:
         damages = verify_archive(archive, 1, Reporter("none"))
     raise archive_error(archive, damages, command_line("hfship", "unpack", archive.files.path))
-
-
-def _require_distinct_names(work: Path, manifest: Manifest) -> None:
-    """Refuse names that differ in case only where the filesystem does not tell them apart: FAT, exFAT, NTFS, SMB."""
-    first: Dict[str, str] = {}
-    twins = [e.path for e in manifest.files if first.setdefault(e.path.casefold(), e.path) != e.path]
-    if twins and ignores_case(work):
-        why = f"it would hold these for the same: {shorten(twins)}"
-        raise DiskError(
-            f"cannot unpack into {work.parent}: its filesystem ignores case", why, "choose another folder with -o DIR"
-        )
-
-
-def ignores_case(work: Path) -> bool:
-    """Whether the filesystem of a folder, which has our work folder, takes A and a for the same name."""
-    return (work / WORK_DIR.upper()).exists()
 
 
 def _borrow(tree: Tree, manifest: Manifest, base: Path) -> None:
@@ -8006,8 +8042,7 @@ def publish_folder(work: Path, target: Path) -> None:
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.rename(target, old)
-        os.rename(work, target)
-        fsync_dir(target.parent)
+        rename_durably(work, target)
     except OSError as exc:
         raise disk_error(exc, "rename to", target) from exc
     shutil.rmtree(old, ignore_errors=True)

@@ -178,14 +178,12 @@ def install_ratarmount(folder: Path) -> None:
     run([str(folder / "venv/bin/pip"), "install", "-q", f"ratarmountcore[zstd]=={RATARMOUNT_VERSION}"])
 
 
-def install_fusefat(folder: Path) -> None:
-    """A FAT filesystem that can be written without the kernel's, and mkfs.vfat."""
-    packages = ["fusefat", "libfuse2", "libglib2.0-0", "libpcre2-8-0", "dosfstools"]
+def install_uml(folder: Path) -> None:
+    """A Linux kernel that is a program, with its modules, and what makes filesystems for it; see kernel.py."""
+    packages = ["user-mode-linux", "kmod", "libkmod2", "dmsetup", "libdevmapper1.02.1", "dosfstools"]
+    packages += ["e2fsprogs", "libext2fs2", "libcom-err2", "libss2", "xfsprogs", "libinih1", "liburcu8"]
     unpack_newer_debs("bookworm", folder, packages)
-    libraries = folder / "root/usr/lib/x86_64-linux-gnu"
-    for library in (folder / "root/lib/x86_64-linux-gnu").glob("*"):
-        if not (libraries / library.name).exists():
-            shutil.copy(library, libraries, follow_symlinks=False)
+    (folder / "root/bin/insmod").symlink_to("kmod")  # the package's own link leads out of the folder
 
 
 def install_systemd(folder: Path) -> None:
@@ -388,7 +386,7 @@ COMPONENTS: Dict[str, Component] = {
     "model-signing": Component(MODEL_SIGNING_VERSION, install_model_signing, lambda d: d / "venv/bin/model_signing"),
     "olah": Component(OLAH_VERSION, install_olah, lambda d: d / "venv/bin/olah-cli"),
     "ratarmount": Component(f"{RATARMOUNT_VERSION}/1", install_ratarmount, lambda d: d / "venv/bin/python"),
-    "fusefat": Component("1", install_fusefat, lambda d: d / "root", ("apt",)),
+    "uml": Component("1", install_uml, lambda d: d / "root", ("apt",)),
     "systemd": Component("1", install_systemd, lambda d: d / "root", ("apt",)),
     "minilm": Component("1", install_minilm, find_minilm),
 }

@@ -44,6 +44,7 @@ class Program:
     def __init__(self, argv: list, home: Path) -> None:
         self.argv = argv
         self.home = home
+        self.run: Callable[..., subprocess.CompletedProcess[str]] = subprocess.run  # or that of a guest; see kernel.py
 
     def env(self, extra: Optional[Dict[str, str]] = None) -> Dict[str, str]:
         """A clean environment: nothing of the machine's tokens, endpoints or folders."""
@@ -71,7 +72,7 @@ class Program:
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end and check the exit code (None = any)."""
-        done = subprocess.run(
+        done = self.run(
             [*self.argv, *map(str, args)],
             env=self.env(env),
             cwd=cwd,

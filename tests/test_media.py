@@ -11,9 +11,8 @@ import sys
 import time
 
 import archives as a
-import components
 import pytest
-from conftest import ROOT, missing
+from conftest import ROOT
 
 import hfship as h
 
@@ -404,72 +403,7 @@ def test_a_lying_delta_is_refused(text, model, newer, tmp_path, monkeypatch):
         a.unpack(files, tmp_path / "un")
 
 
-# -- FAT32: a real one, through FUSE
-
-
-@pytest.fixture
-def fat(tmp_path):
-    """A folder on a FAT32 filesystem of 100 MB. Only one process may write there: fusefat forgets what others append."""
-    root = components.require("fusefat")
-    image, folder = tmp_path / "fat.img", tmp_path / "fat"
-    folder.mkdir()
-    with image.open("wb") as stream:
-        stream.truncate(100 << 20)
-    if os.geteuid() or not os.path.exists("/dev/fuse"):
-        missing("root and /dev/fuse, to mount a FAT filesystem")
-    subprocess.run([root / "sbin/mkfs.vfat", "-F", "32", image], check=True, stdout=subprocess.DEVNULL)
-    libraries = {"LD_LIBRARY_PATH": str(root / "usr/lib/x86_64-linux-gnu")}
-    argv = [root / "usr/bin/fusefat", "-o", "rw+", image, folder]
-    subprocess.run(argv, check=True, env={**os.environ, **libraries}, capture_output=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def copied_onto_fat(hfship, model, out, fat, *options):
-    """An archive on the FAT disk. It is packed elsewhere: fusefat, unlike a kernel's FAT, loses what is written to a
-    file through two descriptors."""
-    hfship("pack", model, "-o", out, *options)
-    for path in out.iterdir():
-        shutil.copyfile(path, fat / path.name)
-
-
-@pytest.mark.real
-def test_parts_travel_on_fat32(model, fat, tmp_path, hfship):
-    copied_onto_fat(hfship, model, tmp_path / "out", fat, "--split", SPLIT)
-    names = {path.name for path in fat.iterdir()}
-    assert {f"m.tar.zst.{number:04}" for number in range(1, 6)} | {"m.tar.zst.sha256", "READ-ME-FIRST.txt"} <= names
-    hfship("verify", fat)
-    hfship("unpack", fat, "-o", tmp_path / "un")
-    assert a.tree(tmp_path / "un/m") == FILES
-    subprocess.run(["sha256sum", "-c", "--strict", "m.tar.zst.sha256"], check=True, cwd=fat)
-
-
-@pytest.mark.real
-def test_the_limit_of_fat32_is_told_before_the_first_byte(fat, tmp_path, monkeypatch):
-    assert h.filesystem_of(fat).max_file_size == h.SPLITS["fat32"] == 2**32 - 1
-    monkeypatch.setattr(h, "free_bytes", lambda _: 1 << 40)
-    manifest = h.make_manifest("m", [h.FileEntry("w.bin", 5 << 30, "0" * 64)])
-    with pytest.raises(h.DiskError, match="too large for the target") as refusal:
-        h.pack_model(h.plan_pack(tmp_path, manifest, h.PackOptions()), fat, a.QUIET)
-    assert refusal.value.next_step == "give --split fat32" and list(fat.iterdir()) == []
-
-
-@pytest.mark.real
-def test_an_archive_whose_name_differs_in_case_is_not_replaced_on_fat(model, fat, tmp_path, hfship):
-    copied_onto_fat(hfship, model, tmp_path / "out", fat)
-    assert "is there already" in hfship("pack", model, "--name", "M", "-o", fat, code=2).stderr
-    hfship("verify", fat / "m.tar.zst")
-
-
-@pytest.mark.real
-def test_files_that_differ_in_case_only_are_refused_on_fat(fat, tmp_path, hfship):
-    a.make_model(tmp_path / "n", {"A": b"1", "a": b"2"})
-    archive = a.pack(tmp_path / "n", tmp_path / "out").path
-    assert "ignores case" in hfship("unpack", archive, "-o", fat / "un", code=7).stderr
-    shutil.rmtree(tmp_path / "n/.hfship")
-    subprocess.run(["tar", "--zstd", "-cf", "x.tar.zst", "n"], check=True, cwd=tmp_path)
-    assert "differs in case" in hfship("unpack", tmp_path / "x.tar.zst", "-o", fat / "un", code=6).stderr
-    hfship("unpack", archive, "-o", tmp_path / "un")
+# -- names that every filesystem takes; test_kernel.py has the real FAT32
 
 
 @pytest.mark.parametrize(
