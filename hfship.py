@@ -5823,9 +5823,9 @@ def shorten(items: Sequence[str], limit: int = 10, separator: str = ", ") -> str
     return separator.join([*items[:limit], *more])
 
 
-def workers_for(jobs: int, size: int, frame: int = 0) -> int:
-    """How many workers to fork for `size` bytes; 0 for none. Each holds up to five frames of `frame` bytes."""
-    return min(jobs, max(WORKERS_SIZE // (WORKER_SIZE + 5 * frame), 1)) if size >= FORK_SIZE else 0
+def workers_for(jobs: int, size: int, frame: int = 0, held: int = 5) -> int:
+    """How many workers to fork for `size` bytes; 0 for none. Each holds up to `held` frames of `frame` bytes."""
+    return min(jobs, max(WORKERS_SIZE // (WORKER_SIZE + held * frame), 1)) if size >= FORK_SIZE else 0
 
 
 # ---- archives on disk ----------------------------------------------------------------
@@ -6730,7 +6730,8 @@ class PackRun:
         edges = [index_at(plan.segments, plan.edges[cut]) for cut in self._cuts]
         self._lanes = [plan.segments[first:last] for first, last in zip(edges, edges[1:])]
         largest = max(stop - start for start, stop in zip(plan.edges, plan.edges[1:]))
-        self._count = workers_for(plan.options.jobs, plan.segments[-1].stop, largest)
+        held = 7 if plan.options.profile == "smallest" else 5  # its planes too, and three compressors
+        self._count = workers_for(plan.options.jobs, plan.segments[-1].stop, largest, held)
         self._lane_work = LaneWork(HASH_BEHIND, 0)
         self._slots = 2 * self._count + 4
         self._slot_size = largest_unit(largest)
