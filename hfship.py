@@ -1414,12 +1414,12 @@ def clone_file(source: Path, target: Path) -> None:
 def make_dir(path: Path) -> Path:
     """Create a folder and its parents, durably; a refusal becomes a DiskError."""
     try:
-        if not path.is_dir():
-            make_dir(path.parent)
-            path.mkdir(exist_ok=True)
-            fsync_dir(path)  # first: FAT, which has no journal, must not lead to a folder that was never written
+        missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+        path.mkdir(parents=True, exist_ok=True)
+        # The innermost first: FAT, which has no journal, must not lead to a folder that was never written.
+        for folder in dict.fromkeys(f for made in missing for f in (made, made.parent)):
             with contextlib.suppress(PermissionError):  # a folder that may be written, but not read
-                fsync_dir(path.parent)
+                fsync_dir(folder)
     except OSError as exc:
         raise disk_error(exc, "create the folder", path) from exc
     return path
