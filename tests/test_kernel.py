@@ -127,14 +127,14 @@ def test_fetch_onto_fat32(fat: Kernel, pyz: Program, tmp_path: Path) -> None:
 
 
 def test_names_that_fat_cannot_hold(fat: Kernel, pyz: Program, tmp_path: Path) -> None:
-    for number, names in enumerate([["a?.txt"], ["sub/a|b"], ["tail."], ["blank /x"], ["A", "a"]]):
+    for number, names in enumerate((["a?.txt", "sub/a|b", "tail.", "blank /x"], ["A", "a"])):
         files = {"config.json": b"{}", **{name: name.encode() for name in names}}
         hub = make_hub(tmp_path / f"hub{number}", files)
         archive = a.pack(hub / "org/m", tmp_path / f"out{number}").path
         for argv in ([*pyz.argv, "unpack", archive], fetched(fat, pyz, hub)):
             done = fat.run([*argv, "-o", fat.disk / "un"], pyz.env())
             assert done.returncode == 7 and "another folder" in done.stderr, done.stderr
-            assert ("ignores case" if len(names) > 1 else names[0]) in done.stderr
+            assert all(words in done.stderr for words in (names, ["ignores case"])[number]), done.stderr
             assert not names_in(fat, fat.disk / "un")
         assert a.tree(a.unpack(a.files_in(archive.parent), tmp_path / f"un{number}").folder) == files
 
