@@ -1,28 +1,35 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Build hfship.pyz: hfship.py, the libraries it carries, and zstd for every Python it may meet, as one runnable file.
+"""Build hfship.pyz: src/hfship, the libraries it carries, and zstd for every Python that has none.
 
     vendor.lock -> wheels, by hash -> entries -> deflate -> zip -> seal -> dist/hfship.pyz
                    (build/wheels)     + stripped .so
+                   src, launcher.py
 
-The same inputs give the same bytes on every machine and every Python from 3.10 on. Nothing that may differ between
-machines takes part: the compressor is the libdeflate of build.lock and not the zlib at hand (zlib and zlib-ng give
-different bytes), the ELF stripping is the one below and not binutils', the completion scripts hold no text that comes
-from argparse or from the machine, and names, order, dates and modes are fixed. A second build needs no network: what
-pip brought is kept in build/.
+The same inputs give the same bytes on every machine and every Python from 3.10 on. Nothing that may
+differ between machines takes part: the compressor is the libdeflate of build.lock and not the zlib
+at hand (zlib and zlib-ng give different bytes), the ELF stripping is the one below and not
+binutils', and names, order, dates and modes are fixed. A second build needs no network: what pip
+brought is kept in build/.
 
 Layout of the result:
 
     #!/usr/bin/env python3
-    # sha256 of all bytes after this line: HEX         `tail -n +3 hfship.pyz | sha256sum` must say the same
+    # sha256 of all bytes after this line: HEX     what `tail -n +3 hfship.pyz | sha256sum` says
     (zip)
-      LICENSE  __main__.py  hfship.py  hfship-build.json
-      completion/SHELL                 made by shtab, which stays behind
-      native/ABI/backend_c.so          zstandard's C backend; ABI as in "cpython-311-x86_64-linux-gnu"
+      LICENSE, vendor.lock             what is inside, for the bill of materials
+      __main__.py                      calls the next one
+      docs/NAME                        the texts that `hfship help` prints
+      hfship/...                       as in src/
+      hfship-build.json
+      hfship_launcher.py               launcher.py, with the tables of modules and vendored packages
+      native/ABI/backend_c.so          zstandard's C backend, for each ABI, such as
+                                       cpython-311-x86_64-linux-gnu
       vendor/PACKAGE/...               pure Python, as in its wheel
       vendor/licenses/PACKAGE/...
 
-hfship-build.json is {"version": VERSION, "entries": {NAME: SHA-256 of its content}} for all other entries.
+hfship-build.json is {"version": VERSION, "entries": {NAME: SHA-256 of its content}} for all other
+entries.
 """
 
 from __future__ import annotations
@@ -40,16 +47,29 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Sequence, Tuple
 
 ROOT = Path(__file__).resolve().parent
-PYTHONS = ("39", "310", "311", "312", "313", "314")  # CPython versions that zstandard has wheels for
+SOURCE = ROOT / "src"
+TOPICS_MODULE = "hfship.commands.guide"  # TOPICS names the texts of docs/ that travel
+# CPython versions that zstandard has wheels for, without those that have zstd themselves (3.14 on).
+PYTHONS = ("39", "310", "311", "312", "313")
 MACHINES = {"x86_64": 62, "aarch64": 183}  # e_machine of the ELF header
 
-# Never imported here: tqdm for notebooks, frameworks and chats, urllib3 inside a browser, tests, stubs, manuals.
+# The whole of __main__.py. Python compiles that file twice at every start, so it is short.
+MAIN = b"""import sys
+
+from hfship_launcher import run
+
+sys.exit(run())
+"""
+
+# Never imported here: tqdm for notebooks, frameworks and chats, urllib3 inside a browser, over
+# pyOpenSSL, SOCKS or with HTTP/2, what packages are as programs, tests, stubs, manuals.
 LEFT_OUT = re.compile(
-    r"tqdm/(contrib/|asyncio|auto|completion|dask|keras|notebook|rich|tk\.py|tqdm\.1)"
-    r"|urllib3/contrib/emscripten/|certifi/tests/|.*(\.pyi|/py\.typed)$"
+    r"tqdm/(contrib/|asyncio|auto|completion|dask|keras|notebook|rich|tk\.py|tqdm\.1|_main\.py)"
+    r"|urllib3/(contrib/(emscripten/|pyopenssl\.py|socks\.py)|http2/connection\.py)|certifi/tests/"
+    r"|idna/cli\.py|.*(\.pyi|/py\.typed|/__main__\.py)$"
 )
 
 
@@ -85,7 +105,10 @@ def parse_lock(text: str) -> List[Requirement]:
     """
     text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", " ")
     lines = [line.split() for line in text.splitlines() if line.strip()]
-    return [Requirement(words[0], tuple(re.findall(r"--hash=sha256:(\w+)", " ".join(words)))) for words in lines]
+    return [
+        Requirement(words[0], tuple(re.findall(r"--hash=sha256:(\w+)", " ".join(words))))
+        for words in lines
+    ]
 
 
 def sha256(content: bytes) -> str:
@@ -100,12 +123,30 @@ def cached_wheels(folder: Path, wanted: Iterable[str]) -> Dict[str, Path]:
 
 
 def pip_targets(requirement: Requirement) -> List[List[str]]:
-    """pip options that select each wheel of a requirement. requests asks for Python 3.10: pip is told of the newest."""
+    """pip options that select each wheel of a requirement.
+
+    urllib3 asks for Python 3.10: pip is told of the newest.
+    """
     if not requirement.compiled:
-        return [["--python-version", "3.14", "--implementation", "py", "--abi", "none", "--platform", "any"]]
+        return [
+            [
+                "--python-version",
+                "3.14",
+                "--implementation",
+                "py",
+                "--abi",
+                "none",
+                "--platform",
+                "any",
+            ]
+        ]
     return [
         ["--python-version", python, "--implementation", "cp", "--abi", f"cp{python}"]
-        + [option for tag in ("manylinux2014", "manylinux_2_17") for option in ("--platform", f"{tag}_{machine}")]
+        + [
+            option
+            for tag in ("manylinux2014", "manylinux_2_17")
+            for option in ("--platform", f"{tag}_{machine}")
+        ]
         for python in PYTHONS
         for machine in MACHINES
     ]
@@ -113,18 +154,35 @@ def pip_targets(requirement: Requirement) -> List[List[str]]:
 
 def pip(command: str, *arguments: str) -> None:
     """Run pip. Raises BuildError; what pip has to say is on stderr."""
-    argv = [sys.executable, "-m", "pip", command, "--quiet", "--disable-pip-version-check", *arguments]
+    argv = [
+        sys.executable,
+        "-m",
+        "pip",
+        command,
+        "--quiet",
+        "--disable-pip-version-check",
+        *arguments,
+    ]
     if subprocess.run(argv, check=False).returncode:
         raise BuildError(f"pip {command} {' '.join(arguments)} failed")
 
 
 def download(requirement: Requirement, folder: Path) -> None:
-    """Let pip bring the wheels of one requirement, from wherever pip is set up to look; only the hashes count."""
+    """Let pip bring the wheels of one requirement, from wherever pip is set up to look; only the
+    hashes count.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         lock = Path(scratch) / "requirements.txt"
         lock.write_text(requirement.text(), encoding="ascii")
         for target in pip_targets(requirement):
-            options = ["--only-binary=:all:", "--require-hashes", "-r", str(lock), "-d", str(folder)]
+            options = [
+                "--only-binary=:all:",
+                "--require-hashes",
+                "-r",
+                str(lock),
+                "-d",
+                str(folder),
+            ]
             pip("download", "--no-deps", *options, *target)
 
 
@@ -149,17 +207,25 @@ Entries = Dict[str, bytes]
 
 
 def strip_elf(image: bytes, machine: str) -> bytes:
-    """A 64-bit little-endian shared object without what the loader never reads: sections, symbols and debug data.
+    """A 64-bit little-endian shared object without what the loader never reads.
 
-    The loader works from the program headers alone (ELF-64 Object File Format 1.5, §"Program Header Table"); what lies
-    behind the last segment's bytes, and the section header table, serve linkers and debuggers.
+    That is sections, symbols and debug data.
+
+    The loader works from the program headers alone (ELF-64 Object File Format 1.5, §"Program Header
+    Table"); what lies behind the last segment's bytes, and the section header table, serve linkers
+    and debuggers.
     """
-    if image[:6] != b"\x7fELF\x02\x01" or struct.unpack_from("<H", image, 18)[0] != MACHINES[machine]:
+    if (
+        image[:6] != b"\x7fELF\x02\x01"
+        or struct.unpack_from("<H", image, 18)[0] != MACHINES[machine]
+    ):
         raise BuildError(f"not a 64-bit ELF file for {machine}")
     table, size, count = *struct.unpack_from("<Q", image, 32), *struct.unpack_from("<HH", image, 54)
     end = table + size * count
     for index in range(count):
-        offset, length = struct.unpack_from("<8x Q 16x Q", image, table + size * index)  # p_offset, p_filesz
+        offset, length = struct.unpack_from(
+            "<8x Q 16x Q", image, table + size * index
+        )  # p_offset, p_filesz
         end = max(end, offset + length)
     if end > len(image):
         raise BuildError("a segment lies outside of the ELF file")
@@ -180,199 +246,90 @@ def wheel_entries(path: Path) -> Entries:
             if info and re.match(r"LICEN[CS]E|NOTICE|COPYING", name.rsplit("/", 1)[1]):
                 entries[f"vendor/licenses/{package}/{name.rsplit('/', 1)[1]}"] = wheel.read(name)
             elif compiled:
-                entries[f"native/{compiled[1]}/backend_c.so"] = strip_elf(wheel.read(name), compiled[2])
+                entries[f"native/{compiled[1]}/backend_c.so"] = strip_elf(
+                    wheel.read(name), compiled[2]
+                )
             elif not (info or name.endswith("/") or package == "zstandard" or LEFT_OUT.match(name)):
                 entries[f"vendor/{name}"] = wheel.read(name)
     return entries
 
 
-def completion_script(program: Any, shell: str) -> str:
-    """What makes a shell complete hfship and hfship.pyz, by shtab from the program's own parser.
+def package_entries() -> Entries:
+    """The modules of hfship, and the tables that they read."""
+    paths = sorted((SOURCE / "hfship").rglob("*"))
+    return {
+        path.relative_to(SOURCE).as_posix(): path.read_bytes()
+        for path in paths
+        if path.suffix in (".py", ".json")
+    }
 
-    shtab asks argparse for no words but the help texts, so that all Pythons give the same script.
-    """
-    shtab = importlib.import_module("shtab")
-    parser = program.build_parser()
-    parser.prog = "hfship"
-    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
-    for action in (action for command in commands.values() for action in command._actions):
-        if action.dest == "jobs":
-            action.default = "N"  # the cores of this machine
-        if not action.choices and re.search(r"FILE|DIR|ARCHIVE|pem", str(action.metavar)):
-            action.complete = shtab.DIRECTORY if action.metavar == "DIR" else shtab.FILE
-    script = shtab.complete(parser, shell).rstrip("\n")
-    return re.sub(r"(?m)^(#compdef|complete .*|  compdef .*) hfship$", r"\g<0> hfship.pyz", script)
+
+def version_of(package: Entries) -> str:
+    """The version that hfship's package says it has."""
+    text = package["hfship/__init__.py"].decode("utf-8")
+    version = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    if not version:
+        raise BuildError("src/hfship/__init__.py has no __version__")
+    return version[1]
+
+
+def launcher(modules: Iterable[str], vendored: Iterable[str]) -> bytes:
+    """launcher.py with its tables: the entries of hfship's modules, and the vendored packages."""
+    text = (ROOT / "launcher.py").read_text(encoding="ascii")
+    for name, table in (("MODULES", modules), ("VENDORED", vendored)):
+        empty = f"\n{name} = ()  # type"
+        if text.count(empty) != 1:
+            raise BuildError(f"launcher.py has no table {name} to fill in")
+        text = text.replace(empty, f"\n{name} = {tuple(sorted(table))}  # type")
+    return text.encode("ascii")
+
+
+def document_entries() -> Entries:
+    """The texts that `hfship help` prints: there is no network where they are read."""
+    topics = importlib.import_module(TOPICS_MODULE).TOPICS
+    return {
+        f"docs/{topic.file}": (ROOT / "docs" / topic.file).read_bytes() for topic in topics.values()
+    }
 
 
 def collect(wheels: Iterable[Path]) -> Entries:
     """All entries of the pyz, with the table that lists them."""
-    program = (ROOT / "hfship.py").read_bytes()
-    version = re.search(rb'^__version__ = "([^"]+)"', program, re.MULTILINE)
-    if not version:
-        raise BuildError("hfship.py has no __version__")
-    entries: Entries = {"LICENSE": (ROOT / "LICENSE").read_bytes(), "hfship.py": program}
+    package = package_entries()
+    entries: Entries = {name: (ROOT / name).read_bytes() for name in ("LICENSE", "vendor.lock")}
+    entries.update(package)
+    entries.update(document_entries())
     for path in wheels:
         entries.update(wheel_entries(path))
-    program_module = importlib.import_module("hfship")
-    for shell in program_module.SHELLS:
-        entries[f"completion/{shell}"] = completion_script(program_module, shell).encode("utf-8")
-    packages = {re.split(r"[/.]", name)[1] for name in entries if name.startswith("vendor/")} - {"licenses"}
-    entries["__main__.py"] = LAUNCHER.replace("VENDORED = ()", f"VENDORED = {tuple(sorted(packages))}").encode("ascii")
-    table = {"version": version[1].decode(), "entries": {name: sha256(entries[name]) for name in sorted(entries)}}
+    vendored = {re.split(r"[/.]", name)[1] for name in entries if name.startswith("vendor/")}
+    modules = [name for name in package if name.endswith(".py")]
+    entries["__main__.py"] = MAIN
+    entries["hfship_launcher.py"] = launcher(modules, vendored - {"licenses"})
+    digests = {name: sha256(entries[name]) for name in sorted(entries)}
+    table = {"version": version_of(package), "entries": digests}
     entries["hfship-build.json"] = (json.dumps(table, indent=1) + "\n").encode("ascii")
     return dict(sorted(entries.items()))
 
-
-# ---- the launcher --------------------------------------------------------------------
-
-# Must compile on Python 2.7: a SyntaxError is no answer to the question which Python is needed.
-LAUNCHER = '''\
-"""Start hfship from this file, and from nothing else that the host's Python has installed."""
-import os
-import signal
-import sys
-
-VENDORED = ()
-# What hfship and the vendored packages would pick up if a host has imported it.
-OPTIONAL = ("hfship", "zstandard", "chardet", "charset_normalizer", "simplejson")
-OPTIONAL += ("brotli", "brotlicffi", "h2", "OpenSSL")
-
-
-def fail(code, what, why, next_step):
-    sys.stderr.write("hfship: %s\\n  why   %s\\n  next  %s\\n" % (what, why, next_step))
-    sys.exit(code)
-
-
-def check_python():
-    if sys.version_info < (3, 8):
-        version = "%d.%d.%d" % sys.version_info[:3]
-        message = "hfship needs Python 3.8 or newer; this is %s (%s); next: python3.11 %s, or any other from 3.8 on\\n"
-        sys.stderr.write(message % (version, sys.executable, " ".join(sys.argv)))
-        sys.exit(9)
-
-
-def is_standard_library(path):
-    """Whether a sys.path entry belongs to Python itself; neither site-packages nor PYTHONPATH do."""
-    home = os.path.dirname(os.__file__)
-    name = os.path.basename(path)
-    if path == home or path.startswith(home + os.sep):
-        return "-packages" not in path[len(home) :]
-    return name == "lib-dynload" or name == "python%d%d.zip" % sys.version_info[:2]
-
-
-def shut_out_host(pyz):
-    """Import from this file and the standard library only, whatever .pth files and sitecustomize did before us."""
-    sys.dont_write_bytecode = True
-    sys.path[:] = [pyz, os.path.join(pyz, "vendor")] + [path for path in sys.path if is_standard_library(path)]
-    # Editable installs answer imports from finders of their own.
-    sys.meta_path[:] = [f for f in sys.meta_path if str(getattr(f, "__module__", "")).startswith("_frozen_importlib")]
-    for name in list(sys.modules):
-        if name.split(".")[0] in VENDORED + OPTIONAL:
-            del sys.modules[name]
-
-
-def cache_file():
-    """Where the bytecode of hfship lies between two runs."""
-    folder = os.environ.get("HFSHIP_CACHE")
-    folder = folder or os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "hfship")
-    return os.path.join(folder, "hfship.%s.bytecode" % sys.implementation.cache_tag)
-
-
-def cached(path, seal):
-    """The bytecode in the cache; None unless it is of this source, whole, and nobody else could have put it there."""
-    import marshal
-
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(fd, "rb") as stream:
-            status = os.fstat(fd)
-            content = stream.read()
-    except OSError:
-        return None
-    private = status.st_uid == os.geteuid() and not status.st_mode & 0o022
-    return marshal.loads(content[32:]) if private and content[:32] == seal(content[32:]) else None
-
-
-def keep(path, content):
-    """Put bytecode into the cache. Where that cannot be done the next start takes as long as this one."""
-    temporary = "%s.%d.tmp" % (path, os.getpid())
-    try:
-        os.makedirs(os.path.dirname(path), 0o700, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as stream:
-                stream.write(content)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-    except OSError:
-        pass
-
-
-def load(pyz, write):
-    """Import hfship, which is large: to compile it is most of a start, so its bytecode is kept."""
-    import hashlib
-    import importlib.util
-    import marshal
-    import zipimport
-
-    name = os.path.join(pyz, "hfship.py")
-    spec = importlib.util.spec_from_file_location("hfship", name, loader=zipimport.zipimporter(pyz))
-    source = spec.loader.get_data(name)
-    of = importlib.util.MAGIC_NUMBER + b"%d" % sys.flags.optimize + hashlib.sha256(source).digest()
-
-    def seal(content):
-        return hashlib.sha256(of + content).digest()
-
-    path = cache_file()
-    code = cached(path, seal)
-    if code is None:
-        code = compile(source, name, "exec", dont_inherit=True)
-        content = marshal.dumps(code)
-        if write and os.path.isabs(path):  # a user without a home has none
-            keep(path, seal(content) + content)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hfship"] = module
-    exec(code, vars(module))
-    return module
-
-
-def run():
-    check_python()
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until hfship runs, Ctrl-C ends this without a traceback
-    pyz = os.path.dirname(os.path.abspath(__file__))
-    write = not sys.dont_write_bytecode
-    shut_out_host(pyz)
-    import warnings
-
-    # requests misses charset_normalizer aloud; nothing here guesses encodings.
-    warnings.filterwarnings("ignore", "Unable to find acceptable character detection")
-    try:
-        hfship = load(pyz, write)
-    except Exception as exc:
-        missing = getattr(exc, "name", None)
-        if isinstance(exc, ImportError) and missing not in (None, "hfship"):
-            fail(9, "this Python lacks the module %s" % missing, str(exc), "install Python's whole standard library")
-        why = "%s: %s" % (type(exc).__name__, exc)
-        fail(6, "%s is damaged" % pyz, why, "compare its SHA-256 with the published one and copy it again")
-    return hfship.main()
-
-
-if __name__ == "__main__":
-    sys.exit(run())
-'''
 
 # ---- deflate -------------------------------------------------------------------------
 
 
 def load_tools(folder: Path) -> None:
-    """Make importable what build.lock names, installed by hash below `folder` at the first build."""
+    """Make importable what build.lock names, installed by hash below `folder` at the first
+    build.
+    """
     lock = ROOT / "build.lock"
     tools = folder / f"{sys.implementation.cache_tag}-{sha256(lock.read_bytes())[:8]}"
     if not tools.is_dir():
-        pip("install", "--target", str(tools), "--only-binary=:all:", "--require-hashes", "-r", str(lock))
-    sys.path[:0] = [str(tools), str(ROOT)]
+        pip(
+            "install",
+            "--target",
+            str(tools),
+            "--only-binary=:all:",
+            "--require-hashes",
+            "-r",
+            str(lock),
+        )
+    sys.path[:0] = [str(tools), str(SOURCE)]
 
 
 def load_libdeflate() -> Callable[[bytes], bytes]:
@@ -389,7 +346,9 @@ MODE = 0o100644
 
 
 def zip_bytes(entries: Entries, compress: Callable[[bytes], bytes], start: int) -> bytes:
-    """A zip file of `entries` whose first byte lies at offset `start` of the whole (PKWARE APPNOTE 6.3.x §4.3)."""
+    """A zip file of `entries` whose first byte lies at offset `start` of the whole (PKWARE
+    APPNOTE 6.3.x §4.3).
+    """
     body, directory = bytearray(), bytearray()
     for name, content in entries.items():
         raw = compress(content)
@@ -398,7 +357,9 @@ def zip_bytes(entries: Entries, compress: Callable[[bytes], bytes], start: int) 
         fields = struct.pack("<HHHHHIIIHH", 20, 0, method, DOS_TIME, DOS_DATE, *sizes)
         made_by = 3 << 8 | 20  # Unix, so that the modes below count
         directory += b"PK\x01\x02" + struct.pack("<H", made_by) + fields
-        directory += struct.pack("<HHHII", 0, 0, 0, MODE << 16, start + len(body)) + name.encode("ascii")
+        directory += struct.pack("<HHHII", 0, 0, 0, MODE << 16, start + len(body)) + name.encode(
+            "ascii"
+        )
         body += b"PK\x03\x04" + fields + name.encode("ascii") + raw
     counts = (0, 0, len(entries), len(entries), len(directory), start + len(body), 0)
     return bytes(body + directory) + b"PK\x05\x06" + struct.pack("<HHHHIIH", *counts)
@@ -427,8 +388,16 @@ def build(output: Path, cache: Path) -> None:
 def main() -> int:
     """Parse the command line and build."""
     parser = argparse.ArgumentParser(description="Build hfship.pyz.")
-    parser.add_argument("-o", "--output", type=Path, default=ROOT / "dist" / "hfship.pyz", metavar="FILE")
-    parser.add_argument("--cache", type=Path, default=ROOT / "build", metavar="DIR", help="downloads and intermediates")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=ROOT / "dist" / "hfship.pyz", metavar="FILE"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=ROOT / "build",
+        metavar="DIR",
+        help="downloads and intermediates",
+    )
     args = parser.parse_args()
     try:
         build(args.output, args.cache)

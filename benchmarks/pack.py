@@ -1,16 +1,16 @@
-"""Pack, verify and unpack side by side with tar and zstd, pzstd and ZipNN: ratio, speed, CPU and memory.
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Pack, verify and unpack side by side with tar and zstd, pzstd and ZipNN.
 
-    make bench                                        the table, and build/bench-pack.json
-    python3 benchmarks/pack.py --gb 4 --jobs 1 2 16   more data, other numbers of workers
-    python3 benchmarks/pack.py --zipnn venv/bin/python   a Python that has zipnn
+    python3 benchmarks/all.py pack                            in the one table
+    python3 benchmarks/pack.py --gb 4 --jobs 16 --models fp8  more data, other workers and weights
+    python3 benchmarks/pack.py --zipnn venv/bin/python        a Python that has zipnn
 
-Every program reads the same files from the page cache and writes to the same folder. hfship, which runs as the built
-dist/hfship.pyz, also hashes every file, writes a manifest and the sums of what it wrote; unpacking, it proves every
-byte. The others do not: rows with "+ sha256sum" do by hand what it takes to know as much, "hashed too" does it in one
-pass, as a pipe of zstd, tar and sha256sum. Rows of the step "floor" are what one stream costs that nobody can split:
-hashing the model's files one after the other, or its archive.
-
-Memory is the largest sum over all processes of a program at one time: their own pages, and their part of shared ones.
+Every program reads the same files from the page cache and writes to the same folder. hfship, which
+runs as the built dist/hfship.pyz, also hashes every file and what it writes; unpacking, it proves
+every byte. The others do not: "hashed" does it for them in the same pipe, as a script would.
+Rows called "floor" are what one stream costs that nobody can split: hashing the model's files one
+after the other, or its archive.
 """
 
 from __future__ import annotations
@@ -20,31 +20,47 @@ import array
 import json
 import os
 import random
-import resource
+import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
-import threading
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any, Dict, List, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
-PYZ = ROOT / "dist" / "hfship.pyz"
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests")]
 
-import hfship  # noqa: E402
+from measure import (  # noqa: E402
+    CORES,
+    Row,
+    Run,
+    Scale,
+    facts_text,
+    full,
+    has,
+    in_turns,
+    measured,
+    rows_of,
+    ship,
+    table,
+)
 
-BASE = 16 << 20  # bytes of distinct data per file, then repeated: farther than any window below zstd level 10 reaches
+from hfship.archive.pack_plan import PROFILES  # noqa: E402
 
-# All files in one process; the seconds that count are those without the import of torch, which it prints.
+# What hashes for the others: it takes the processor's own instructions, as sha256sum may not.
+DIGEST = "openssl dgst -sha256"
+
+# Bytes of distinct data per file, then repeated: farther than the windows of zstd -1 and -3 reach.
+BASE = 16 << 20
+SMALL_BASE = 4 << 20
+
+# All files in one process. What the import of torch takes counts: 1 to 2 seconds.
 ZIPNN = """
-import pathlib, sys, time
+import pathlib, sys
 from zipnn import ZipNN
 source, target, dtype, threads, mode = sys.argv[1:]
 codec = ZipNN(bytearray_dtype=dtype, input_format="byte", threads=int(threads))
-started = time.monotonic()
 for path in sorted(pathlib.Path(source).glob("*.safetensors")):
     with open(path, "rb") as stream, open(pathlib.Path(target) / path.name, "wb") as out:
         while mode == "pack":
@@ -58,7 +74,6 @@ for path in sorted(pathlib.Path(source).glob("*.safetensors")):
             if not head:
                 break
             out.write(codec.decompress(stream.read(int.from_bytes(head, "little"))))
-print(time.monotonic() - started)
 """
 
 
@@ -71,7 +86,9 @@ def gaussian(kind: str, size: int, seed: int) -> bytes:
         wide = gaussian("bf16", 2 * size, seed)
         # e4m3 keeps 3 bits of mantissa; scaled so that the largest exponents are in use.
         high, low = wide[1::2], wide[0::2]
-        table = {(top, rest >> 4): _fp8(top, rest) for top in set(high) for rest in range(0, 256, 16)}
+        table = {
+            (top, rest >> 4): _fp8(top, rest) for top in set(high) for rest in range(0, 256, 16)
+        }
         return bytes(table[top, rest >> 4] for top, rest in zip(high, low))
     values = array.array("f")
     count = size // (4 if kind == "f32" else 2)
@@ -101,180 +118,235 @@ MODELS = {
 }
 
 
-def make_model(folder: Path, kinds: Sequence[str], size: int) -> None:
+# How safetensors calls the elements of each kind, and their bytes.
+DTYPES = {"bf16": ("BF16", 2), "fp8": ("F8_E4M3", 1), "f32": ("F32", 4), "int4": ("U8", 1)}
+
+
+def make_model(folder: Path, kinds: Sequence[str], size: int, base_size: int = BASE) -> None:
+    """A model of about `size` bytes; a file for each of `kinds`."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text('{"model_type": "bench"}')
     bases: Dict[str, bytes] = {}
     for number, kind in enumerate(kinds):
-        base = bases.setdefault(kind, gaussian(kind, BASE, number))
+        base = bases.get(kind)
+        if base is None:
+            base = bases[kind] = gaussian(kind, base_size, number)
+        pieces = max(size // len(kinds) // base_size, 1)
         with (folder / f"model-{number:05d}.safetensors").open("wb") as stream:
-            for _ in range(max(size // len(kinds) // BASE, 1)):
+            stream.write(header_of(kind, pieces * base_size))
+            for _ in range(pieces):
                 stream.write(base)
-    # As fetch leaves a model: with its manifest.
-    hfship.manifest_to_pack(folder, None, 1, hfship.Reporter("none", -1))
 
 
-def pss(pid: int) -> int:
-    """Bytes that a process holds, and its part of those it shares (PSS, proc_pid_smaps(5)); 0 when it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    except OSError:
-        return 0
+def header_of(kind: str, size: int) -> bytes:
+    """The beginning of a safetensors file with one tensor of `size` bytes."""
+    dtype, width = DTYPES[kind]
+    tensor = {"dtype": dtype, "shape": [size // width], "data_offsets": [0, size]}
+    text = json.dumps({"weight": tensor}).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
-class Memory(threading.Thread):
-    """The peak of what a process and all its descendants have in memory, together (PSS of proc_pid_smaps(5))."""
-
-    def __init__(self, session: int) -> None:
-        super().__init__(daemon=True)
-        self.peak, self._session, self._ended = 0, session, threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        while not self._ended.wait(0.02):
-            processes = [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
-            self.peak = max(self.peak, sum(map(pss, filter(self._of_session, processes))))
-
-    def _of_session(self, pid: int) -> bool:
+def make_in_child(folder: Path, kind: str, scale: Scale) -> None:
+    """Make a model in a process of its own: its memory would count for every program that is
+    started after it.
+    """
+    base_size = SMALL_BASE if scale.is_small else BASE
+    child = os.fork()
+    if not child:
+        code = 1
         try:
-            return os.getsid(pid) == self._session
-        except OSError:  # it ended meanwhile
-            return False
-
-    def end(self) -> int:
-        self._ended.set()
-        self.join()
-        return self.peak
-
-
-def measure(argv: Sequence[Any], repeat: int, clean: Path) -> Dict[str, float]:
-    """The best of some runs: seconds, CPU seconds, peak memory of all processes together."""
-    best: Dict[str, float] = {}
-    for _ in range(repeat):
-        shutil.rmtree(clean, ignore_errors=True)
-        clean.mkdir(parents=True)
-        os.sync()
-        before, started = children_cpu(), time.monotonic()
-        process = subprocess.Popen(
-            [str(word) for word in argv],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        memory = Memory(process.pid)
-        out, err = process.communicate()
-        seconds = time.monotonic() - started
-        peak = memory.end()
-        if process.returncode:
-            raise SystemExit(f"{argv}: {err}")
-        if argv[1:2] == ["-c"]:
-            seconds = float(out)
-        cpu = children_cpu() - before
-        if not best or seconds < best["seconds"]:
-            best = {"seconds": seconds, "cpu": cpu, "peak": peak, "bytes": folder_size(clean)}
-    return best
+            make_model(folder, MODELS[kind], scale.size, base_size)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    if status:
+        raise SystemExit(f"the model {kind} could not be made")
 
 
-def children_cpu() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+def made_model(work: Path, kind: str, scale: Scale) -> Path:
+    """A model as fetch leaves it: with its manifest."""
+    folder = work / "models" / kind
+    make_in_child(folder, kind, scale)
+    measured(ship("pack", folder, "-o", work / "first", "--profile", "store"))
+    shutil.rmtree(work / "first")
+    return folder
 
 
-def folder_size(folder: Path) -> int:
-    """Bytes of its files, without the hfship.pyz that pack puts beside an archive: some MB for any number of models."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyz")
+def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder, without what hfship puts beside an archive."""
+    archive_or_model = (path for path in folder.rglob("*") if path.suffix not in (".pyz", ".txt"))
+    return sum(path.stat().st_size for path in archive_or_model if path.is_file())
+
+
+class Tool(NamedTuple):
+    """A program of a step: its command line, or a line for a shell, and the folder below the
+    benchmark's in which its output is kept for the next step.
+    """
+
+    name: str
+    command: Any
+    keep: str = ""
 
 
 class Bench:
     """One model through all programs."""
 
-    def __init__(self, work: Path, model: Path, options: argparse.Namespace) -> None:
-        self.work, self.model, self.options = work, model, options
-        self.size = sum(size for _, size in hfship.content_files(model))
-        self.rows: List[Dict[str, Any]] = []
+    def __init__(self, work: Path, model: Path, scale: Scale, jobs: int, zipnn: str = "") -> None:
+        self.work, self.model, self.scale, self.jobs = work, model, scale, jobs
+        self.zipnn = zipnn
+        self.size = size_of(model)
+        self.out = work / "out"
+        self.ratios: Dict[str, float] = {}  # of what was packed: bytes of it per byte of the model
 
-    def row(self, step: str, program: str, jobs: int, argv: Sequence[Any], keep: str = "") -> None:
-        out = self.work / "out"
-        found = measure(argv, self.options.repeat, out)
-        ratio = found["bytes"] / self.size
-        self.rows.append({"model": self.model.name, "step": step, "program": program, "jobs": jobs, **found})
-        line = [self.model.name, step, program, str(jobs), f"{ratio:.4f}", f"{self.size / found['seconds'] / 1e6:.0f}"]
-        line += [f"{found['cpu'] / self.size * 1e9:.2f}", f"{found['peak'] / 1e6:.0f}"]
-        print("  ".join(cell.rjust(width) for cell, width in zip(line, (6, 6, 20, 4, 7, 6, 6, 6))), flush=True)
-        if keep:
-            shutil.rmtree(self.work / keep, ignore_errors=True)
-            out.rename(self.work / keep)
+    def step(self, step: str, tools: Sequence[Tool]) -> List[Row]:
+        """Tools in turns, each into an empty folder."""
+        name = f"{step}, {self.model.name}, {self.jobs} workers"
+        calls: Mapping[str, Callable[[], Run]] = {
+            tool.name: partial(self.run, tool) for tool in tools
+        }
+        rows = rows_of(name, in_turns(calls, self.scale.rounds), self.size)
+        if step != "pack":
+            return rows
+        return [self.with_ratio(row) for row in rows]
 
-    def run(self) -> None:
-        out, name = self.work / "out", self.model.name
-        ship = [sys.executable, PYZ]
-        parent = self.model.parent
-        self.row("floor", "sha256sum files", 1, ["sh", "-ec", f"sha256sum {self.model}/*"])
-        sums = self.work / "sums"
-        subprocess.run(["sh", "-ec", f"cd {parent}; sha256sum {name}/* >{sums}"], check=True)
-        for jobs in self.options.jobs:
-            for level in (1, 3):
-                tar = f"tar -C {parent} -c {name} | zstd -q -{level} -T{jobs} -o {out}/x.tar.zst"
-                self.row("pack", f"tar | zstd -{level}", jobs, ["sh", "-ec", tar], f"zstd{level}")
-            if shutil.which("pzstd"):
-                tar = f"tar -C {parent} -c {name} | pzstd -q -1 -p {jobs} -o {out}/x.tar.zst"
-                self.row("pack", "tar | pzstd -1", jobs, ["sh", "-ec", tar], "pzstd")
-            for profile in hfship.PROFILES:
-                command = [*ship, "pack", self.model, "-o", out, "--profile", profile, "-j", jobs]
-                self.row("pack", f"hfship {profile}", jobs, command, profile)
-            untar = f"tar -C {out} --zstd -xf {self.work}/zstd1/x.tar.zst"
-            self.row("floor", "sha256sum archive", 1, ["sh", "-ec", f"sha256sum {self.work}/zstd1/x.tar.zst"])
-            self.row("unpack", "tar --zstd -x", jobs, ["sh", "-ec", untar])
-            proof = f"cd {out}; sha256sum --quiet -c {sums}"
-            self.row("unpack", "tar -x + sha256sum", jobs, ["sh", "-ec", f"{untar}; {proof}"])
-            once = f"{{ zstd -qdc {self.work}/zstd1/x.tar.zst | tee /dev/fd/3 | tar -C {out} -x; }} 3>&1 | sha256sum"
-            self.row("unpack", "tar -x, hashed too", jobs, ["sh", "-ec", once])
-            if shutil.which("pzstd"):
-                pipe = f"pzstd -q -dc -p {jobs} {self.work}/pzstd/x.tar.zst | tar -C {out} -x"
-                self.row("unpack", "pzstd -d | tar -x", jobs, ["sh", "-ec", pipe])
-            for profile in hfship.PROFILES:
-                archive = self.work / profile / f"{name}.tar.zst"
-                self.row("verify", f"hfship {profile}", jobs, [*ship, "verify", archive, "-j", jobs])
-                self.row("unpack", f"hfship {profile}", jobs, [*ship, "unpack", archive, "-o", out, "-j", jobs])
-            self.zipnn(jobs)
+    def with_ratio(self, row: Row) -> Row:
+        """A row that says how small the archive is."""
+        ratio = self.ratios[row.tool]
+        return Row(**{**vars(row), "said": f"{100 * ratio:.1f} % of the size"})
 
-    def zipnn(self, jobs: int) -> None:
-        dtypes = {"bf16": "bfloat16", "f32": "float32"}
-        if self.options.zipnn and self.model.name in dtypes:
-            command = [self.options.zipnn, "-c", ZIPNN]
-            dtype, out = dtypes[self.model.name], self.work / "out"
-            self.row("pack", "ZipNN", jobs, [*command, self.model, out, dtype, jobs, "pack"], "znn")
-            self.row("unpack", "ZipNN", jobs, [*command, self.work / "znn", out, dtype, jobs, "unpack"])
+    def run(self, tool: Tool) -> Run:
+        """One tool, once."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+        argv = tool.command
+        if isinstance(argv, str):
+            argv = ["bash", "-ec", f"set -o pipefail; {argv}"]
+        found = measured(argv)
+        self.ratios[tool.name] = size_of(self.out) / self.size
+        if tool.keep:
+            shutil.rmtree(self.work / tool.keep, ignore_errors=True)
+            self.out.rename(self.work / tool.keep)
+        return found
+
+    def rows(self) -> Iterator[Row]:
+        """All steps."""
+        yield from self.step("pack", self.packers())
+        yield from self.step("verify", self.verifiers())
+        yield from self.step("unpack", self.unpackers())
+
+    def packers(self) -> List[Tool]:
+        """Who packs."""
+        model, out, jobs = shlex.quote(str(self.model)), shlex.quote(str(self.out)), self.jobs
+        parent, name = shlex.quote(str(self.model.parent)), self.model.name
+        tar = f"tar -C {parent} -c {name}"
+        hashed = f"{tar} | tee >({DIGEST} >{out}/model) | zstd -q -1 -T{jobs}"
+        hashed += f" | tee >({DIGEST} >{out}/sum) >{out}/x.tar.zst"
+        pack = ship("pack", self.model, "-o", self.out, "-j", jobs)
+        parts = max(self.size // 6, 3 << 20)
+        tools = [
+            Tool("hfship", pack, "standard"),
+            Tool("hfship --split", [*pack, "--split", parts]),
+            Tool("hfship --profile store", [*pack, "--profile", "store"], "store"),
+            Tool("hfship --profile smallest", [*pack, "--profile", "smallest"], "smallest"),
+            Tool("tar | zstd -1", f"{tar} | zstd -q -1 -T{jobs} -o {out}/x.tar.zst", "zstd"),
+            Tool("tar | zstd -1, hashed", hashed),
+            Tool("floor: SHA-256 of the files", f"{DIGEST} {model}/*.safetensors"),
+        ]
+        if not self.scale.is_small:
+            third = f"{tar} | zstd -q -3 -T{jobs} -o {out}/x.tar.zst"
+            tools.append(Tool("tar | zstd -3", third))
+        if has("pzstd"):
+            pzstd = f"{tar} | pzstd -q -1 -p {jobs} -o {out}/x.tar.zst"
+            tools.append(Tool("tar | pzstd -1", pzstd, "pzstd"))
+        if self.zipnn:
+            tools.append(Tool("ZipNN", self.zipnn_words(self.model, "pack"), "znn"))
+        return tools
+
+    def verifiers(self) -> List[Tool]:
+        """Who proves an archive."""
+        tools = []
+        for profile in PROFILES:
+            archive = self.archive_of(profile)
+            tools.append(Tool(named("hfship", profile), ship("verify", archive, "-j", self.jobs)))
+        zstd = shlex.quote(str(self.work / "zstd/x.tar.zst"))
+        return [
+            *tools,
+            Tool("zstd -t", f"zstd -q -t {zstd}"),
+            Tool("floor: SHA-256 of the archive", f"{DIGEST} {zstd}"),
+        ]
+
+    def unpackers(self) -> List[Tool]:
+        """Who unpacks."""
+        out, jobs = shlex.quote(str(self.out)), self.jobs
+        tools = []
+        for profile in PROFILES:
+            command = ship("unpack", self.archive_of(profile), "-o", self.out, "-j", jobs)
+            tools.append(Tool(named("hfship", profile), command))
+        zstd = shlex.quote(str(self.work / "zstd/x.tar.zst"))
+        hashed = f"zstd -qdc {zstd} | tee >({DIGEST} >&2) | tar -C {out} -x"
+        tools += [
+            Tool("tar --zstd -x", f"tar -C {out} --zstd -xf {zstd}"),
+            Tool("tar --zstd -x, hashed", hashed),
+        ]
+        if has("pzstd"):
+            source = shlex.quote(str(self.work / "pzstd/x.tar.zst"))
+            tools.append(
+                Tool("pzstd -d | tar -x", f"pzstd -q -dc -p {jobs} {source} | tar -C {out} -x")
+            )
+        if self.zipnn:
+            tools.append(Tool("ZipNN", self.zipnn_words(self.work / "znn", "unpack")))
+        return tools
+
+    def archive_of(self, profile: str) -> Path:
+        return self.work / profile / f"{self.model.name}.tar.zst"
+
+    def zipnn_words(self, source: Path, mode: str) -> List[Any]:
+        dtype = {"bf16": "bfloat16", "f32": "float32"}[self.model.name]
+        return [self.zipnn, "-c", ZIPNN, source, self.out, dtype, self.jobs, mode]
+
+
+def named(program: str, profile: str) -> str:
+    """hfship with a profile that is not the usual one."""
+    if profile == PROFILES[0]:
+        return program
+    return f"{program} --profile {profile}"
+
+
+def rows(
+    work: Path,
+    scale: Scale,
+    models: Sequence[str] = ("bf16",),
+    jobs: Sequence[int] = (CORES,),
+    zipnn: str = "",
+) -> Iterator[Row]:
+    """The rows of some models and numbers of workers."""
+    for kind in models:
+        model = made_model(work, kind, scale)
+        for count in jobs:
+            with_zipnn = zipnn if kind in ("bf16", "f32") else ""
+            yield from Bench(work, model, scale, count, with_zipnn).rows()
+        for left in work.iterdir():
+            shutil.rmtree(left)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gb", type=float, default=2.0, help="bytes of each model, in 10^9")
-    parser.add_argument("--jobs", type=int, nargs="+", default=sorted({1, hfship.default_jobs()}))
-    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--repeat", type=int, default=2)
-    parser.add_argument("--zipnn", metavar="PYTHON", help="a Python that has zipnn")
-    parser.add_argument("--work", type=Path, help="folder for the data (default: a temporary one)")
-    parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench-pack.json")
-    options = parser.parse_args()
-    if not PYZ.exists() or PYZ.stat().st_mtime < (ROOT / "hfship.py").stat().st_mtime:
-        raise SystemExit(f"{PYZ} is missing or older than hfship.py: make build")
-    print(" model    step               program  jobs    size    MB/s  CPU/GB  MB RAM")
-    rows = []
-    for name in options.models:
-        with tempfile.TemporaryDirectory(dir=options.work) as work:
-            # In a process of its own: a child's peak memory counts what its parent had when it was started.
-            if not (child := os.fork()):
-                make_model(Path(work) / "models" / name, MODELS[name], int(options.gb * 1e9))
-                os._exit(0)
-            os.waitpid(child, 0)
-            bench = Bench(Path(work), Path(work) / "models" / name, options)
-            bench.run()
-            rows += bench.rows
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"cores": hfship.default_jobs(), "rows": rows}, indent=1))
+    parser.add_argument("--jobs", type=int, nargs="+", default=[CORES])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["bf16"])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--zipnn", metavar="PYTHON", default="", help="a Python that has zipnn")
+    parser.add_argument("--folder", type=Path, help="for the data (default: a temporary one)")
+    args = parser.parse_args()
+    scale = full(args.gb)._replace(rounds=args.rounds)
+    with tempfile.TemporaryDirectory(prefix="hfship-bench-", dir=args.folder) as folder:
+        print(facts_text(Path(folder)), flush=True)
+        print(table(rows(Path(folder), scale, args.models, args.jobs, args.zipnn)))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
 #!/usr/bin/env python3
-"""Two network namespaces joined by a slow line: python3 benchmarks/slow_link.py DELAY_MS MBIT_PER_S LOSS
+"""Two network namespaces joined by a slow line:
 
-Kernels without netem cannot delay packets, so a process does: it holds one TUN device in each namespace and passes
-every packet on after the delay, at the given rate and with the given share lost. Namespaces `hfship-a` (10.77.0.1) and
-`hfship-b` (10.77.0.2) exist while it runs. Needs root. Prints "ready".
+    python3 benchmarks/slow_link.py DELAY_MS MBIT_PER_S LOSS
+
+Kernels without netem cannot delay packets, so a process does: it holds one TUN device in each
+namespace and passes every packet on after the delay, at the given rate and with the given share
+lost. Namespaces `hfship-a` (10.77.0.1) and `hfship-b` (10.77.0.2) exist while it runs. Needs root.
+Prints "ready".
 """
 
 from __future__ import annotations
@@ -96,7 +99,10 @@ def forward(ends: Tuple[int, int], delay_s: float, bytes_per_s: float, loss: flo
     for end in ends:
         selector.register(end, selectors.EVENT_READ)
     while True:
-        due = min((line.waiting[0][0] for line in away.values() if line.waiting), default=time.monotonic() + 1)
+        due = min(
+            (line.waiting[0][0] for line in away.values() if line.waiting),
+            default=time.monotonic() + 1,
+        )
         for key, _ in selector.select(max(0.0, due - time.monotonic())):
             for _ in range(BURST):
                 try:

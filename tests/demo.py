@@ -20,7 +20,7 @@ import urllib.request
 from pathlib import Path
 from typing import List, Tuple
 
-from make_model import make_model
+from support.make_model import make_model
 
 NAME = "tiny-qwen2"
 REPO = f"hfship-demo/{NAME}"
@@ -32,14 +32,23 @@ class Demo:
     def __init__(self, pyz: Path, root: Path) -> None:
         self.pyz, self.root = pyz, root
         self.steps: List[Tuple[str, str, float]] = []
-        folders = {"MODELS": "models", "PACKAGE": "transfer_package", "TRANSFER": "transfer_package"}
+        folders = {
+            "MODELS": "models",
+            "PACKAGE": "transfer_package",
+            "TRANSFER": "transfer_package",
+        }
         folders.update({"SITE_MODELS": "site/models", "DEPLOY": "site/deploy", "LOG": "logs"})
-        self.env = {**os.environ, **{f"HFSHIP_{key}_DIR": str(root / path) for key, path in folders.items()}}
+        self.env = {
+            **os.environ,
+            **{f"HFSHIP_{key}_DIR": str(root / path) for key, path in folders.items()},
+        }
 
     def run(self, *args: str, code: int = 0) -> str:
         """Run hfship and show the command as an operator would type it; returns its stdout."""
         print(f"\n$ hfship {' '.join(args)}", flush=True)
-        done = subprocess.run([sys.executable, str(self.pyz), *args], env=self.env, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [sys.executable, str(self.pyz), *args], env=self.env, stdout=subprocess.PIPE, text=True
+        )
         print(done.stdout, end="", flush=True)
         if done.returncode != code:
             raise SystemExit(f"demo: hfship {args[0]} ended with {done.returncode}")
@@ -73,7 +82,15 @@ class Demo:
 
     def start_mirror(self) -> Tuple[subprocess.Popen[str], str]:
         """The local Hub in the background, and its URL."""
-        command = [sys.executable, str(self.pyz), "mirror", str(self.root / "hub"), "--port", "0", "-q"]
+        command = [
+            sys.executable,
+            str(self.pyz),
+            "mirror",
+            str(self.root / "hub"),
+            "--port",
+            "0",
+            "-q",
+        ]
         process = subprocess.Popen(command, env=self.env, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -90,7 +107,9 @@ class Demo:
         began = time.monotonic()
         self.run("serve", NAME, "--max-model-len", "256")
         try:
-            print(f"\nprompt: hello\nanswer: {self.complete()!r}   (an untrained model: the answer is noise)")
+            print(
+                f"\nprompt: hello\nanswer: {self.complete()!r}   (an untrained model: the answer is noise)"
+            )
             self.steps.append(("serve, completion", "-", time.monotonic() - began))
             self.run("status", NAME)
         finally:
@@ -100,12 +119,24 @@ class Demo:
         """Ask the served model for a few tokens, with the key that serve put into .env."""
         deployment = self.root / "site" / "deploy" / NAME
         port = json.loads((deployment / "plan.json").read_text())["port"]
-        keys = dict(line.split("=", 1) for line in (deployment / ".env").read_text().splitlines() if "=" in line)
-        body = {"model": NAME, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
+        keys = dict(
+            line.split("=", 1)
+            for line in (deployment / ".env").read_text().splitlines()
+            if "=" in line
+        )
+        body = {
+            "model": NAME,
+            "messages": [{"role": "user", "content": "hello"}],
+            "max_tokens": 8,
+            "temperature": 0,
+        }
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/v1/chat/completions",
             json.dumps(body).encode(),
-            {"Content-Type": "application/json", "Authorization": "Bearer " + keys["VLLM_API_KEY"].strip("'\"")},
+            {
+                "Content-Type": "application/json",
+                "Authorization": "Bearer " + keys["VLLM_API_KEY"].strip("'\""),
+            },
         )
         with urllib.request.urlopen(request, timeout=120) as answer:
             return str(json.load(answer)["choices"][0]["message"]["content"])
@@ -113,14 +144,18 @@ class Demo:
     def table(self) -> str:
         """Steps with sizes and times."""
         lines = [f"{'step':<18} {'size':>10} {'seconds':>8}"]
-        return "\n".join(lines + [f"{name:<18} {size:>10} {seconds:8.1f}" for name, size, seconds in self.steps])
+        return "\n".join(
+            lines + [f"{name:<18} {size:>10} {seconds:8.1f}" for name, size, seconds in self.steps]
+        )
 
 
 def cannot_serve() -> str:
     """Why a model cannot be served on this machine; "" when it can."""
     if not shutil.which("docker"):
         return "docker is not installed"
-    listing = subprocess.run(["docker", "images", "--format", "{{.Repository}}"], capture_output=True, text=True)
+    listing = subprocess.run(
+        ["docker", "images", "--format", "{{.Repository}}"], capture_output=True, text=True
+    )
     if listing.returncode:
         return "the docker engine does not answer"
     if not any("vllm" in name for name in listing.stdout.split()):

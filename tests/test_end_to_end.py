@@ -11,15 +11,18 @@ import sys
 from pathlib import Path
 from typing import Tuple
 
-import components
 import pytest
+
 from conftest import PYZ, ROOT, Program, program
-from hub import FaultHub
-from make_model import make_model
+from support import components
+from support.hub import FaultHub
+from support.make_model import make_model
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
-Package = Tuple[Path, Path]  # folder with the archive and hfship.pyz; the model folder it was made of
+Package = Tuple[
+    Path, Path
+]  # folder with the archive and hfship.pyz; the model folder it was made of
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +39,37 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
 def files_of(folder: Path) -> dict:
     """path -> SHA-256 of the model files in a folder."""
     paths = (path for path in folder.rglob("*") if path.is_file() and ".hfship" not in path.parts)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+    }
 
 
 @pytest.mark.parametrize("python", components.pythons(), ids=lambda python: python.version)
-def test_offline_commands_on_every_python(python: components.Interpreter, package: Package, tmp_path: Path) -> None:
+def test_offline_commands_on_every_python(
+    python: components.Interpreter, package: Package, tmp_path: Path
+) -> None:
     medium, model = package
     hfship = program("pyz", tmp_path / "home", str(python.path))
     hfship.argv[1] = str(medium / "hfship.pyz")
-    hfship("verify", medium / "tiny.tar.zst.0001")
+    hfship("verify", medium / "tiny.tar.zst")
     hfship("unpack", medium / "tiny.tar.zst.0001", "-o", tmp_path / "site")
-    plan = json.loads(hfship("serve", tmp_path / "site" / "tiny", "--plan", "--assume-gpus", "1x24GB", "--json").stdout)
+    plan = json.loads(
+        hfship(
+            "serve", tmp_path / "site" / "tiny", "--plan", "--assume-gpus", "1x24GB", "--json"
+        ).stdout
+    )
     assert plan and files_of(tmp_path / "site" / "tiny") == files_of(model)
-    (tmp_path / "models.toml").write_text(hfship("models", "--example").stdout)  # read by tomllib or our own tomli
+    (tmp_path / "models.toml").write_text(
+        hfship("models", "--example").stdout
+    )  # read by tomllib or our own tomli
     assert "llama-70b" in hfship("models", tmp_path / "models.toml").stdout
 
 
 @pytest.mark.parametrize("suite", ["chroot-bullseye", "chroot-forky"])
-def test_offline_commands_on_other_debians_without_network(suite: str, package: Package, tmp_path: Path) -> None:
+def test_offline_commands_on_other_debians_without_network(
+    suite: str, package: Package, tmp_path: Path
+) -> None:
     """Python 3.9 and 3.14 as Debian ships them, in a root with nothing else and only a loopback interface."""
     components.require(suite)
     medium, model = package
@@ -68,7 +84,7 @@ def test_offline_commands_on_other_debians_without_network(suite: str, package: 
         return done.stdout + done.stderr
 
     inside("version", "--verify")
-    inside("verify", "/medium/tiny.tar.zst.0001")
+    inside("verify", "/medium/tiny.tar.zst")
     inside("unpack", "/medium/tiny.tar.zst.0001", "-o", "/carried/site")
     assert "context" in inside("serve", "/carried/site/tiny", "--plan", "--assume-gpus", "1x24GB")
     assert files_of(work / "site" / "tiny") == files_of(model)
@@ -85,19 +101,31 @@ def test_forky_reads_our_archive_with_its_own_zstd_module(package: Package, tmp_
         for part in sorted(medium.glob("tiny.tar.zst.0*")):
             out.write(part.read_bytes())
     script = "import tarfile; tarfile.open('/carried/tiny.tar.zst', 'r:zst').extractall('/carried/out', filter='data')"
-    argv = [*components.chroot_argv("chroot-forky", {str(tmp_path): "/carried"}), "python3", "-c", script]
+    argv = [
+        *components.chroot_argv("chroot-forky", {str(tmp_path): "/carried"}),
+        "python3",
+        "-c",
+        script,
+    ]
     subprocess.run(argv, check=True, timeout=120)
     assert files_of(tmp_path / "out" / "tiny") == files_of(model)
 
 
-def test_we_read_what_its_own_zstd_module_packed(package: Package, pyz: Program, tmp_path: Path) -> None:
+def test_we_read_what_its_own_zstd_module_packed(
+    package: Package, pyz: Program, tmp_path: Path
+) -> None:
     """tarfile of Python 3.14 writes .tar.zst, too."""
     components.require("chroot-forky")
     _, model = package
     (tmp_path / "work").mkdir()
     script = "with tarfile.open('/carried/tiny.tar.zst', 'w:zst') as tar: tar.add('/model', 'tiny')"
     binds = {str(tmp_path / "work"): "/carried", str(model): "/model"}
-    argv = [*components.chroot_argv("chroot-forky", binds), "python3", "-c", "import tarfile\n" + script]
+    argv = [
+        *components.chroot_argv("chroot-forky", binds),
+        "python3",
+        "-c",
+        "import tarfile\n" + script,
+    ]
     subprocess.run(argv, check=True, timeout=120)
     pyz("unpack", tmp_path / "work" / "tiny.tar.zst", "-o", tmp_path / "site")
     assert files_of(tmp_path / "site" / "tiny") == files_of(model)
@@ -120,7 +148,9 @@ def in_the_box(script: str, **env: str) -> str:
     """Run a shell script beside a real Docker engine in a network namespace that has only loopback."""
     components.require("vllm-image")
     argv = components.with_docker_argv(["sh", "-euc", script])
-    done = subprocess.run(argv, env={**os.environ, **env}, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        argv, env={**os.environ, **env}, capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -129,16 +159,15 @@ AIR_GAPPED = "! grep -v 'lo:\\|docker0:' /proc/net/dev | grep ':'"
 DEMO = f"{sys.executable} {ROOT}/tests/demo.py {PYZ}"
 
 
-@pytest.mark.parametrize("gpus", ["none", "2x H200 143771"])
-def test_main_job_in_the_air_gapped_box(gpus: str, pyz: Program) -> None:
+@pytest.mark.alone
+def test_main_job_in_the_air_gapped_box(pyz: Program) -> None:
     """`make demo` where there is docker, a vLLM image and no network: fetch, pack, verify, unpack, a real completion.
 
-    With GPUs the image goes by the name of the GPU build, so that plan, reservation and flags are those of a GPU box.
+    The image goes by the name of the GPU build, so that plan, reservation and flags are those of a GPU box; a box
+    without GPUs is that of test_readme.py.
     """
     image = components.VLLM_IMAGE
-    script = DEMO
-    if gpus != "none":
-        script = f"docker tag {image} {image[:-4]}; trap 'docker rmi {image[:-4]}' EXIT; {DEMO}"
-    said = in_the_box(f"{AIR_GAPPED}; {script}", HFSHIP_STUB_GPUS=gpus)
+    script = f"docker tag {image} {image[:-4]}; trap 'docker rmi {image[:-4]}' EXIT; {DEMO}"
+    said = in_the_box(f"{AIR_GAPPED}; {script}", HFSHIP_STUB_GPUS="2x H200 143771")
     assert "answer: " in said and "serve, completion" in said and "not run" not in said, said
-    assert ("GPU 0 (NVIDIA H200" in said) == (gpus != "none")
+    assert "GPU 0 (NVIDIA H200" in said

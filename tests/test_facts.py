@@ -11,7 +11,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hfship
+from hfship.base.errors import HostError, IncompleteError, IntegrityError, NotFoundError
+from hfship.base.manifest import FileEntry, make_manifest, write_manifest
+from hfship.base.safetensors import read_tensor_bytes, tensor_bytes
+from hfship.serve.facts import (
+    MOST_LENGTH,
+    ModelFacts,
+    Quantization,
+    facts_from_config,
+    longest_context,
+    quantization_of,
+    text_config,
+    unbelievable,
+)
+from hfship.serve.fit import as_loaded, kv_bytes, longest_fit
+from hfship.serve.layers import layer_counts
+from hfship.serve.mistral import config_from_params
+from hfship.serve.model_folder import WEIGHTS_INDEX, read_facts, shortened_length
+from hfship.serve.split_rules import Split
+from hfship.serve.terms import ServeOptions
 
 # The configs of published models, cut down to what shapes a deployment.
 CONFIGS: Dict[str, Dict[str, Any]] = {
@@ -91,8 +109,8 @@ WEIGHTS = {
 }  # fmt: skip
 
 
-def facts_of(name: str, **changes: Any) -> hfship.ModelFacts:
-    return hfship.facts_from_config({**CONFIGS[name], **changes}, {"BF16": WEIGHTS[name]})
+def facts_of(name: str, **changes: Any) -> ModelFacts:
+    return facts_from_config({**CONFIGS[name], **changes}, {"BF16": WEIGHTS[name]})
 
 
 @pytest.mark.parametrize(
@@ -110,17 +128,23 @@ def facts_of(name: str, **changes: Any) -> hfship.ModelFacts:
         ("Qwen3-Next-80B", 1, 2, 24_576),  # 12 of 48 layers keep a cache
     ],
 )
-def test_kv_cache_per_token_is_what_vllm_allocates(name: str, tp: int, width: int, expected: int) -> None:
-    assert hfship.kv_bytes(facts_of(name), tp, 1, width) == expected
+def test_kv_cache_per_token_is_what_vllm_allocates(
+    name: str, tp: int, width: int, expected: int
+) -> None:
+    facts, tokens = facts_of(name), 1 << 20
+    growth = kv_bytes(facts, Split(tp), 2 * tokens, width) - kv_bytes(
+        facts, Split(tp), tokens, width
+    )
+    assert growth == pytest.approx(expected * tokens, rel=0.001)  # in whole blocks
 
 
 def test_windowed_layers_stop_growing_at_their_window() -> None:
     facts = facts_of("gpt-oss-120b")
     assert (facts.full_layers, facts.window_layers, facts.window) == (18, 18, 128)
-    growth = hfship.kv_bytes(facts, 1, 100_001, 2, 8192) - hfship.kv_bytes(facts, 1, 100_000, 2, 8192)
-    assert growth == 18 * 2 * 8 * 64 * 2
-    before_0_10 = hfship.as_loaded(facts, (0, 9, 2), hfship.ServeOptions())
-    assert hfship.kv_bytes(before_0_10, 1, 1000, 2) == 1000 * 36 * 2 * 8 * 64 * 2
+    growth = kv_bytes(facts, Split(), 100_016, 2, 8192) - kv_bytes(facts, Split(), 100_000, 2, 8192)
+    assert growth == 16 * 18 * 2 * 8 * 64 * 2
+    before_0_10 = as_loaded(facts, (0, 9, 2), ServeOptions())
+    assert kv_bytes(before_0_10, Split(), 1600, 2) == 1600 * 36 * 2 * 8 * 64 * 2
 
 
 @pytest.mark.parametrize(
@@ -131,7 +155,11 @@ def test_windowed_layers_stop_growing_at_their_window() -> None:
         ("Llama-3.1-70B", 131072, (80, 0)),  # llama3 scaling is in max_position_embeddings already
         ("DeepSeek-V3", 163840, (61, 0)),
         ("gpt-oss-120b", 131072, (18, 18)),
-        ("gemma-3-27b", 131072, (10, 52)),  # length, heads and pattern come from the type's defaults
+        (
+            "gemma-3-27b",
+            131072,
+            (10, 52),
+        ),  # length, heads and pattern come from the type's defaults
         ("Qwen3-Next-80B", 262144, (12, 0)),
     ],
 )
@@ -158,25 +186,80 @@ def test_context_length_and_layers(name: str, length: int, layers: tuple) -> Non
     ],
 )  # fmt: skip
 def test_quantisation_of_every_dialect(raw: Dict[str, Any], expected: tuple) -> None:
-    quant = hfship.quantization_of({"quantization_config": raw})
-    assert quant == hfship.Quantization(*expected)
+    quant = quantization_of({"quantization_config": raw})
+    assert quant == Quantization(*expected)
+
+
+@pytest.mark.parametrize(
+    "kinds, window, full, windowed, states",
+    [
+        (["deepseek_sparse_attention"] * 78, 0, 78, 0, 0),
+        (["indexed_attention", "linear_attention"] * 8, 0, 8, 0, 8),
+        (["hybrid_sliding", "hybrid"], 512, 1, 1, 0),
+        (["mamba", "moe", "attention", "mlp"], 0, 1, 0, 1),
+        (["conv", "full_attention"], 0, 1, 0, 1),
+        (["mamba", "hybrid", "mamba"], 0, 1, 0, 3),  # Zamba2
+        (["something_new", None, 7], 0, 3, 0, 0),
+    ],
+)
+def test_a_kind_of_layer_that_nobody_knows_keeps_the_whole_context(
+    kinds: list, window: int, full: int, windowed: int, states: int
+) -> None:
+    text = {"layer_types": kinds, "sliding_window": window}
+    assert layer_counts(text, len(kinds)) == (full, windowed, states)
+
+
+SHAPES: Dict[str, Tuple[Dict[str, Any], Tuple[int, ...]]] = {  # layers with a cache, KV heads, head_dim, latent
+    "LFM2": ({"full_attn_idxs": [2, 5, 8], "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 2048}, (3, 8, 64, 0)),
+    "Kimi-Linear": ({"linear_attn_config": {"full_attn_layers": [4, 8, 12]}, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_hidden_layers": 27, "num_attention_heads": 32, "head_dim": 72}, (3, 32, 72, 576)),
+    "LongCat": ({"model_type": "longcat_flash", "num_layers": 28, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "num_attention_heads": 64, "hidden_size": 6144}, (56, 64, 96, 576)),
+    "DBRX": ({"attn_config": {"kv_n_heads": 8}, "n_layers": 40, "n_heads": 48, "d_model": 6144}, (40, 8, 128, 0)),
+    "Falcon 7B": ({"model_type": "falcon", "multi_query": True, "num_hidden_layers": 32, "num_attention_heads": 71, "hidden_size": 4544}, (32, 1, 64, 0)),
+    "Falcon 40B": ({"multi_query": True, "new_decoder_architecture": True, "num_kv_heads": 8, "num_hidden_layers": 60, "num_attention_heads": 128, "hidden_size": 8192}, (60, 8, 64, 0)),
+    "MiniCPM3": ({"model_type": "minicpm3", "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "num_hidden_layers": 62, "num_attention_heads": 40, "hidden_size": 2560}, (62, 40, 96, 0)),
+    "LLaVA 1.5": ({"text_config": {"model_type": "llama", "max_position_embeddings": 4096}}, (32, 32, 128, 0)),
+    "LLaVA 1.6": ({"text_config": {"model_type": "mistral"}}, (32, 8, 128, 0)),
+    "Qwen2-Audio": ({"text_config": {"model_type": "qwen2", "intermediate_size": 11008}}, (32, 32, 128, 0)),
+    "Nemotron-H": ({"layers_block_type": ["mamba", "attention", "moe"] * 4, "num_hidden_layers": 12, "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128}, (4, 2, 128, 0)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_in_other_keys_and_in_defaults(name: str) -> None:
+    config, expected = SHAPES[name]
+    facts = facts_from_config(config, {})
+    assert (facts.full_layers, facts.kv_heads, facts.head_dim, facts.mla_dim) == expected
+
+
+def test_the_key_of_command_r_wins() -> None:
+    assert longest_context({"max_position_embeddings": 8192, "model_max_length": 131072}) == 131072
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=20,  # with more, to draw a value can take seconds on a busy machine
 )
 
 
 @given(st.sampled_from(sorted(CONFIGS)), st.data())
 def test_no_config_breaks_the_reader(name: str, data: st.DataObject) -> None:
     config = dict(CONFIGS[name])
-    keys = st.sampled_from(sorted({*config, "text_config", "layer_types", "rope_parameters", "auto_map"}))
+    keys = st.sampled_from(
+        sorted(
+            {*config, "text_config", "layer_types", "rope_parameters", "auto_map", "block_configs"}
+            | {"linear_attn_config", "mamba_d_state", "mamba_d_head", "attn_type_list"}
+        )
+    )
     for key in data.draw(st.lists(keys, max_size=6)):
         config[key] = data.draw(json_values)
-    facts = hfship.facts_from_config(config, {"BF16": 1000})
+    facts = facts_from_config(config, {"BF16": 1000})
     assert facts.weight_bytes == 1000
-    assert facts.full_layers >= 0 and facts.window_layers >= 0
+    assert facts.full_layers >= 0 and facts.window_layers >= 0 and facts.state_layers >= 0
+    if not unbelievable(facts):
+        assert kv_bytes(facts, Split(2), 4096, 2, 8192) >= 0
 
 
 # ---- safetensors ---------------------------------------------------------------------
@@ -213,18 +296,20 @@ def tensor(start: Any, stop: Any, dtype: Any = "BF16") -> Dict[str, Any]:
         (safetensors({"a": tensor(0, 2**70)}, 10), "the file is cut"),
     ],
 )
-def test_hostile_or_cut_shard_is_an_integrity_error(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_hostile_or_cut_shard_is_an_integrity_error(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(hfship.IntegrityError) as caught:
-        hfship.read_tensor_bytes(path)
+    with pytest.raises(IntegrityError) as caught:
+        read_tensor_bytes(path)
     assert reason in caught.value.why and str(path) in caught.value.what
 
 
 @given(st.binary(max_size=200), st.integers(0, 300))
 def test_no_header_breaks_the_parser(header: bytes, size: int) -> None:
     try:
-        assert sum(hfship.tensor_bytes(header, size).values()) == size
+        assert sum(tensor_bytes(header, size).values()) == size
     except ValueError:
         pass
 
@@ -237,7 +322,7 @@ def test_header_that_a_writer_made_is_read(sizes: Dict[str, int]) -> None:
     tensors.pop("__metadata__", None)
     expected = sum(t["data_offsets"][1] - t["data_offsets"][0] for t in tensors.values())
     if expected == at:
-        assert sum(hfship.tensor_bytes(json.dumps(tensors).encode(), at).values()) == at
+        assert sum(tensor_bytes(json.dumps(tensors).encode(), at).values()) == at
 
 
 # ---- folders -------------------------------------------------------------------------
@@ -245,17 +330,19 @@ def test_header_that_a_writer_made_is_read(sizes: Dict[str, int]) -> None:
 
 def make_folder(folder: Path, config: Optional[Dict[str, Any]] = None, shards: int = 2) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config if config is not None else CONFIGS["Qwen3-8B"]))
+    (folder / "config.json").write_text(
+        json.dumps(config if config is not None else CONFIGS["Qwen3-8B"])
+    )
     names = [f"model-{i:05d}-of-{shards:05d}.safetensors" for i in range(1, shards + 1)]
     for name in names:
         (folder / name).write_bytes(safetensors({"w": tensor(0, 100)}, 100))
-    (folder / hfship.WEIGHTS_INDEX).write_text(json.dumps({"weight_map": {f"w{n}": n for n in names}}))
+    (folder / WEIGHTS_INDEX).write_text(json.dumps({"weight_map": {f"w{n}": n for n in names}}))
     (folder / "tokenizer_config.json").write_text('{"chat_template": "x"}')
     return folder
 
 
 def remove_weights(folder: Path) -> None:
-    for path in [*folder.glob("*.safetensors"), folder / hfship.WEIGHTS_INDEX]:
+    for path in [*folder.glob("*.safetensors"), folder / WEIGHTS_INDEX]:
         path.unlink(missing_ok=True)
 
 
@@ -270,12 +357,12 @@ def lora(folder: Path) -> None:
 
 
 def series_without_index(folder: Path) -> None:
-    (folder / hfship.WEIGHTS_INDEX).unlink()
+    (folder / WEIGHTS_INDEX).unlink()
     (folder / "model-00001-of-00002.safetensors").unlink()
 
 
 def bad_index(folder: Path) -> None:
-    (folder / hfship.WEIGHTS_INDEX).write_text('{"weight_map": {"w": "../../etc/passwd"}}')
+    (folder / WEIGHTS_INDEX).write_text('{"weight_map": {"w": "../../etc/passwd"}}')
 
 
 def cut_shard(folder: Path) -> None:
@@ -284,8 +371,25 @@ def cut_shard(folder: Path) -> None:
 
 
 def manifest_says_more(folder: Path) -> None:
-    entry = hfship.FileEntry("tokenizer.json", 5, "0" * 64)
-    hfship.write_manifest(folder, hfship.make_manifest("m", [entry]))
+    entry = FileEntry("tokenizer.json", 5, "0" * 64)
+    write_manifest(folder, make_manifest("m", [entry]))
+
+
+def under_way(folder: Path) -> None:
+    (folder / ".hfship/partial").mkdir(parents=True)
+
+
+def manifest_of_more(folder: Path, name: str) -> None:
+    size = (folder / name).stat().st_size + 1
+    write_manifest(folder, make_manifest("m", [FileEntry(name, size, "0" * 64)]))
+
+
+def changed_config(folder: Path) -> None:
+    manifest_of_more(folder, "config.json")
+
+
+def changed_weights(folder: Path) -> None:
+    manifest_of_more(folder, "model-00001-of-00002.safetensors")
 
 
 def link_outside(folder: Path) -> None:
@@ -297,44 +401,153 @@ def link_outside(folder: Path) -> None:
 @pytest.mark.parametrize(
     "harm, error, said",
     [
-        (lambda f: (f / "config.json").unlink(), hfship.NotFoundError, "no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), hfship.IntegrityError, "config.json is not JSON"),
-        (lambda f: (f / "config.json").write_text("[1]"), hfship.IntegrityError, "not a JSON table"),
-        (remove_weights, hfship.NotFoundError, "no *.safetensors"),
-        (only_gguf, hfship.HostError, "GGUF"),
-        (lora, hfship.HostError, "LoRA adapter"),
-        (lambda f: (f / "model-00002-of-00002.safetensors").unlink(), hfship.IntegrityError, "00002-of-00002.safetensors is missing"),
-        (series_without_index, hfship.IntegrityError, "00001-of-00002.safetensors is missing"),
-        (bad_index, hfship.IntegrityError, "unsafe path"),
-        (cut_shard, hfship.IntegrityError, "1 B are missing"),
-        (manifest_says_more, hfship.IntegrityError, "tokenizer.json is missing"),
-        (link_outside, hfship.HostError, "cannot see"),
+        (lambda f: (f / "config.json").unlink(), NotFoundError, "no config.json"),
+        (lambda f: (f / "config.json").write_text("{}"), NotFoundError, "config.json is empty"),
+        (lambda f: (f / "config.json").write_text("{"), IntegrityError, "config.json is not JSON"),
+        (lambda f: (f / "config.json").write_text("[1]"), IntegrityError, "not a JSON table"),
+        (remove_weights, NotFoundError, "no *.safetensors"),
+        (only_gguf, HostError, "GGUF"),
+        (lora, HostError, "LoRA adapter"),
+        (lambda f: (f / "model-00002-of-00002.safetensors").unlink(), IntegrityError, "00002-of-00002.safetensors is missing"),
+        (series_without_index, IntegrityError, "00001-of-00002.safetensors is missing"),
+        (bad_index, IntegrityError, "unsafe path"),
+        (cut_shard, IntegrityError, "1 B are missing"),
+        (manifest_says_more, IntegrityError, "tokenizer.json is missing"),
+        (link_outside, HostError, "cannot see"),
+        (under_way, IncompleteError, "not complete yet"),
+        (changed_config, IntegrityError, "config.json is changed"),
+        (changed_weights, IntegrityError, "00001-of-00002.safetensors is damaged"),
     ],
 )  # fmt: skip
-def test_folder_that_cannot_be_served_says_why(tmp_path: Path, harm: Any, error: type, said: str) -> None:
+def test_folder_that_cannot_be_served_says_why(
+    tmp_path: Path, harm: Any, error: type, said: str
+) -> None:
     folder = make_folder(tmp_path / "m")
     harm(folder)
     with pytest.raises(error) as caught:
-        hfship.read_facts(folder)
+        read_facts(folder)
     assert said in caught.value.text()
 
 
 def test_only_files_of_the_index_count(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m")
     (folder / "consolidated.safetensors").write_bytes(b"not even safetensors")
-    assert hfship.read_facts(folder).weight_bytes == 200
+    assert read_facts(folder).weight_bytes == 200
 
 
 def test_facts_of_a_real_folder(model: Path) -> None:
-    facts = hfship.read_facts(model)
+    facts = read_facts(model)
     files = sum(p.stat().st_size for p in model.glob("*.safetensors"))
     assert 0 < files - facts.weight_bytes < 100_000
     assert facts.chat_template and not facts.embeds and facts.dtype == "float16"
 
 
+# -- Mistral's own layout
+
+PIXTRAL = {
+    "dim": 5120, "n_layers": 40, "head_dim": 128, "hidden_dim": 14336, "n_heads": 32, "n_kv_heads": 8,
+    "rope_theta": 1e9, "norm_eps": 1e-5, "vocab_size": 131072,
+    "vision_encoder": {"hidden_size": 1024, "image_size": 1024, "patch_size": 16, "num_hidden_layers": 24,
+                       "intermediate_size": 4096, "num_attention_heads": 16},
+}  # fmt: skip
+
+
+def own_layout(folder: Path, *more: str) -> Path:
+    folder.mkdir()
+    (folder / "params.json").write_text(json.dumps(PIXTRAL))
+    shard = safetensors({"a": tensor(0, 1000)}, 1000)
+    (folder / "consolidated.safetensors").write_bytes(shard)
+    for name in more:
+        (folder / name).write_text("{}")
+    return folder
+
+
+def test_mistrals_own_layout_is_a_model(tmp_path: Path) -> None:
+    facts = read_facts(own_layout(tmp_path / "m", "tekken.json"))
+    assert (facts.architecture, facts.layers) == ("PixtralForConditionalGeneration", 40)
+    assert (facts.kv_heads, facts.head_dim, facts.max_length) == (8, 128, 128_000)
+    assert (facts.dtype, facts.weight_bytes) == ("bfloat16", 1000)
+    assert facts.own_layout and facts.own_tokenizer and facts.chat_template
+
+
+def test_the_usual_layout_wins_where_both_are_there(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    (folder / "params.json").write_text(json.dumps(PIXTRAL))
+    (folder / "consolidated.safetensors").write_bytes(b"whatever")
+    facts = read_facts(folder)
+    assert not facts.own_layout and facts.architecture == "Qwen3ForCausalLM"
+
+
+def test_mistrals_tokenizer_is_taken_where_there_is_no_other(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    (folder / "tekken.json").write_text("{}")
+    assert read_facts(folder).own_tokenizer
+    (folder / "tokenizer.json").write_text("{}")
+    assert not read_facts(folder).own_tokenizer
+
+
+@pytest.mark.parametrize(
+    "params, expected",
+    [
+        ({"moe": {"num_experts": 8, "num_experts_per_tok": 2}}, ("MixtralForCausalLM", 128_000, 32, 0)),
+        ({"moe": {"num_experts": 128, "num_shared_experts": 1}, "qk_nope_head_dim": 64, "kv_lora_rank": 512},
+         ("MistralLarge3ForCausalLM", 128_000, 32, 0)),
+        ({"sliding_window": [None, 4096, 4096, 4096], "max_seq_len": 32768}, ("MistralForCausalLM", 32768, 8, 24)),
+        ({"sliding_window": 4096}, ("MistralForCausalLM", 128_000, 0, 32)),
+        ({"max_position_embeddings": 65536, "yarn": {"factor": 4, "original_max_position_embeddings": 16384}},
+         ("MistralForCausalLM", 65536, 32, 0)),
+        ({"multimodal": {"whisper_model_args": {"encoder_args": {"dim": 1280, "n_layers": 32, "hidden_dim": 5120}}}},
+         ("VoxtralForConditionalGeneration", 128_000, 32, 0)),
+        ({"model_type": "mamba", "n_layers": 64}, ("Mamba2ForCausalLM", 128_000, 0, 0)),
+    ],
+)  # fmt: skip
+def test_params_in_all_their_forms(params: Dict[str, Any], expected: tuple) -> None:
+    base = {
+        "dim": 4096,
+        "n_layers": 32,
+        "n_heads": 32,
+        "n_kv_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 32768,
+    }
+    facts = facts_from_config(config_from_params({**base, **params}), {"BF16": 1000})
+    layers = (facts.architecture, facts.max_length, facts.full_layers, facts.window_layers)
+    assert layers == expected
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["moe", "yarn", "sliding_window", "multimodal", "quantization", "n_layers"]
+        ),
+        json_values,
+    )
+)
+def test_no_params_break_the_reader(params: Dict[str, Any]) -> None:
+    assert facts_from_config(config_from_params(params), {}).architecture
+
+
+@pytest.mark.parametrize(
+    "config, tokenizer, length",
+    [
+        ({"model_type": "xlm-roberta", "position_embedding_type": "absolute"}, 8192, 8192),
+        ({"model_type": "xlm-roberta"}, 512, 512),
+        ({"model_type": "xlm-roberta"}, 1e30, 8194),
+        ({"model_type": "nomic_bert", "position_embedding_type": "rotary"}, 512, 8194),
+        ({"model_type": "qwen2"}, 512, 8194),
+    ],
+)
+def test_where_positions_are_absolute_the_tokenizer_limits_the_context(
+    config: Dict[str, Any], tokenizer: Any, length: int, tmp_path: Path
+) -> None:
+    settings = {"model_max_length": tokenizer}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert shortened_length(tmp_path, config, 8194) == length
+
+
 def test_missing_folder_is_not_found(tmp_path: Path) -> None:
-    with pytest.raises(hfship.NotFoundError):
-        hfship.read_facts(tmp_path / "nothing")
+    with pytest.raises(NotFoundError):
+        read_facts(tmp_path / "nothing")
 
 
 LLAMA4 = {"model_type": "llama4_text", "attention_chunk_size": 8192, "no_rope_layers": []}
@@ -348,16 +561,22 @@ HUGE = {"rope_type": "linear", "factor": 1e300}
         ({**LLAMA4, "no_rope_layer_interval": 2}, (24, 24)),
         ({**LLAMA4, "no_rope_layers": [1, 1, 0] * 16}, (16, 32)),
         ({"sliding_window": 4096, "sliding_window_pattern": "LLLG"}, (12, 36)),
+        ({"sliding_window": 4096, "sliding_window_pattern": "LLGLLGL"}, (14, 34)),
     ],
 )
 def test_layers_with_full_attention(config: Dict[str, Any], layers: Tuple[int, int]) -> None:
-    assert hfship.attention_layers(hfship.text_config(config), 48) == layers
+    assert layer_counts(text_config(config), 48)[:2] == layers
+
+
+def test_a_number_of_layers_that_cannot_be_costs_no_time() -> None:
+    config = {"sliding_window": 4096, "sliding_window_pattern": "LLLG"}
+    assert layer_counts(config, 4 * 10**17) == (10**17, 3 * 10**17, 0)
 
 
 @pytest.mark.parametrize(
     "config, length",
     [
-        ({"max_position_embeddings": 2e12}, hfship.MOST_LENGTH),
+        ({"max_position_embeddings": 2e12}, MOST_LENGTH),
         ({"max_position_embeddings": 4096, "rope_scaling": HUGE}, 4096),
         ({"max_position_embeddings": 4096, "rope_scaling": {**HUGE, "factor": float("inf")}}, 4096),
         ({"max_position_embeddings": 4096, "rope_scaling": {**HUGE, "factor": -4}}, 4096),
@@ -366,6 +585,36 @@ def test_layers_with_full_attention(config: Dict[str, Any], layers: Tuple[int, i
     ],
 )
 def test_odd_lengths(config: Dict[str, Any], length: int) -> None:
-    assert hfship.longest_context(config) == length
-    facts = hfship.facts_from_config({**config, "num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 2}, {})
-    assert hfship.longest_fit(facts, 1, 1 << 40, hfship.ServeOptions(), 1)
+    assert longest_context(config) == length
+    facts = facts_from_config(
+        {**config, "num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 2}, {}
+    )
+    assert longest_fit(facts, Split(), 1 << 40, ServeOptions(), 1)
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (b"1234567", "less than a safetensors header"),
+        ((1 << 40).to_bytes(8, "little") + bytes(100), "the header claims"),
+        ((101).to_bytes(8, "little") + b"{}".ljust(100), "the file is cut: its header has 101"),
+        ((100).to_bytes(8, "little") + b"{}".ljust(100), None),
+    ],
+)
+def test_lengths_that_do_not_fit_are_named(
+    content: bytes, why: Optional[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    if why is None:
+        assert read_tensor_bytes(path) == {}
+        return
+    with pytest.raises(IntegrityError) as caught:
+        read_tensor_bytes(path)
+    assert why in caught.value.why
+
+
+def test_a_decoder_has_its_own_layers_beside_those_of_the_encoder() -> None:
+    turbo = {"num_hidden_layers": 32, "encoder_layers": 32, "decoder_layers": 4}
+    facts = facts_from_config({"model_type": "whisper", "d_model": 1280, **turbo}, {})
+    assert (facts.layers, facts.full_layers, facts.cross_layers) == (4, 4, 4)

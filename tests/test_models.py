@@ -11,30 +11,48 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import pytest
-from conftest import Program
-from hub import FaultHub
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hfship
+from conftest import Program
+from hfship.base.errors import Exit, HostError, NotFoundError, UsageError
+from hfship.base.modelsfile import (
+    KeyPath,
+    json_line,
+    json_schema,
+    read_models_file,
+    toml_lines,
+    toml_parser,
+)
+from hfship.base.report import Reporter
+from hfship.base.settings import ModelsFile, load_settings
+from hfship.commands.context import Command, Context
+from hfship.commands.models import MODELS_EXAMPLE
+from hfship.commands.modelskeys import models_schema
+from hfship.commands.parser import file_options, parse_words
+from hfship.commands.results import error_of
+from hfship.commands.runs import run_list, runs_of
+from hfship.commands.serve import serve_arguments
+from hfship.commands.table import COMMANDS
+from support.hub import FaultHub
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-EXAMPLE = hfship.MODELS_EXAMPLE
-SCHEMA = hfship.models_schema()
+EXAMPLE = MODELS_EXAMPLE
+SCHEMA = models_schema()
 
 
-def read(folder: Path, text: str, name: str = "models.toml") -> hfship.ModelsFile:
+def read(folder: Path, text: str, name: str = "models.toml") -> ModelsFile:
     path = folder / name
     path.write_text(text, encoding="utf-8")
-    return hfship.read_models_file(path, SCHEMA)
+    return read_models_file(path, SCHEMA)
 
 
 def refusal(folder: Path, text: str, name: str = "models.toml") -> str:
-    with pytest.raises(hfship.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         read(folder, text, name)
     return caught.value.text()
 
@@ -45,19 +63,46 @@ def refusal(folder: Path, text: str, name: str = "models.toml") -> str:
 def test_every_option_of_serve_can_be_asked_for() -> None:
     """A new option of `serve` becomes a key by itself; those for a single call are the only ones that do not."""
     parser = argparse.ArgumentParser()
-    hfship.serve_arguments(parser)
+    serve_arguments(parser)
     given = set(vars(parser.parse_args(["m"]))) - {"names"}
-    assert given - set(hfship.file_options("serve")) == {"plan", "write_only", "reset", "assume_gpus"}
+    assert given - set(file_options("serve")) == {
+        "plan",
+        "explain",
+        "no_preflight",
+        "write_only",
+        "reset",
+        "instead_of",
+        "assume_gpus",
+        "rollback",
+        "planned",
+        "gateway",
+    }
     keys = set(SCHEMA.inside["model"].inside["serve"].inside)
-    assert {"tensor_parallel_size", "aliases", "served_model_name", "host", "timeout", "extra_args", "env"} <= keys
+    assert {
+        "tensor_parallel_size",
+        "aliases",
+        "served_model_name",
+        "host",
+        "timeout",
+        "extra_args",
+        "env",
+    } <= keys
 
 
 def test_example_shows_a_valid_file(tmp_path: Path) -> None:
     first, second = read(tmp_path, EXAMPLE).models
     assert (first.name, first.deployment, second.name) == ("Qwen3-8B", "Qwen3-8B", "llama-70b")
     assert first.serve["gpu_memory_utilization"] == second.serve["gpu_memory_utilization"] == 0.9
-    commented = EXAMPLE.replace("# endpoint", "endpoint").replace("# mirror", "mirror").replace("# profile", "profile")
-    assert read(tmp_path, commented.replace("# split", "split").replace("# image", "image")).models[0].serve["image"]
+    commented = (
+        EXAMPLE.replace("# endpoint", "endpoint")
+        .replace("# mirror", "mirror")
+        .replace("# profile", "profile")
+    )
+    assert (
+        read(tmp_path, commented.replace("# split", "split").replace("# image", "image"))
+        .models[0]
+        .serve["image"]
+    )
 
 
 def test_toml_and_json_are_one_format(tmp_path: Path) -> None:
@@ -72,7 +117,10 @@ def test_models_command(hfship: Program, tmp_path: Path) -> None:
     listed = json.loads(hfship("models", "--json", env={"HFSHIP_MODELS_FILE": str(path)}).stdout)
     assert [model["deployment"] for model in listed["models"]] == ["Qwen3-8B", "llama-70b"]
     schema = json.loads(hfship("models", "--schema").stdout)
-    assert schema["properties"]["model"]["items"]["properties"]["serve"]["properties"]["port"]["type"] == "integer"
+    assert (
+        schema["properties"]["model"]["items"]["properties"]["serve"]["properties"]["port"]["type"]
+        == "integer"
+    )
     assert "--example" in hfship("models", code=2).stderr
     assert "nowhere.toml" in hfship("models", tmp_path / "nowhere.toml", code=5).stderr
 
@@ -80,7 +128,7 @@ def test_models_command(hfship: Program, tmp_path: Path) -> None:
 MISTAKES = [
     ('[[model]]\nrepo = "a/b"\nrevison = "x"', "models.toml:3: model 1: revison: is not a key; did you mean revision?"),
     ("[defaults]\n\nmodelsdir = 1", "models.toml:3: defaults.modelsdir: is not a key; did you mean models_dir?"),
-    ("[gateway]\nport = 1", "models.toml:1: gateway: is not yet known to this version"),
+    ("[hosts]\nport = 1", "models.toml:1: hosts: is not a key; did you mean host?"),
     ('[[model]]\nrepo = "a/b"\n[model.serve]\nport = "1"', 'models.toml:4: model 1: serve.port: expects a whole number, not "1"'),
     ('[[model]]\nrepo = "a/b"\nserve.port = 99999', "models.toml:3: model 1: serve.port: '99999' is not a port"),
     ('[[model]]\nrepo = "a/b"\nserve.port = true', "serve.port: expects a whole number, not true"),
@@ -102,6 +150,7 @@ MISTAKES = [
     ("model = 1", "models.toml:1: model: expects a list of tables"),
     ("a = \n", "models.toml:1: this is not TOML"),
     ("[[model]]\nname = 'a'\nname = 'b'\n", "models.toml:3: this is not TOML"),
+    ("[defaults]\n5 = 1", "models.toml:2: defaults.5: is not a key"),
 ]  # fmt: skip
 
 
@@ -113,7 +162,10 @@ def test_mistakes_are_named_with_file_line_and_key(text: str, said: str, tmp_pat
 @pytest.mark.parametrize(
     "text, said",
     [
-        ('{"model": [\n {"repo": "a/b",\n  "revison": 1}]}', "models.json:3: model 1: revison: is not a key"),
+        (
+            '{"model": [\n {"repo": "a/b",\n  "revison": 1}]}',
+            "models.json:3: model 1: revison: is not a key",
+        ),
         (
             '{"model": [{"repo": "a/b"},\n {"name": "b"}]}',
             "models.json:1: model 2: another model or its deployment is called b too",
@@ -135,10 +187,10 @@ def test_all_mistakes_are_said_at_once_in_the_order_of_the_file(tmp_path: Path) 
 
 def test_a_file_that_windows_wrote_is_read(tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_bytes(b"\xef\xbb\xbf" + EXAMPLE.replace("\n", "\r\n").encode())
-    assert len(hfship.read_models_file(tmp_path / "models.toml", SCHEMA).models) == 2
+    assert len(read_models_file(tmp_path / "models.toml", SCHEMA).models) == 2
     (tmp_path / "models.toml").write_bytes("[[model]]\r\n\r\nname = 'ä'\r\n".encode("utf-16"))
-    with pytest.raises(hfship.UsageError, match="not TOML"):
-        hfship.read_models_file(tmp_path / "models.toml", SCHEMA)
+    with pytest.raises(UsageError, match="not TOML"):
+        read_models_file(tmp_path / "models.toml", SCHEMA)
 
 
 # -- lines, tested against real parses
@@ -148,15 +200,15 @@ NOISE = ["", "# [[model]]", "   ", "# k1 = '''"]
 
 
 @st.composite
-def toml_with_lines(draw: Any) -> Tuple[str, Dict[hfship.KeyPath, int]]:
+def toml_with_lines(draw: Any) -> Tuple[str, Dict[KeyPath, int]]:
     """A TOML text, and the line on which each of its keys begins."""
     lines: List[str] = []
-    places: Dict[hfship.KeyPath, int] = {}
+    places: Dict[KeyPath, int] = {}
     counts = {"model": 0, "other": 0}
     for number in range(draw(st.integers(1, 6))):
         lines += draw(st.lists(st.sampled_from(NOISE), max_size=2))
         name = draw(st.sampled_from(sorted(counts)))
-        here: hfship.KeyPath = (name, counts[name])
+        here: KeyPath = (name, counts[name])
         counts[name] += 1
         places[here] = len(lines) + 1
         lines.append(f"[[{name}]]  # {number}")
@@ -171,15 +223,17 @@ def toml_with_lines(draw: Any) -> Tuple[str, Dict[hfship.KeyPath, int]]:
 
 
 @given(toml_with_lines())
-def test_lines_of_toml(case: Tuple[str, Dict[hfship.KeyPath, int]]) -> None:
+def test_lines_of_toml(case: Tuple[str, Dict[KeyPath, int]]) -> None:
     text, places = case
     tomllib.loads(text)
-    assert {path: hfship.toml_line(text, path) for path in places} == places
+    assert {path: toml_lines(text)(path) for path in places} == places
 
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=12,
 )
 
@@ -187,9 +241,9 @@ json_values = st.recursive(
 @given(json_values, st.sampled_from([1, "\t"]), st.booleans())
 def test_lines_of_json(value: Any, indent: Any, ascii_only: bool) -> None:
     """json.dumps gives each key a line of its own: with every key numbered, the line says whether it is the right one."""
-    keys: List[hfship.KeyPath] = []
+    keys: List[KeyPath] = []
 
-    def number(item: Any, path: hfship.KeyPath) -> Any:
+    def number(item: Any, path: KeyPath) -> Any:
         if isinstance(item, list):
             return [number(inner, (*path, i)) for i, inner in enumerate(item)]
         if not isinstance(item, dict):
@@ -203,7 +257,7 @@ def test_lines_of_json(value: Any, indent: Any, ascii_only: bool) -> None:
 
     text = json.dumps(number(value, ()), indent=indent, ensure_ascii=ascii_only)
     for path in keys:
-        line = text.split("\n")[hfship.json_line(text, path) - 1]
+        line = text.split("\n")[json_line(text, path) - 1]
         assert line.strip().startswith(json.dumps(path[-1], ensure_ascii=ascii_only) + ":")
 
 
@@ -211,12 +265,16 @@ def test_lines_of_json(value: Any, indent: Any, ascii_only: bool) -> None:
 
 
 def test_flags_beat_the_environment_beats_the_file_beats_defaults(tmp_path: Path) -> None:
-    file = read(tmp_path, '[defaults]\nmodels_dir = "m"\npackage_dir = "~/p"\nendpoint = "http://file"\n')
-    settings = hfship.load_settings({"HFSHIP_PACKAGE_DIR": "e"}, None, file)
+    file = read(
+        tmp_path, '[defaults]\nmodels_dir = "m"\npackage_dir = "~/p"\nendpoint = "http://file"\n'
+    )
+    settings = load_settings({"HFSHIP_PACKAGE_DIR": "e"}, None, file)
     assert (settings.models_dir, settings.package_dir) == (tmp_path / "m", Path("e"))
     assert settings.transfer_dir == Path("/data/transfer") and settings.endpoint == "http://file"
-    assert hfship.load_settings({"HF_ENDPOINT": "http://env"}, None, file).endpoint == "http://env"
-    assert hfship.load_settings({"HF_ENDPOINT": "http://env"}, "http://flag", file).endpoint == "http://flag"
+    assert load_settings({"HF_ENDPOINT": "http://env"}, None, file).endpoint == "http://env"
+    assert (
+        load_settings({"HF_ENDPOINT": "http://env"}, "http://flag", file).endpoint == "http://flag"
+    )
 
 
 RUNS = """
@@ -241,10 +299,10 @@ split = "fat32"
 def runs(folder: Path, words: str, env: bool = False) -> Dict[str, Any]:
     """The arguments of each run that a command line makes of RUNS."""
     file = read(folder, RUNS)
-    args, given_ = hfship.parse_words(words.split() + ([] if env else ["--models", str(file.path)]))
-    command = next(row for row in hfship.COMMANDS if row.name == args.command)
-    context = hfship.Context(args, hfship.load_settings({}), hfship.Reporter("none"), given_)
-    return {name: vars(run.args) for name, run in hfship.runs_of(command, context, file).items()}
+    args, given_ = parse_words(words.split() + ([] if env else ["--models", str(file.path)]))
+    command = next(row for row in COMMANDS if row.name == args.command)
+    context = Context(args, load_settings({}), Reporter("none"), given_)
+    return {name: vars(run.args) for name, run in runs_of(command, context, file).items()}
 
 
 def test_a_run_has_what_the_file_asks_of_its_model(tmp_path: Path) -> None:
@@ -256,7 +314,7 @@ def test_a_run_has_what_the_file_asks_of_its_model(tmp_path: Path) -> None:
     assert (packed["a"]["split"], packed["b"]["split"]) == (4_700_000_000, 2**32 - 1)
     assert runs(tmp_path, "pack --split 1G b")["b"]["split"] == 10**9
     served = runs(tmp_path, "serve")
-    assert [served["a"][k] for k in ("names", "name", "port", "env", "max_model_len")] == [
+    assert [served["chat"][k] for k in ("names", "name", "port", "env", "max_model_len")] == [
         ["a"],
         "chat",
         8001,
@@ -265,7 +323,7 @@ def test_a_run_has_what_the_file_asks_of_its_model(tmp_path: Path) -> None:
     ]
     assert served["b"]["image"] == "vllm/vllm-openai:v1.2.3" and served["b"]["port"] == 0
     assert runs(tmp_path, "status")["status"]["names"] == ["chat", "b"]
-    assert runs(tmp_path, "stop chat")["a"]["names"] == ["chat"]
+    assert runs(tmp_path, "stop chat")["chat"]["names"] == ["chat"]
     assert list(runs(tmp_path, "verify org/b")) == ["b"]
 
 
@@ -294,15 +352,28 @@ def listed(hub: FaultHub, model: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_every_command_does_its_list_and_goes_on_after_a_failure(hfship: Program, listed: Path) -> None:
+def test_every_command_does_its_list_and_goes_on_after_a_failure(
+    hfship: Program, listed: Path
+) -> None:
     folder = listed.parent
-    done = hfship("fetch", "--models", listed, "--json", code=3)
+    done = hfship("fetch", "--models", listed, "--json", code=5)
     rows = json.loads(done.stdout)
-    assert [row["name"] for row in rows] == ["tiny", "nowhere", "second"] and rows[1]["exit_code"] == 5
-    assert "fetch: 3 models, 2 ok, 1 failed" in done.stderr and "  nowhere  not found" in done.stderr
-    assert not (folder / "m" / "tiny" / "README.md").exists() and (folder / "m" / "second" / "README.md").exists()
-    assert "no model tinny; did you mean tiny?" in hfship("pack", "--models", listed, "tinny", code=5).stderr
-    assert "3 models, 2 ok" in hfship("pack", "--models", listed, code=3).stderr
+    assert [row["name"] for row in rows] == ["tiny", "nowhere", "second"] and rows[1][
+        "exit_code"
+    ] == 5
+    assert (
+        "fetch: 3 models, 2 ok, 1 failed" in done.stderr
+        and "  nowhere  org/nowhere was not found on http" in done.stderr
+    )
+    assert (
+        not (folder / "m" / "tiny" / "README.md").exists()
+        and (folder / "m" / "second" / "README.md").exists()
+    )
+    assert (
+        "no model tinny; did you mean tiny?"
+        in hfship("pack", "--models", listed, "tinny", code=5).stderr
+    )
+    assert "3 models, 2 ok" in hfship("pack", "--models", listed, code=5).stderr
     archives = {path.name for path in (folder / "p").glob("*.zst")}
     assert archives == {"tiny.tar.zst", "second.tar.zst"}
     names = ("tiny", "org/other")
@@ -310,27 +381,32 @@ def test_every_command_does_its_list_and_goes_on_after_a_failure(hfship: Program
     shutil.move(folder / "p", hfship.home / "transfer")
     said = hfship("unpack", "--models", listed, *names, "-v").stderr
     assert "2 models, 2 ok, 0 failed" in said
-    assert re.search(r"\n  next +.* serve \S+/site/tiny \S+/site/second\n", said), "what comes next is for both"
+    assert re.search(r"\n  next +.* serve tiny second\n", said), "what comes next is for both"
     assert (hfship.home / "site" / "second" / "config.json").is_file()
     assert hfship("unpack", "--models", listed, "nowhere", code=5).stderr.count("no archive") == 1
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied", "/a"), hfship.NotFoundError("gone")])
-def test_a_list_goes_on_after_any_failure_of_one(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied", "/a"), NotFoundError("gone")]
+)
+def test_a_list_goes_on_after_any_failure_of_one(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     done: List[str] = []
 
-    def run(context: hfship.Context) -> hfship.Exit:
+    def run(_: Command, context: Context) -> Exit:
         done.append(context.args.name)
         if context.args.name == "a":
             raise error
-        return hfship.Exit.OK
+        return Exit.OK
 
-    command = hfship.Command("pack", "", lambda _: None, run)
-    reporter, settings = hfship.Reporter(), hfship.load_settings({})
-    one = {n: hfship.Context(argparse.Namespace(name=n, json=True), settings, reporter) for n in "ab"}
-    assert hfship.run_list(command, one, reporter) == hfship.Exit.INCOMPLETE and done == ["a", "b"]
+    monkeypatch.setattr(Command, "run", run)
+    command = Command("pack", "", "pack")
+    reporter, settings = Reporter(as_json=True), load_settings({})
+    one = {n: Context(argparse.Namespace(name=n, json=True), settings, reporter) for n in "ab"}
+    assert run_list(command, one, reporter) == error_of(error).code and done == ["a", "b"]
     (row,) = json.loads(capsys.readouterr().out)
-    assert row["name"] == "a" and row["exit_code"] == hfship.told(error).code and row["error"]["what"]
+    assert row["name"] == "a" and row["exit_code"] == error_of(error).code and row["error"]["what"]
 
 
 def test_an_option_for_one_model_is_refused_for_a_list(hfship: Program, listed: Path) -> None:
@@ -346,3 +422,20 @@ def test_the_file_of_the_environment_serves_single_calls(hfship: Program, listed
     hfship("pack", "tiny", "mine", env=env)
     assert len(list((listed.parent / "p").glob("*.zst"))) == 2
     assert "nothing to fetch" in hfship("fetch", env=env, code=2).stderr
+
+
+def test_the_schema_of_tables_is_that_of_a_list_of_them() -> None:
+    """As draft 2020-12 words it: a type for each key, which ones must be there, and no others."""
+    models = json_schema(models_schema())["properties"]["model"]
+    assert models["type"] == "array"
+    table = models["items"]
+    assert (table["type"], table["additionalProperties"]) == ("object", False)
+    assert all({"type", "description"} <= set(key) for key in table["properties"].values())
+
+
+def test_a_python_that_reads_no_toml_is_told_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tomllib", "tomli"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(HostError) as refused:
+        toml_parser()
+    assert "hfship.pyz" in refused.value.next_step

@@ -1,26 +1,37 @@
-"""§8-10, profile `smallest`: floats in byte planes, restored by hfship and by restore.py alone."""
+"""Profile `smallest`: floats in byte planes, restored by hfship and by restore.py alone."""
 
+import json
+import os
 import random
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
-import archives as a
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import hfship as h
+from hfship.archive.layout import index_at, stream_layout
+from hfship.archive.opening import open_archive
+from hfship.archive.pack_plan import PROFILES
+from hfship.archive.planes import PLANE_WIDTHS, join_planes, split_planes
+from hfship.archive.restore_script import PLANES_BLOCK, RESTORE_PY, RESTORE_PYS
+from hfship.archive.zstd import ZstdError
+from hfship.base.errors import IntegrityError
+from support import archives as a
 
 
 def floats(kind, count, seed=0):
-    """Weights like those of a model: gaussian, in bf16, f16 or f32."""
+    """Weights like those of a model: gaussian in sign and exponent, in bf16, f16 or f32."""
     chance = random.Random(seed)
-    values = [chance.gauss(0, 0.02) for _ in range(count)]
-    if kind == "f16":
-        return struct.pack(f"<{count}e", *values)
-    wide = struct.pack(f"<{count}f", *values)
-    return wide if kind == "f32" else bytes(b for i, b in enumerate(wide) if i % 4 > 1)
+    code, width = {"bf16": ("f", 2), "f16": ("e", 2), "f32": ("f", 4)}[kind]
+    drawn = bytes(struct.pack(f">{code}", chance.gauss(0, 0.02))[0] for _ in range(256))
+    made = bytearray(width * count)
+    made[width - 1 :: width] = chance.randbytes(count).translate(drawn)
+    for place in range(width - 1):
+        made[place::width] = chance.randbytes(count)
+    return bytes(made)
 
 
 BF16 = floats("bf16", 2_700_000)
@@ -29,9 +40,9 @@ FILES = {
     "bf16.safetensors": BF16[: (5 << 20) + 1],
     "f32.safetensors": floats("f32", 600_000)[:-3],
     "f16.bin": floats("f16", 600_000),
-    "noise.gguf": a.noise(h.PLANES_BLOCK + 1),
+    "noise.gguf": a.noise(PLANES_BLOCK + 1),
     "zeros.pt": bytes(9 << 20),
-    "block.bin": BF16[: h.PLANES_BLOCK],
+    "block.bin": BF16[:PLANES_BLOCK],
 }
 
 
@@ -42,17 +53,17 @@ def packed(tmp_path_factory):
     return root / "m", a.pack(root / "m", root / "out", profile="smallest")
 
 
-@given(st.binary(max_size=50), st.sampled_from(h.PLANE_WIDTHS))
+@given(st.binary(max_size=50), st.sampled_from(PLANE_WIDTHS))
 def test_planes_survive_the_round_trip(block, width):
-    assert bytes(h.join_planes(h.split_planes(block, width))) == block
+    assert bytes(join_planes(split_planes(block, width))) == block
 
 
 @given(st.binary(min_size=1, max_size=50))
 def test_any_planes_join_or_are_refused(planes):
     try:
-        assert len(h.join_planes(planes)) == len(planes) - 1
-    except h.ZstdError:
-        assert planes[-1] not in h.PLANE_WIDTHS
+        assert len(join_planes(planes)) == len(planes) - 1
+    except ZstdError:
+        assert planes[-1] not in PLANE_WIDTHS
 
 
 def test_floats_become_smaller_than_zstd_makes_them(tmp_path):
@@ -60,15 +71,25 @@ def test_floats_become_smaller_than_zstd_makes_them(tmp_path):
     smallest = a.pack(tmp_path / "m", tmp_path / "1", profile="smallest").path.stat().st_size
     standard = a.pack(tmp_path / "m", tmp_path / "2").path.stat().st_size
     store = a.pack(tmp_path / "m", tmp_path / "3", profile="store").path.stat().st_size
-    assert smallest < 0.68 * len(BF16) < 0.75 * len(BF16) < standard < len(BF16) < store < 1.01 * len(BF16)
+    assert (
+        smallest
+        < 0.68 * len(BF16)
+        < 0.75 * len(BF16)
+        < standard
+        < len(BF16)
+        < store
+        < 1.01 * len(BF16)
+    )
 
 
-@pytest.mark.parametrize("profile", h.PROFILES)
+@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("split", [None, 4_400_000])
 def test_every_profile_comes_back_and_does_not_depend_on_threads(packed, tmp_path, profile, split):
     for jobs in (1, 5):
         files = a.pack(packed[0], tmp_path / f"out{jobs}", profile=profile, split=split, jobs=jobs)
-    assert [p.read_bytes() for p in a.files_in(tmp_path / "out1").paths] == [p.read_bytes() for p in files.paths]
+    assert [p.read_bytes() for p in a.files_in(tmp_path / "out1").paths] == [
+        p.read_bytes() for p in files.paths
+    ]
     assert a.verify(files) == []
     a.unpack(files, tmp_path / "un")
     assert a.tree(tmp_path / "un/m") == FILES
@@ -81,9 +102,14 @@ def test_holes_are_not_stored(tmp_path):
 
 def test_restore_py_makes_the_files_without_hfship(packed, tmp_path):
     subprocess.run(["tar", "--zstd", "-xf", packed[1].path], check=True, cwd=tmp_path)
-    assert (tmp_path / "m/bf16.safetensors.planes").exists() and not (tmp_path / "m/bf16.safetensors").exists()
+    assert (tmp_path / "m/bf16.safetensors.planes").exists() and not (
+        tmp_path / "m/bf16.safetensors"
+    ).exists()
     argv = [sys.executable, "-I", tmp_path / "m/.hfship/restore.py"]
-    assert f"{len(FILES)} files, 0 wrong" in subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    assert (
+        f"{len(FILES)} files, 0 wrong"
+        in subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    )
     (tmp_path / "m/.hfship/restore.py").unlink()
     assert a.tree(tmp_path / "m") == FILES
 
@@ -99,48 +125,92 @@ def test_restore_py_names_what_is_wrong(packed, tmp_path):
 
 def test_damage_in_planes_names_file_and_byte_range(packed, tmp_path):
     _, files = packed
-    archive = h.open_archive(files)
+    archive = open_archive(files)
     start = next(s.start for s in archive.segments if s.what == "m/bf16.safetensors.planes")
-    frame = archive.frames[h.index_at([(f.start,) for f in archive.frames], start) + 1]
+    frame = archive.frames[index_at([(f.start,) for f in archive.frames], start) + 1]
     with a.flipped(files.path, frame.offset + 1000):
         (damage,) = a.verify(files)
         assert damage.files == (("bf16.safetensors", 2 << 20, (4 << 20) - 1),)
-        with pytest.raises(h.IntegrityError):
+        with pytest.raises(IntegrityError):
             a.unpack(files, tmp_path / "un")
     assert a.unpack(files, tmp_path / "un").written == 1
+
+
+# In the order of RESTORE_PYS: what pack writes, and what hfship 0.1.0 wrote.
+_, OF_2_MIB, OF_4_MIB = RESTORE_PYS
+
+
+@pytest.mark.parametrize(
+    "evil", ["path", "absolute", "link", "folder link", "planes link", "target link"]
+)
+def test_restore_py_writes_nothing_outside_its_folder(evil, tmp_path):
+    model, outside = tmp_path / "m", tmp_path / "outside"
+    (model / ".hfship").mkdir(parents=True)
+    outside.mkdir()
+    path = {"path": "../outside/w", "absolute": str(outside / "w"), "folder link": "sub/w"}.get(
+        evil, "w"
+    )
+    planes = bytes(split_planes(BF16[: 2 << 20], 2))
+    if evil == "folder link":
+        (model / "sub").symlink_to(outside)
+    elif evil == "target link":
+        (model / "w.incomplete").symlink_to(outside / "w")
+    elif evil == "link":
+        (model / "w").symlink_to(outside / "w")
+    place = Path(os.path.normpath(model / f"{path}.planes"))
+    if evil == "planes link":
+        place.symlink_to(outside / "w.planes")
+        place = outside / "w.planes"
+    place.write_bytes(planes)
+    files = [{"path": path, "sha256": "0" * 64}]
+    (model / ".hfship/manifest.json").write_text(json.dumps({"files": files}))
+    before = sorted(outside.iterdir())
+    (model / ".hfship/restore.py").write_bytes(RESTORE_PY)
+    done = subprocess.run(
+        [sys.executable, model / ".hfship/restore.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "1 files, 1 wrong or missing" in done.stdout, done.stderr
+    assert sorted(outside.iterdir()) == before
 
 
 @pytest.mark.parametrize(
     "restore, width, shift, says",
     [
-        (h.RESTORE_PY, 2, 0, None),
-        (h.RESTORE_PYS[4 << 20], 2, 0, None),
-        (h.RESTORE_PY, 2, 9, "is not one block of planes"),
-        (h.RESTORE_PY, 1, 0, "SHA-256"),
-        (h.RESTORE_PY, 3, 0, "elements of 3 bytes"),
-        (h.RESTORE_PY.replace(b"wrong", b"WRONG"), 2, 0, "not the one of this format"),
+        (RESTORE_PY, 2, 0, None),
+        (OF_4_MIB, 2, 0, None),
+        (OF_2_MIB, 2, 0, None),
+        (RESTORE_PY, 2, 9, "is not one block of planes"),
+        (RESTORE_PY, 1, 0, "SHA-256"),
+        (RESTORE_PY, 3, 0, "elements of 3 bytes"),
+        (RESTORE_PY.replace(b"wrong", b"WRONG"), 2, 0, "not the one of this format"),
     ],
 )
 def test_planes_that_others_made_are_read_or_refused(restore, width, shift, says, tmp_path):
-    block = 4 << 20 if restore == h.RESTORE_PYS[4 << 20] else 2 << 20
+    block = RESTORE_PYS.get(restore, 2 << 20)
     content = BF16[:block]
     manifest = a.make_model(tmp_path / "m", {"w": content})
-    layout = h.stream_layout(manifest, manifest.to_json().encode(), planes=block)
-    planes = bytes(h.split_planes(content, 2)[:-1]) + bytes([width])
+    known = restore if restore in RESTORE_PYS else RESTORE_PY
+    layout = stream_layout(manifest, manifest.to_json().encode(), known)
+    planes = bytes(split_planes(content, 2)[:-1]) + bytes([width])
     stream = b"".join(planes if s.entry else s.known for s in layout)
     (weight,) = [s for s in layout if s.entry]
     cuts = [0, weight.start, weight.stop + shift, len(stream)]
-    files = a.seal(stream.replace(h.RESTORE_PY, restore), tmp_path / "m.tar.zst", cuts=cuts)
+    files = a.seal(stream.replace(known, restore), tmp_path / "m.tar.zst", cuts=cuts)
     damages = a.verify(files)
     assert damages == [] if says is None else says in damages[0].what
     if says:
-        with pytest.raises(h.IntegrityError):
+        with pytest.raises(IntegrityError):
             a.unpack(files, tmp_path / "un")
 
 
 def test_a_name_that_planes_would_take_is_refused(tmp_path, hfship):
     a.make_model(tmp_path / "m", {"w": BF16, "w.planes": b"mine"})
-    assert "w.planes" in hfship("pack", tmp_path / "m", "-o", tmp_path / "out", "--profile", "smallest", code=2).stderr
+    assert (
+        "w.planes"
+        in hfship(
+            "pack", tmp_path / "m", "-o", tmp_path / "out", "--profile", "smallest", code=2
+        ).stderr
+    )
     hfship("pack", tmp_path / "m", "-o", tmp_path / "out")
 
 

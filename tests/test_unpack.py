@@ -1,5 +1,6 @@
-"""§10: damage is found and located wherever it is; nothing evil gets out; a killed run goes on."""
+"""damage is found and located wherever it is; nothing evil gets out; a killed run goes on."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,11 +12,26 @@ import tarfile
 import time
 from pathlib import Path
 
-import archives as a
 import pytest
-from conftest import ROOT
 
-import hfship as h
+from conftest import ROOT
+from hfship.archive.check import ArchiveCheck
+from hfship.archive.layout import stream_layout
+from hfship.archive.opening import open_archive
+from hfship.archive.stream_check import Sink
+from hfship.base.content import MARK_PATH, work_path
+from hfship.base.errors import DiskError, IntegrityError
+from hfship.base.files import pread_exactly, sha256_file
+from hfship.base.manifest import (
+    MANIFEST_FORMAT,
+    FileEntry,
+    Source,
+    make_manifest,
+    parse_manifest,
+    write_manifest,
+)
+from hfship.base.report import Reporter
+from support import archives as a
 
 
 @pytest.fixture
@@ -38,9 +54,13 @@ def test_every_flipped_byte_is_found_located_and_refused(small, tmp_path):
     for offset in range(size):
         with a.flipped(files.path, offset, 1 << offset % 8):
             damages = a.verify(files)
-            located = [d for d in damages if d.offset is not None and d.offset <= offset < d.offset + d.size]
+            located = [
+                d
+                for d in damages
+                if d.offset is not None and d.offset <= offset < d.offset + d.size
+            ]
             assert located and located[0].parts == ("m.tar.zst",), (offset, damages)
-            with pytest.raises(h.IntegrityError):
+            with pytest.raises(IntegrityError):
                 a.unpack(files, tmp_path / "un")
             assert not (tmp_path / "un/m").exists()
     assert a.verify(files) == []
@@ -49,7 +69,7 @@ def test_every_flipped_byte_is_found_located_and_refused(small, tmp_path):
 
 def test_every_bit_that_zstd_itself_would_not_miss_is_found(small):
     _, files = small
-    archive = h.open_archive(files)
+    archive = open_archive(files)
     frame = archive.frames[2]
     for bit in range(8 * frame.size):
         with a.flipped(files.path, frame.offset + bit // 8, 1 << bit % 8):
@@ -63,7 +83,7 @@ def test_every_cut_is_found_and_refused(small, tmp_path):
     for size in range(len(whole)):
         files.path.write_bytes(whole[:size])
         assert a.verify(files), size
-        with pytest.raises(h.IntegrityError):
+        with pytest.raises(IntegrityError):
             a.unpack(files, tmp_path / "un")
     files.path.write_bytes(whole + b"\0")
     assert a.verify(files)
@@ -74,7 +94,7 @@ def test_every_cut_is_found_and_refused(small, tmp_path):
 def test_damage_names_file_and_byte_range(hfship, tmp_path):
     a.make_model(tmp_path / "m", {**a.SMALL, "w.safetensors": a.noise(9 << 20)})
     files = a.pack(tmp_path / "m", tmp_path / "out")
-    frame = h.open_archive(files).frames[2]
+    frame = open_archive(files).frames[2]
     with a.flipped(files.path, frame.offset + 1000), a.flipped(files.path, 40):
         done = hfship("verify", files.path, "--json", code=6)
         (row,) = json.loads(done.stdout)
@@ -83,7 +103,9 @@ def test_damage_names_file_and_byte_range(hfship, tmp_path):
         hfship("unpack", files.path, "-o", tmp_path / "un", code=6)
     with a.flipped(files.path, frame.offset + 1000):
         done = hfship("verify", files.path, code=6)
-        assert re.search(r"m\.tar\.zst, frame 3, bytes \d+-\d+ of the archive: CRC-32 differs", done.stderr)
+        assert re.search(
+            r"m\.tar\.zst, frame 3, bytes \d+-\d+ of the archive: CRC-32 differs", done.stderr
+        )
         assert f"hits w.safetensors bytes {2 << 20}-{(4 << 20) - 1}" in done.stderr
         assert "copy m.tar.zst again" in done.stderr
 
@@ -91,9 +113,11 @@ def test_damage_names_file_and_byte_range(hfship, tmp_path):
 def test_undamaged_files_are_kept_for_the_run_after_the_repair(tmp_path):
     a.make_model(tmp_path / "m", a.BIG)
     files = a.pack(tmp_path / "m", tmp_path / "out")
-    archive = h.open_archive(files)
-    frame = next(f for f in archive.frames if "w1.safetensors" in str(archive.files_between(f.start, f.stop)))
-    with a.flipped(files.path, frame.offset + 500), pytest.raises(h.IntegrityError):
+    archive = open_archive(files)
+    frame = next(
+        f for f in archive.frames if "w1.safetensors" in str(archive.files_between(f.start, f.stop))
+    )
+    with a.flipped(files.path, frame.offset + 500), pytest.raises(IntegrityError):
         a.unpack(files, tmp_path / "un")
     assert not (tmp_path / "un/m").exists()
     assert a.unpack(files, tmp_path / "un").written == 1
@@ -110,7 +134,7 @@ def swap(files):
 
 
 def cut_at_frame_edge(files):
-    archive = h.open_archive(files)
+    archive = open_archive(files)
     part = archive.parts[1]
     last = [f for f in archive.frames if part.start <= f.offset < part.start + part.size][-1]
     os.truncate(part.path, last.offset - part.start)
@@ -147,14 +171,19 @@ def test_bad_parts_are_named(parts, tmp_path, trap, sums, hfship):
     if trap == "last missing" and not sums:
         assert "cut" in done.stderr or "missing" in done.stderr
     else:
-        assert set(re.findall(r"m\.tar\.zst\.\d{4}", done.stderr.split("next")[0].split("\n", 1)[1])) == names
+        assert (
+            set(re.findall(r"m\.tar\.zst\.\d{4}", done.stderr.split("next")[0].split("\n", 1)[1]))
+            == names
+        )
     hfship("unpack", files.folder, "-o", tmp_path / "un", code=6)
     assert not (tmp_path / "un/m").exists()
 
 
 def test_part_of_another_archive_is_named(parts, tmp_path):
     _, files = parts
-    a.make_model(tmp_path / "other/m", {"a": a.noise(9000, 7), "b": b"text" * 500, "c": a.noise(9000, 8)})
+    a.make_model(
+        tmp_path / "other/m", {"a": a.noise(9000, 7), "b": b"text" * 500, "c": a.noise(9000, 8)}
+    )
     other = a.pack(tmp_path / "other/m", tmp_path / "foreign", frame_size=1000, split=5000)
     shutil.copy(part_of(other, 2), part_of(files, 2))
     assert {name for damage in a.verify(files) for name in damage.parts} == {"m.tar.zst.0002"}
@@ -162,7 +191,9 @@ def test_part_of_another_archive_is_named(parts, tmp_path):
 
 def test_a_part_left_over_from_a_larger_pack_is_blamed_not_ours(parts, tmp_path, hfship):
     _, files = parts
-    a.make_model(tmp_path / "other/m", {"a": a.noise(9000, 7), "b": b"text" * 500, "c": a.noise(14000, 8)})
+    a.make_model(
+        tmp_path / "other/m", {"a": a.noise(9000, 7), "b": b"text" * 500, "c": a.noise(14000, 8)}
+    )
     other = a.pack(tmp_path / "other/m", tmp_path / "foreign", frame_size=1000, split=5000)
     assert len(other.paths) == 6
     shutil.copy(part_of(other, 6), part_of(files, 6))
@@ -189,7 +220,10 @@ def test_a_refused_unpack_leaves_nothing_behind(small, tmp_path, hfship, small_d
     disk = small_disk(1)
     a.make_model(tmp_path / "n", {"w": a.noise(3 << 20)})
     hfship("unpack", a.pack(tmp_path / "n", tmp_path / "out").path, "-o", disk, code=7)
-    assert list(disk.iterdir()) == [] and list((tmp_path / "un").glob("*")) in ([], [tmp_path / "un/m.incomplete"])
+    assert list(disk.iterdir()) == [] and list((tmp_path / "un").glob("*")) in (
+        [],
+        [tmp_path / "un/m~incomplete"],
+    )
 
 
 def test_what_is_not_found_is_told_with_the_folders_searched(hfship, tmp_path):
@@ -200,7 +234,10 @@ def test_what_is_not_found_is_told_with_the_folders_searched(hfship, tmp_path):
 
 def test_any_part_the_folder_or_the_name_means_the_archive(hfship, parts, tmp_path):
     model, files = parts
-    env = {"HFSHIP_TRANSFER_DIR": str(files.folder), "HFSHIP_SITE_MODELS_DIR": str(tmp_path / "site")}
+    env = {
+        "HFSHIP_TRANSFER_DIR": str(files.folder),
+        "HFSHIP_SITE_MODELS_DIR": str(tmp_path / "site"),
+    }
     for argument in (part_of(files, 3), files.folder, "m", "m.tar.zst", files.sums):
         assert "ok: " in hfship("verify", argument, env=env).stdout
     assert "unpacked" in hfship("unpack", "m", env=env).stdout
@@ -212,9 +249,11 @@ def test_any_part_the_folder_or_the_name_means_the_archive(hfship, parts, tmp_pa
 
 def manifest_text(files, name="m"):
     """A manifest that says whatever it likes: path -> bytes."""
-    value = {"format": h.MANIFEST_FORMAT, "name": name, "source": None, "files": []}
+    value = {"format": MANIFEST_FORMAT, "name": name, "source": None, "files": []}
     for path, content in files.items():
-        value["files"].append({"path": path, "size": len(content), "sha256": h.hashlib.sha256(content).hexdigest()})
+        value["files"].append(
+            {"path": path, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        )
     return json.dumps(value).encode()
 
 
@@ -228,7 +267,10 @@ GOOD = {"a": b"aaaa", "b": b"bbbb"}
 EVIL = {
     "dotdot in the manifest": ({**GOOD, "../x": b"evil"}, [("m/../x", b"evil")]),
     "absolute in the manifest": ({**GOOD, "/tmp/x": b"evil"}, [("/tmp/x", b"evil")]),
-    "work folder in the manifest": ({**GOOD, ".hfship/lock": b"evil"}, [("m/.hfship/lock", b"evil")]),
+    "work folder in the manifest": (
+        {**GOOD, ".hfship/lock": b"evil"},
+        [("m/.hfship/lock", b"evil")],
+    ),
     "dotdot in a header": (GOOD, [("m/../x", b"evil")]),
     "absolute in a header": (GOOD, [("/tmp/hfship-evil", b"evil")]),
     "extra member": (GOOD, [("m/c", b"evil")]),
@@ -256,8 +298,8 @@ def test_evil_archives_write_nothing(trap, tmp_path, hfship):
 def replaced(member):
     """An archive whose stream has the right length, but another header for file `a`."""
     text = manifest_text(GOOD)
-    manifest = h.parse_manifest(text, "x")
-    layout = h.stream_layout(manifest, text)
+    manifest = parse_manifest(text, "x")
+    layout = stream_layout(manifest, text)
     stream = b"".join(s.known or {"a": b"aaaa", "b": b"bbbb"}[s.entry.path] for s in layout)
     (at,) = [s.start for s in layout if s.what == "tar header of m/a"]
     return stream[:at] + member.tobuf(tarfile.USTAR_FORMAT)[:512] + stream[at + 512 :]
@@ -284,7 +326,7 @@ def test_lying_headers_are_found_and_named(member, tmp_path, hfship):
 
 def test_a_file_with_another_hash_than_the_manifest_says_is_named(tmp_path):
     text = manifest_text(GOOD)
-    layout = h.stream_layout(h.parse_manifest(text, "x"), text)
+    layout = stream_layout(parse_manifest(text, "x"), text)
     stream = b"".join(s.known or {"a": b"aaaa", "b": b"bbbX"}[s.entry.path] for s in layout)
     (damage,) = a.verify(a.seal(stream, tmp_path / "m.tar.zst"))
     assert "m/b has SHA-256" in damage.what and damage.files == (("b", 0, 3),)
@@ -294,28 +336,48 @@ def link_target(target, elsewhere):
     target.symlink_to(elsewhere)
 
 
+def work_folder(target):
+    """m~incomplete with our mark, as a killed run leaves it."""
+    folder = target.parent / "m~incomplete"
+    (folder / ".hfship/partial").mkdir(parents=True)
+    (folder / MARK_PATH).touch()
+    return folder
+
+
 def link_inside(target, elsewhere):
-    (target.parent / "m.incomplete").mkdir()
-    (target.parent / "m.incomplete/sub").symlink_to(elsewhere)
+    work_folder(target)
+    (target.parent / "m~incomplete/sub").symlink_to(elsewhere)
 
 
 def link_staging(target, elsewhere):
-    (target.parent / "m.incomplete").symlink_to(elsewhere)
+    (target.parent / "m~incomplete").symlink_to(elsewhere)
 
 
 def link_work_dir(target, elsewhere):
-    (target.parent / "m.incomplete").mkdir()
-    (target.parent / "m.incomplete/.hfship").symlink_to(elsewhere)
+    (target.parent / "m~incomplete").mkdir()
+    (target.parent / "m~incomplete/.hfship").symlink_to(elsewhere)
 
 
 def link_file(target, elsewhere):
-    (target.parent / "m.incomplete").mkdir()
-    (target.parent / "m.incomplete/config.json.incomplete").symlink_to(elsewhere / "f")
+    (work_folder(target) / work_path("config.json")).symlink_to(elsewhere / "f")
+
+
+def link_partial(target, elsewhere):
+    partial = work_folder(target) / ".hfship/partial"
+    partial.rmdir()
+    partial.symlink_to(elsewhere)
 
 
 @pytest.mark.parametrize(
     "plant, code",
-    [(link_target, 6), (link_staging, 6), (link_work_dir, 6), (link_inside, 0), (link_file, 0)],
+    [
+        (link_target, 6),
+        (link_staging, 6),
+        (link_work_dir, 6),
+        (link_inside, 0),
+        (link_file, 0),
+        (link_partial, 0),
+    ],
 )
 def test_links_are_never_followed(plant, code, small, tmp_path, hfship):
     _, files = small
@@ -343,7 +405,9 @@ def test_link_below_an_intact_model_is_refused(small, tmp_path, hfship):
 def test_same_version_is_proven_and_repaired_in_place(hfship, small, tmp_path):
     model, files = small
     hfship("unpack", files.path, "-o", tmp_path / "un")
-    assert "there already and are intact" in hfship("unpack", files.path, "-o", tmp_path / "un").stdout
+    assert (
+        "there already and are intact" in hfship("unpack", files.path, "-o", tmp_path / "un").stdout
+    )
     (tmp_path / "un/m/mine.txt").write_text("mine")
     (tmp_path / "un/m/sub/b.bin").write_bytes(b"damaged")
     hfship("verify", tmp_path / "un/m", code=6)
@@ -375,7 +439,16 @@ def test_killed_unpack_goes_on(tmp_path, hfship, delay):
     files = {f"w{i}.bin": a.noise(12_000_000, i) for i in range(6)}
     a.make_model(tmp_path / "m", files)
     archive = a.pack(tmp_path / "m", tmp_path / "out")
-    argv = [sys.executable, ROOT / "hfship.py", "unpack", archive.path, "-o", tmp_path / "un", "-j", "1"]
+    argv = [
+        sys.executable,
+        ROOT / "hfship.py",
+        "unpack",
+        archive.path,
+        "-o",
+        tmp_path / "un",
+        "-j",
+        "1",
+    ]
     process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     time.sleep(delay)
     process.kill()
@@ -388,10 +461,12 @@ def test_killed_unpack_goes_on(tmp_path, hfship, delay):
 
 
 SLOW = """
-import sys, time; sys.path.insert(0, sys.argv.pop(1)); import hfship
-decode = hfship.Archive.decode
-hfship.Archive.decode = lambda *args: (print(end=".", flush=True), time.sleep(0.2), decode(*args))[2]
-sys.exit(hfship.main())
+import sys, time; sys.path.insert(0, sys.argv.pop(1))
+from hfship.archive.reader import Archive
+from hfship.commands.run import main
+decode = Archive.decode
+Archive.decode = lambda *args: (print(end=".", flush=True), time.sleep(0.2), decode(*args))[2]
+sys.exit(main())
 """
 
 
@@ -401,13 +476,13 @@ def test_ctrl_c_ends_within_a_second(tmp_path, command, number):
     a.make_model(tmp_path / "m", {f"w{i}.bin": bytes(40 << 20) for i in range(6)})
     archive = a.pack(tmp_path / "m", tmp_path / "out")
     where = ["-o", tmp_path / "un"] if command == "unpack" else []
-    argv = [sys.executable, "-c", SLOW, ROOT, command, archive.path, *where]
+    argv = [sys.executable, "-c", SLOW, ROOT / "src", command, archive.path, *where]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(3)
     started = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
-    assert process.returncode == 130 and b"run the same command again" in err
+    assert process.returncode == 130 and b"# what is complete is kept" in err
     assert time.monotonic() - started < 1
     assert not (tmp_path / "un/m").exists()
 
@@ -416,11 +491,11 @@ def test_a_disk_that_runs_full_keeps_what_was_proven(tmp_path, small_disk, monke
     a.make_model(tmp_path / "m", {f"w{i}.bin": a.noise(2_000_000, i) for i in range(4)})
     archive = a.pack(tmp_path / "m", tmp_path / "out")
     disk = small_disk(7)
-    with pytest.raises(h.DiskError, match="free, 8.0 MB needed") as caught:
+    with pytest.raises(DiskError, match="free, 8.0 MB needed") as caught:
         a.unpack(archive, disk)
     assert "--consume" in caught.value.next_step
-    monkeypatch.setattr(h, "require_room", lambda *_: None)
-    with pytest.raises(h.DiskError, match="the disk is full"):
+    monkeypatch.setattr("hfship.archive.unpack.require_room", lambda *_: None)
+    with pytest.raises(DiskError, match="the disk is full"):
         a.unpack(archive, disk)
     assert not (disk / "m").exists()
     subprocess.run(["mount", "-o", "remount,size=20M", disk], check=True)
@@ -449,8 +524,8 @@ def test_verify_takes_all_that_a_shells_star_gives(small, tmp_path, hfship):
 def test_files_that_were_lost_are_not_counted_as_done(parts):
     _, files = parts
     part_of(files, 2).unlink()
-    with h.Reporter().stage("verify", 1) as stage:
-        damages = h.ArchiveCheck(h.open_archive(files), h.Sink(), 1).run(stage)
+    with Reporter().stage("verify", 1) as stage:
+        damages = ArchiveCheck(open_archive(files), Sink(), 1).run(stage)
     lost = {path for damage in damages for path, *_ in damage.files}
     assert lost and stage.finished == stage.files - len(lost)
 
@@ -458,21 +533,21 @@ def test_files_that_were_lost_are_not_counted_as_done(parts):
 def test_inodes_are_counted_first(tmp_path, small_disk):
     a.make_model(tmp_path / "m", {f"f{i}": b"x" for i in range(40)})
     disk = small_disk(5, "nr_inodes=30")
-    with pytest.raises(h.DiskError, match="too few inodes"):
+    with pytest.raises(DiskError, match="too few inodes"):
         a.unpack(a.pack(tmp_path / "m", tmp_path / "out"), disk)
 
 
 def test_read_errors_are_damage_at_a_place(small, monkeypatch):
     _, files = small
-    original = h.pread_exactly
+    original = pread_exactly
 
     def failing(fd, size, offset):
         if offset == frame.offset:
             raise OSError(5, "Input/output error")
         return original(fd, size, offset)
 
-    frame = h.open_archive(files).frames[3]
-    monkeypatch.setattr(h, "pread_exactly", failing)
+    frame = open_archive(files).frames[3]
+    monkeypatch.setattr("hfship.archive.reader.pread_exactly", failing)
     (damage,) = a.verify(files)
     assert damage.frames == (4, 4) and "Input/output error" in damage.what
 
@@ -481,9 +556,9 @@ def test_another_model_of_the_same_name_is_replaced_only_by_force(hfship, tmp_pa
     for org in ("one", "two"):
         model = tmp_path / org / "m"
         a.make_model(model, {"config.json": org.encode()})
-        entries = [h.FileEntry("config.json", 3, h.sha256_file(model / "config.json"))]
-        source = h.Source("http://hub", f"{org}/m", "main", f"{org}/m", "0" * 40)
-        h.write_manifest(model, h.make_manifest("m", entries, source))
+        entries = [FileEntry("config.json", 3, sha256_file(model / "config.json"))]
+        source = Source("http://hub", f"{org}/m", "main", f"{org}/m", "0" * 40)
+        write_manifest(model, make_manifest("m", entries, source))
         hfship("pack", model, "-o", tmp_path / f"medium-{org}")
     hfship("unpack", tmp_path / "medium-one", "-o", tmp_path / "site")
     done = hfship("unpack", tmp_path / "medium-two", "-o", tmp_path / "site", code=2)

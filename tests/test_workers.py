@@ -1,8 +1,8 @@
-"""§8: workers end with us, tell what went wrong, and share frames so that every lane is taken in its order."""
+"""workers end with us, tell what went wrong, and share frames so that every lane is taken in its order."""
 
 import errno
+import gc
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -10,13 +10,16 @@ import threading
 import time
 from pathlib import Path
 
-import archives as a
 import pytest
-from conftest import ROOT
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-import hfship as h
+from conftest import ROOT
+from hfship.archive.opening import open_archive
+from hfship.archive.unpack import UnpackOptions, unpack_archive
+from hfship.archive.verify import verify_archive
+from hfship.base.errors import DiskError, HostError, IntegrityError, NoRoomError
+from hfship.base.files import disk_error
+from hfship.base.workers import Workers
+from support import archives as a
 
 
 def fail(kind):
@@ -24,27 +27,38 @@ def fail(kind):
         try:
             raise OSError(errno.ENOSPC, "No space left on device")
         except OSError as exc:
-            raise h.disk_error(exc, "write", ROOT) from exc
+            raise disk_error(exc, "write", ROOT) from exc
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise {"memory": MemoryError, "interrupt": KeyboardInterrupt, "damage": h.IntegrityError, "bug": ZeroDivisionError}[
-        kind
-    ]("what")
+    raise {
+        "memory": MemoryError,
+        "interrupt": KeyboardInterrupt,
+        "damage": IntegrityError,
+        "bug": ZeroDivisionError,
+    }[kind]("what")
+
+
+def test_that_the_disk_is_full_is_told_by_a_worker_to_its_parent():
+    """Or complete parts would stay on a disk that is full."""
+    with Workers(1, lambda _, kind: fail(kind)) as workers, pytest.raises(NoRoomError):
+        list(workers.map(["disk"]))
 
 
 @pytest.mark.parametrize(
     "kind, error, says",
     [
-        ("disk", h.DiskError, "the disk is full"),
-        ("damage", h.IntegrityError, "what"),
-        ("memory", h.HostError, "got no more memory"),
-        ("killed", h.HostError, "ended by SIGKILL"),
+        ("disk", DiskError, "the disk is full"),
+        ("damage", IntegrityError, "what"),
+        ("memory", HostError, "got no more memory"),
+        ("killed", HostError, "ended by SIGKILL"),
         ("interrupt", KeyboardInterrupt, "what"),
         ("bug", ZeroDivisionError, "what"),
     ],
 )
 def test_what_goes_wrong_in_a_worker_is_raised_here(kind, error, says):
-    with pytest.raises(error, match=says) as raised, h.Workers(2, lambda _, what: fail(what)) as workers:
+    with pytest.raises(error, match=says) as raised, Workers(
+        2, lambda _, what: fail(what)
+    ) as workers:
         pids = workers._pids[:]
         workers.map([kind])
     if kind == "disk":
@@ -62,7 +76,7 @@ def test_results_come_in_order_and_progress_is_told(count):
         count(number)
         return number * number
 
-    with h.Workers(count, work, told.append) as workers:
+    with Workers(count, work, told.append) as workers:
         assert workers.map(range(50)) == [n * n for n in range(50)]
     assert sum(told) == sum(range(50))
 
@@ -76,7 +90,7 @@ def test_an_error_that_cannot_be_sent_is_told_all_the_same():
     def work(_, what):
         raise Unsendable(what)
 
-    with pytest.raises(RuntimeError, match="Unsendable"), h.Workers(2, work) as workers:
+    with pytest.raises(RuntimeError, match="Unsendable"), Workers(2, work) as workers:
         workers.map(["x"])
 
 
@@ -86,10 +100,13 @@ def test_each_thread_of_a_few_processes_works_for_its_own_link():
         return os.getpid(), threading.get_ident(), number
 
     told = []
-    with h.Workers(6, work, told.append, 2) as workers:
+    with Workers(6, work, told.append, 2) as workers:
         found = [workers.call(worker, worker) for worker in range(6)]
     assert [number for *_, number in found] == told == list(range(6))
-    assert len({pid for pid, *_ in found}) == 2 and len({(pid, thread) for pid, thread, _ in found}) == 6
+    assert (
+        len({pid for pid, *_ in found}) == 2
+        and len({(pid, thread) for pid, thread, _ in found}) == 6
+    )
 
 
 def test_links_of_workers_that_were_are_closed():
@@ -98,7 +115,7 @@ def test_links_of_workers_that_were_are_closed():
 
     most = descriptors() + 30
     for _ in range(12):
-        workers = h.Workers(8, lambda _, number: number)
+        workers = Workers(8, lambda _, number: number)
         workers.itself = workers  # who is in a circle waits for the collector
         with workers:
             workers.map([1, 2, 3])
@@ -108,10 +125,29 @@ def test_links_of_workers_that_were_are_closed():
 def test_who_ignores_the_end_of_children_may_have_workers():
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
-        with h.Workers(2, lambda _, number: number) as workers:
+        with Workers(2, lambda _, number: number) as workers:
             assert workers.map([1, 2]) == [1, 2]
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_ctrl_c_while_workers_are_forked_waits_and_is_not_lost(monkeypatch):
+    fork = os.fork
+
+    def interrupted_fork():
+        pid = fork()
+        if pid:
+            os.kill(os.getpid(), signal.SIGINT)
+        return pid
+
+    monkeypatch.setattr(os, "fork", interrupted_fork)
+    workers = Workers(2, print)
+    with pytest.raises(KeyboardInterrupt), workers:
+        pytest.fail("the workers were given out")
+    assert len(workers._pids) == 2
+    for pid in workers._pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
 
 
 def test_no_process_can_be_started(monkeypatch):
@@ -119,84 +155,39 @@ def test_no_process_can_be_started(monkeypatch):
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(os, "fork", refuse)
-    with pytest.raises(h.HostError, match="cannot start a worker"), h.Workers(2, print):
+    with pytest.raises(HostError, match="cannot start a worker"), Workers(2, print):
         pass
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7),
-    count=st.integers(1, 6),
-    slots=st.integers(0, 8),
-    serial=st.booleans(),
-    ahead=st.one_of(st.none(), st.integers(1, 5)),
-    seed=st.integers(0, 999),
-)
-def test_every_frame_is_made_once_and_every_lane_taken_in_its_order(lengths, count, slots, serial, ahead, seed):
-    chance, schedule = random.Random(seed), h.Schedule(lengths, slots, serial)
-    first = [sum(lengths[:lane]) for lane in range(len(lengths))]
-    made, taken, filled, pending = set(), {}, set(), [[] for _ in range(count)]
-    while True:
-        if ahead:  # as pack does: frames have their place in order
-            placed = next((n for n in range(sum(lengths)) if n not in made), sum(lengths))
-            schedule.limit = placed + ahead
-        for worker in chance.sample(range(count), count):
-            while len(pending[worker]) < 2:
-                step = schedule.next(worker, not pending[worker])
-                if step is None:
-                    break
-                if not step.make:
-                    assert (step.lane, step.at, step.slot) in filled or step.slot < 0
-                elif not step.take:
-                    assert step.slot not in {slot for _, _, slot in filled} and len(filled) < slots
-                if serial and step.make:
-                    assert all(len(taken[lane][1]) == lengths[lane] for lane in range(step.lane))
-                pending[worker].append(step)
-        busy = [worker for worker in range(count) if pending[worker]]
-        if not busy:
-            break
-        worker = chance.choice(busy)
-        step = pending[worker].pop(0)
-        if step.make:
-            number = first[step.lane] + step.at
-            assert number not in made and number < schedule.limit
-            made.add(number)
-        lost = step.make and chance.random() < 0.2
-        if step.take:
-            owner, frames = taken.setdefault(step.lane, (worker, []))
-            assert owner == worker and frames == list(range(step.at))
-            frames.append(step.at)
-            filled.discard((step.lane, step.at, step.slot))
-        elif not lost:
-            filled.add((step.lane, step.at, step.slot))
-        schedule.done(step, None if lost else 100)
-    assert {lane: frames for lane, (_, frames) in taken.items()} == {n: list(range(x)) for n, x in enumerate(lengths)}
-    assert len(made) == sum(lengths) and not filled
 
 
 @pytest.fixture
 def large(tmp_path):
-    a.make_model(tmp_path / "m", {"w1.bin": a.noise(40 << 20), "w2.bin": a.noise(9 << 20, 2), **a.SMALL})
+    a.make_model(
+        tmp_path / "m", {"w1.bin": a.noise(40 << 20), "w2.bin": a.noise(9 << 20, 2), **a.SMALL}
+    )
     return tmp_path / "m"
 
 
 @pytest.mark.parametrize("profile", ["standard", "smallest"])
-def test_more_workers_than_files_give_the_same_bytes_and_find_the_same_damage(profile, large, tmp_path):
-    files = [a.pack(large, tmp_path / f"out{jobs}", jobs=jobs, profile=profile) for jobs in (1, 2, 7, 16)]
+def test_more_workers_than_files_give_the_same_bytes_and_find_the_same_damage(
+    profile, large, tmp_path
+):
+    files = [
+        a.pack(large, tmp_path / f"out{jobs}", jobs=jobs, profile=profile) for jobs in (1, 2, 7, 16)
+    ]
     assert len({f.path.read_bytes() for f in files}) == 1
-    archive = h.open_archive(files[0])
-    assert h.verify_archive(archive, 7, a.QUIET) == []
+    archive = open_archive(files[0])
+    assert verify_archive(archive, 7, a.QUIET) == []
     with a.flipped(files[0].path, archive.frames[4].offset + 99), a.flipped(
         files[0].path, archive.frames[7].offset + 1
     ):
-        found = [h.verify_archive(archive, jobs, a.QUIET) for jobs in (1, 2, 7)]
+        found = [verify_archive(archive, jobs, a.QUIET) for jobs in (1, 2, 7)]
         assert len(found[0]) == 2 and found[0] == found[1] == found[2]
-    h.unpack_archive(archive, tmp_path / "un", None, 7, False, a.QUIET)
+    unpack_archive(archive, tmp_path / "un", UnpackOptions(jobs=7), a.QUIET)
     assert a.tree(tmp_path / "un/m") == a.tree(large)
 
 
 def test_a_file_that_ends_with_a_checkpoint_is_restored(tmp_path, monkeypatch):
-    monkeypatch.setattr(h, "FLUSH_SIZE", 8 << 20)
+    monkeypatch.setattr("hfship.archive.check.FLUSH_SIZE", 8 << 20)
     a.make_model(tmp_path / "m", {"w.bin": a.noise(16 << 20)})
     a.unpack(a.pack(tmp_path / "m", tmp_path / "out"), tmp_path / "un")
     assert a.tree(tmp_path / "un/m") == a.tree(tmp_path / "m")
@@ -208,18 +199,22 @@ def workers_of(pid):
 
 @pytest.mark.parametrize("command", ["pack", "verify", "unpack"])
 @pytest.mark.parametrize(
-    "victim, sent, code", [("parent", 9, -9), ("worker", 9, 9), ("group", 2, 130), ("group", 15, 130)]
+    "victim, sent, code",
+    [("parent", 9, -9), ("worker", 9, 9), ("group", 2, 130), ("group", 15, 130)],
 )
-def test_no_worker_outlives_its_parent_and_none_dies_unnoticed(command, victim, sent, code, large, tmp_path):
+def test_no_worker_outlives_its_parent_and_none_dies_unnoticed(
+    command, victim, sent, code, large, tmp_path
+):
     files = a.pack(large, tmp_path / "in", split=16_000_000)
     argv = {
         "pack": ["pack", large, "-o", tmp_path / "out", "--split", "16M"],
-        "verify": ["verify", files.path],
+        "verify": ["verify", tmp_path / "in"],
         "unpack": ["unpack", files.path, "-o", tmp_path / "un"],
     }[command]
     argv = [sys.executable, ROOT / "hfship.py", *argv, "-j", "3"]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while len(pids := workers_of(process.pid)) < 3:
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.001)
     if victim == "group":
         os.killpg(process.pid, sent)
@@ -235,6 +230,16 @@ def test_no_worker_outlives_its_parent_and_none_dies_unnoticed(command, victim, 
     done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     if command == "pack":
-        subprocess.run(["sha256sum", "-c", "--quiet", "m.tar.zst.sha256"], check=True, cwd=tmp_path / "out")
+        subprocess.run(
+            ["sha256sum", "-c", "--quiet", "m.tar.zst.sha256"], check=True, cwd=tmp_path / "out"
+        )
     if command == "unpack":
         assert a.tree(tmp_path / "un/m") == a.tree(large)
+
+
+@pytest.mark.skipif(not hasattr(gc, "get_freeze_count"), reason="a Python without gc.freeze")
+def test_what_was_kept_from_workers_is_collected_again():
+    before = gc.get_freeze_count()
+    with Workers(1, lambda _, number: number) as workers:
+        assert workers.map([1]) == [1]
+        assert gc.get_freeze_count() == before

@@ -14,7 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hfship
+from hfship.archive.zstd import (
+    ZSTD_BACKENDS,
+    ZSTD_MAGIC,
+    Zstd,
+    ZstdError,
+    _first_that_works,
+    _StdlibZstd,
+    declared_size,
+    load_zstd,
+)
+from hfship.base.errors import HostError, UsageError
 
 PLANES = {
     "window_log": 17,
@@ -39,27 +49,27 @@ CONTENTS = {
 }
 
 
-def _installed() -> hfship.Zstd:
-    return hfship.ZSTD_BACKENDS["installed"]()
+def _installed() -> Zstd:
+    return ZSTD_BACKENDS["installed"]()
 
 
-def _stdlib() -> hfship.Zstd:
+def _stdlib() -> Zstd:
     try:
-        return hfship.ZSTD_BACKENDS["stdlib"]()
+        return ZSTD_BACKENDS["stdlib"]()
     except ImportError:
         # The same code as compression.zstd, published for older Pythons by its author.
-        return hfship._StdlibZstd(importlib.import_module("backports.zstd"))
+        return _StdlibZstd(importlib.import_module("backports.zstd"))
 
 
-def _system() -> hfship.Zstd:
-    return hfship.ZSTD_BACKENDS["system"]()
+def _system() -> Zstd:
+    return ZSTD_BACKENDS["system"]()
 
 
 BACKENDS = {"zstandard": _installed, "stdlib": _stdlib, "system": _system}
 
 
 @functools.lru_cache(maxsize=None)
-def backend(name: str) -> hfship.Zstd:
+def backend(name: str) -> Zstd:
     try:
         return BACKENDS[name]()
     except (ImportError, OSError) as exc:
@@ -67,7 +77,7 @@ def backend(name: str) -> hfship.Zstd:
 
 
 @pytest.fixture(params=BACKENDS)
-def zstd(request: pytest.FixtureRequest) -> hfship.Zstd:
+def zstd(request: pytest.FixtureRequest) -> Zstd:
     return backend(request.param)
 
 
@@ -79,7 +89,7 @@ def test_each_reads_what_each_writes(writer: str, reader: str, content: bytes) -
         compress = backend(writer).compressor(level, **parameters)
         for _ in range(2):  # a compressor is used again and again
             frame = compress(memoryview(content))
-            assert hfship.declared_size(frame) == len(content)
+            assert declared_size(frame) == len(content)
             assert frame[4] & 4, "no checksum"
             assert decompress(memoryview(frame), len(content)) == content
 
@@ -124,7 +134,7 @@ def spoiled(frame: bytes, other: bytes) -> dict:
         "skippable behind": frame + skippable(b"abcd"),
         "skippable before": skippable(b"abcd") + frame,
         "skippable alone": skippable(frame),
-        "magic number behind": frame + hfship.ZSTD_MAGIC,
+        "magic number behind": frame + ZSTD_MAGIC,
         "another frame": other,
         "wrong checksum": frame[:-1] + bytes([frame[-1] ^ 1]),
         "no zstd": b"\x1f\x8b" + frame[2:],
@@ -137,29 +147,29 @@ def spoiled(frame: bytes, other: bytes) -> dict:
 @pytest.mark.parametrize(
     "content", [b"", b"x", b"abc" * 60, NOISE[:5000]], ids=["nothing", "one byte", "text", "noise"]
 )
-def test_whatever_is_not_one_whole_frame_is_refused(zstd: hfship.Zstd, content: bytes, fault: str) -> None:
+def test_whatever_is_not_one_whole_frame_is_refused(zstd: Zstd, content: bytes, fault: str) -> None:
     compress, decompress = zstd.compressor(1), zstd.decompressor()
     frame = compress(content)
-    with pytest.raises(hfship.ZstdError):
+    with pytest.raises(ZstdError):
         decompress(spoiled(frame, compress(b"something else" + content))[fault], len(content))
     assert decompress(frame, len(content)) == content, "usable after an error"
 
 
 @pytest.mark.parametrize("off_by", [-1, 1, 256, -10])
-def test_another_size_is_refused(zstd: hfship.Zstd, off_by: int) -> None:
+def test_another_size_is_refused(zstd: Zstd, off_by: int) -> None:
     frame = zstd.compressor(1)(bytes(1000))
-    with pytest.raises(hfship.ZstdError):
+    with pytest.raises(ZstdError):
         zstd.decompressor()(frame, 1000 + off_by)
 
 
-def test_a_frame_that_declares_no_size_is_refused(zstd: hfship.Zstd) -> None:
+def test_a_frame_that_declares_no_size_is_refused(zstd: Zstd) -> None:
     frame = undeclared(zstd.compressor(1)(b"abc" * 60))
-    assert hfship.declared_size(frame) is None
-    with pytest.raises(hfship.ZstdError):
+    assert declared_size(frame) is None
+    with pytest.raises(ZstdError):
         zstd.decompressor()(frame, 180)
 
 
-def test_a_frame_without_checksum_is_read(zstd: hfship.Zstd) -> None:
+def test_a_frame_without_checksum_is_read(zstd: Zstd) -> None:
     """Foreign frames may have none; ours always do."""
     frame = zstd.compressor(1)(b"abc" * 60)
     bare = frame[:4] + bytes([frame[4] & ~4]) + frame[5:-4]
@@ -167,17 +177,19 @@ def test_a_frame_without_checksum_is_read(zstd: hfship.Zstd) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"abc" * 60], ids=["nothing", "text"])
-def test_no_cut_and_no_flipped_bit_gives_other_bytes(zstd: hfship.Zstd, content: bytes) -> None:
+def test_no_cut_and_no_flipped_bit_gives_other_bytes(zstd: Zstd, content: bytes) -> None:
     frame, decompress = zstd.compressor(1)(content), zstd.decompressor()
     for size in range(len(frame)):
-        with pytest.raises(hfship.ZstdError):
+        with pytest.raises(ZstdError):
             decompress(frame[:size], len(content))
     for bit in range(8 * len(frame)):
         damaged = bytearray(frame)
         damaged[bit // 8] ^= 1 << bit % 8
         try:
-            assert decompress(bytes(damaged), len(content)) == content, bit  # RFC 8878: one header bit is unused
-        except hfship.ZstdError:
+            assert decompress(bytes(damaged), len(content)) == content, (
+                bit
+            )  # RFC 8878: one header bit is unused
+        except ZstdError:
             pass
 
 
@@ -191,18 +203,18 @@ def test_damage_never_passes(name: str, content: bytes, data: st.DataObject) -> 
     frame[start:stop] = data.draw(st.binary(max_size=20))
     try:
         assert backend(name).decompressor()(bytes(frame), len(content)) == content
-    except hfship.ZstdError:
+    except ZstdError:
         pass
 
 
 @given(frame=st.binary(max_size=40))
 def test_declared_size_takes_any_bytes(frame: bytes) -> None:
-    for candidate in (frame, hfship.ZSTD_MAGIC + frame):
-        size = hfship.declared_size(candidate)
+    for candidate in (frame, ZSTD_MAGIC + frame):
+        size = declared_size(candidate)
         assert size is None or size >= 0
 
 
-def test_threads_with_their_own_callables_do_not_meet(zstd: hfship.Zstd) -> None:
+def test_threads_with_their_own_callables_do_not_meet(zstd: Zstd) -> None:
     failures = []
 
     def work(seed: int) -> None:
@@ -240,23 +252,28 @@ def test_contexts_of_the_system_library_are_freed() -> None:
 
 def test_without_any_zstd_the_error_names_everything_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str):
-        def load() -> hfship.Zstd:
+        def load() -> Zstd:
             raise ImportError(f"no {name} at all")
 
         return load
 
-    monkeypatch.setattr(hfship, "ZSTD_BACKENDS", {name: absent(name) for name in hfship.ZSTD_BACKENDS})
+    monkeypatch.setattr(
+        "hfship.archive.zstd.ZSTD_BACKENDS", {name: absent(name) for name in ZSTD_BACKENDS}
+    )
     monkeypatch.delenv("HFSHIP_ZSTD", raising=False)
-    with pytest.raises(hfship.HostError) as caught:
-        hfship.load_zstd()
-    for name in hfship.ZSTD_BACKENDS:
+    _first_that_works.cache_clear()
+    with pytest.raises(HostError) as caught:
+        load_zstd()
+    for name in ZSTD_BACKENDS:
         assert f"no {name} at all" in caught.value.why
     assert "libzstd1" in caught.value.next_step and "3.14" in caught.value.next_step
 
 
-@pytest.mark.parametrize("forced, error", [("nonsense", hfship.UsageError), ("memfd", hfship.HostError)])
-def test_a_forced_backend_is_the_only_one_tried(monkeypatch: pytest.MonkeyPatch, forced: str, error: type) -> None:
+@pytest.mark.parametrize("forced, error", [("nonsense", UsageError), ("memfd", HostError)])
+def test_a_forced_backend_is_the_only_one_tried(
+    monkeypatch: pytest.MonkeyPatch, forced: str, error: type
+) -> None:
     monkeypatch.setenv("HFSHIP_ZSTD", forced)  # from source there is nothing to load into a memfd
     with pytest.raises(error) as caught:
-        hfship.load_zstd()
+        load_zstd()
     assert "system" not in caught.value.why

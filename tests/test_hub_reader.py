@@ -1,0 +1,88 @@
+"""Where the bytes of a file are, and that ranges of two objects are never mixed. No network."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Dict, List, Mapping, Tuple
+
+import pytest
+
+from hfship.base.manifest import Source
+from hfship.hub.protocol import RemoteFile
+from hfship.hub.reader import FileAddress
+from hfship.hub.retry import ObjectChanged, RetryableError
+
+CDN = "https://cdn/w.bin?signature=1"
+SOURCE = Source("https://hub", "org/m", "main", "org/m", "0" * 40)
+REMOTE = RemoteFile("w.bin", 100, "", "a" * 64)
+
+
+class Cdn:
+    """A client whose Hub redirects to a CDN; `answers` are what that says, one after the other."""
+
+    endpoint = SOURCE.endpoint
+    token = None
+
+    def __init__(self, *answers: Tuple[int, str]) -> None:
+        self.answers = list(answers)
+        self.asked: List[Tuple[str, Mapping[str, str]]] = []
+        self.reporter = SimpleNamespace(detail=lambda _: None)
+
+    def file_url(self, source: Source, path: str) -> str:
+        return f"{source.endpoint}/{path}"
+
+    def get(self, url: str, headers: Mapping[str, str]) -> Any:
+        self.asked.append((url, headers))
+        if url.startswith(SOURCE.endpoint):
+            return self._answer(302, {"Location": CDN})
+        status, etag = self.answers.pop(0)
+        return self._answer(status, {"ETag": etag} if etag else {})
+
+    def retry_status(self, response: Any, url: str, holds: bool) -> None:
+        pass
+
+    def _answer(self, status: int, headers: Dict[str, str]) -> Any:
+        return SimpleNamespace(
+            status_code=status, headers=headers, close=lambda: None, pass_over=lambda: None
+        )
+
+
+def address(client: Cdn) -> FileAddress:
+    transfer: Any = SimpleNamespace(remote=REMOTE, source=SOURCE)
+    return FileAddress(client, transfer, SOURCE.endpoint)  # type: ignore[arg-type]
+
+
+def test_another_program_gets_the_signed_address() -> None:
+    assert address(Cdn((206, '"a"'))).locate() == CDN
+
+
+def test_the_hub_is_asked_once_for_all_ranges() -> None:
+    client = Cdn((206, '"a"'), (206, '"a"'))
+    file = address(client)
+    for start, stop in ((0, 10), (10, 20)):
+        file.open(start, stop)
+    hub, first, second = client.asked
+    assert hub[0].startswith(SOURCE.endpoint) and first[0] == second[0] == CDN
+    assert "If-Range" not in first[1] and second[1]["If-Range"] == '"a"'
+    assert second[1]["Range"] == "bytes=10-19"
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"a"'])
+def test_an_etag_that_names_no_bytes_is_not_asked_for(etag: str) -> None:
+    client = Cdn((206, etag), (206, etag))
+    file = address(client)
+    for start, stop in ((0, 10), (10, 20)):
+        file.open(start, stop)
+    assert "If-Range" not in client.asked[-1][1]
+
+
+@pytest.mark.parametrize(
+    "second, error", [((206, '"b"'), ObjectChanged), ((200, '"a"'), RetryableError)]
+)
+def test_another_object_or_all_of_it_is_no_answer_to_a_range(
+    second: Tuple[int, str], error: type
+) -> None:
+    file = address(Cdn((206, '"a"'), second))
+    file.open(0, 10)
+    with pytest.raises(error):
+        file.open(10, 20)

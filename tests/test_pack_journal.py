@@ -1,0 +1,80 @@
+"""What of an earlier run the next one goes on with."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from hfship.archive import pack_journal
+from hfship.archive.pack_journal import DonePart, FoundPart, PackJournal, Resumed, claim
+from hfship.archive.pack_plan import PackOptions, plan_pack
+from hfship.archive.part_cut import cut_parts
+from hfship.base.errors import NoRoomError
+from support import archives as a
+
+
+def found(first: int, count: int, tables: bool = False) -> FoundPart:
+    part = DonePart(first, count, Path(f"{first}"), 1, "")
+    return FoundPart(part, [(1, 1)] * count, tables)
+
+
+GROUPS = cut_parts([1] * 6, 2)  # frames 0 and 1, 2 and 3, 4 and 5
+RESUMED = {
+    "whichever they are": ([found(2, 2)], [2]),
+    "one that goes on": ([found(0, 1), found(1, 1)], [0, 1]),
+    "half of one": ([found(0, 1), found(4, 2)], [4]),
+    "of other cuts": ([found(0, 3), found(3, 3)], []),
+    "overlapping": ([found(0, 2), found(1, 1), found(2, 2)], [0, 2]),
+    "all, with the tables": ([found(0, 2), found(2, 2), found(4, 2, True)], [0, 2, 4]),
+    "all, the tables apart": ([found(0, 2), found(2, 2), found(4, 2), found(6, 0, True)], [0, 2, 4, 6]),
+    "tables, others missing": ([found(0, 2), found(4, 2, True)], [0]),
+    "tables apart, others missing": ([found(0, 2), found(4, 2), found(6, 0, True)], [0, 4]),
+    "all but the tables": ([found(0, 2), found(2, 2), found(4, 2)], [0, 2, 4]),
+    "nothing": ([], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_parts_that_hold_whole_groups_are_gone_on_with(case: str) -> None:
+    parts, kept = RESUMED[case]
+    resumed = Resumed(tuple(parts)).whole(GROUPS)
+    assert [part.first for part in resumed.parts] == kept
+    assert resumed.complete == case.startswith("all, ")
+
+
+def test_a_disk_that_is_full_at_the_journal_is_full_for_the_run(tmp_path, monkeypatch):
+    """Then complete parts go, too: they would keep it full."""
+    manifest = a.make_model(tmp_path / "m", a.SMALL)
+    plan = plan_pack(tmp_path / "m", manifest, PackOptions(split=8 << 20))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "journal"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    journal = PackJournal(fd, path, plan)
+    monkeypatch.setattr(pack_journal, "write_all", full)
+    with pytest.raises(NoRoomError, match="journal"):
+        journal.add(DonePart(0, 1, tmp_path / "m.tar.zst.0001.incomplete", 1, "0" * 64))
+    with pytest.raises(NoRoomError, match="journal"):
+        journal.begin(Resumed())
+    os.close(fd)
+
+
+@pytest.mark.parametrize("name", ["open_in", "_lock"])
+def test_ctrl_c_while_the_file_is_made_leaves_none(monkeypatch, tmp_path, name):
+    """Also when it comes as the file is there and nobody has promised yet to remove it."""
+    real = getattr(pack_journal, name)
+
+    def and_ctrl_c(*args):
+        result = real(*args)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)  # Python runs the handler of a signal between two instructions
+        return result
+
+    monkeypatch.setattr(pack_journal, name, and_ctrl_c)
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path / "m.tar.zst.incomplete"):
+        raise AssertionError("it went on")
+    assert list(tmp_path.iterdir()) == []

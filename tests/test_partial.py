@@ -1,0 +1,307 @@
+"""Files under way and the records of proven ones: what of an earlier run is believed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Tuple
+
+import pytest
+
+from hfship.base.errors import IntegrityError
+from hfship.base.files import filesystem_of, write_below
+from hfship.base.locks import boot_id
+from hfship.base.manifest import Source
+from hfship.hub.partial import PartialFile, Transfer
+from hfship.hub.protocol import RemoteFile
+from hfship.hub.ranges import BLOCK_SIZE, SMALL_FILE
+from hfship.hub.verified import FileHasher, VerifiedLog
+
+SIZE = SMALL_FILE + 100
+SOURCE = Source("https://hub", "org/m", "main", "org/m", "0" * 40)
+REMOTE = RemoteFile("sub/w.bin", SIZE, "", "a" * 64)
+Spans = List[Tuple[int, int]]
+
+
+@pytest.fixture
+def transfer(tmp_path: Path) -> Transfer:
+    """A file of which the work file is there."""
+    transfer = Transfer(REMOTE, SOURCE, tmp_path, VerifiedLog(tmp_path))
+    transfer.work_file.parent.mkdir(parents=True)
+    with transfer.work_file.open("wb") as stream:
+        stream.truncate(SIZE)
+    return transfer
+
+
+def journal(**changes: Any) -> Dict[str, Any]:
+    """The journal of a run that was killed on this boot, with some fields changed."""
+    row: Dict[str, Any] = {
+        "format": "hfship-partial/1",
+        "path": REMOTE.path,
+        "size": SIZE,
+        "etag": REMOTE.etag,
+        "boot_id": boot_id(),
+        "synced": [[0, 10]],
+        "written": [[0, 20], [30, 40]],
+    }
+    return {**row, **changes}
+
+
+def found(transfer: Transfer) -> Spans:
+    return PartialFile(transfer, filesystem_of(transfer.folder)).found().spans
+
+
+WRITTEN, SYNCED = [(0, 20), (30, 40)], [(0, 10)]
+DURABLE: Dict[str, Tuple[Dict[str, Any], Spans]] = {
+    "of this boot": ({}, WRITTEN),
+    "of another boot": ({"boot_id": "another"}, SYNCED),
+    "of no known boot": ({"boot_id": ""}, SYNCED),
+    "beyond the file": ({"written": [[-5, 7], [SIZE - 1, SIZE + 9]]}, [(0, 7), (SIZE - 1, SIZE)]),
+    "in any order": ({"written": [[30, 40], [0, 20]]}, WRITTEN),
+    "of another format": ({"format": "hfship-partial/2"}, []),
+    "of another file": ({"path": "w.bin"}, []),
+    "of another size": ({"size": SIZE + 1}, []),
+    "of other content": ({"etag": "b" * 64}, []),
+    "with no ranges": ({"written": None}, []),
+    "with ranges that are none": ({"written": [[1, 2, 3]]}, []),
+    "with a text as an end": ({"written": [[0, "x"]]}, []),
+    "with an endless range": ({"written": [[0, float("inf")]]}, []),
+}
+
+
+@pytest.mark.parametrize("case", DURABLE)
+def test_a_journal_is_believed_as_far_as_it_can_be_true(case: str, transfer: Transfer) -> None:
+    changes, spans = DURABLE[case]
+    (transfer.folder / transfer.journal_path("json")).write_text(json.dumps(journal(**changes)))
+    assert found(transfer) == spans
+
+
+NOW: Dict[str, Tuple[str, Spans]] = {
+    "of this boot": (json.dumps(journal(written=[[0, 50]])), [(0, 50)]),
+    "of another boot": (json.dumps(journal(written=[[0, 50]], boot_id="another")), WRITTEN),
+    "of no known boot": (json.dumps(journal(written=[[0, 50]], boot_id="")), WRITTEN),
+    "emptied by a power cut": ("", WRITTEN),
+    "a list": ("[]", WRITTEN),
+}
+
+
+@pytest.mark.parametrize("case", NOW)
+def test_the_younger_journal_counts_on_this_boot_alone(case: str, transfer: Transfer) -> None:
+    text, spans = NOW[case]
+    (transfer.folder / transfer.journal_path("now")).write_text(text)
+    (transfer.folder / transfer.journal_path("json")).write_text(json.dumps(journal()))
+    assert found(transfer) == spans
+
+
+def test_a_journal_of_a_file_with_another_size_counts_for_nothing(transfer: Transfer) -> None:
+    (transfer.folder / transfer.journal_path("json")).write_text(json.dumps(journal()))
+    os.truncate(transfer.work_file, SIZE - 1)
+    assert found(transfer) == []
+    transfer.work_file.unlink()
+    assert found(transfer) == []
+
+
+def test_what_is_published_is_found(transfer: Transfer) -> None:
+    partial = PartialFile(transfer, filesystem_of(transfer.folder))
+    partial.create()
+    partial.sync([(0, 10)])
+    partial.publish([(0, 20)])
+    assert found(transfer) == [(0, 20)]
+    assert json.loads((transfer.folder / transfer.journal_path("now")).read_text())["synced"] == [
+        [0, 10]
+    ]
+    (transfer.folder / transfer.journal_path("now")).write_text("")
+    assert found(transfer) == [(0, 10)]
+    partial.start_over()
+    assert found(transfer) == []
+
+
+class SlowDisk:
+    """A disk whose sync lasts until `free` is set: of what arrived, or of the durable journal."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, of: str = "what arrived") -> None:
+        self.busy, self.free = threading.Event(), threading.Event()
+        if of == "what arrived":
+            monkeypatch.setattr(os, "fdatasync", self._sync)
+        else:
+            monkeypatch.setattr("hfship.hub.partial.write_below", self._write)
+
+    def _sync(self, _: int) -> None:
+        self.busy.set()
+        assert self.free.wait(20)
+
+    def _write(self, *arguments: Any, durable: bool) -> None:
+        if durable:
+            self._sync(0)
+        write_below(*arguments, durable=durable)
+
+    @contextlib.contextmanager
+    def syncing(self, partial: PartialFile, spans: Any) -> Iterator[None]:
+        """While a thread has `spans` synced; at the end it is done with it."""
+        thread = threading.Thread(target=partial.sync, args=(spans,))
+        thread.start()
+        assert self.busy.wait(20)
+        try:
+            yield
+        finally:
+            self.free.set()
+            thread.join(20)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("of", ["what arrived", "the journal"])
+def test_what_arrives_while_the_disk_syncs_is_published(
+    of: str, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = PartialFile(transfer, filesystem_of(transfer.folder))
+    partial.create()
+    with SlowDisk(monkeypatch, of).syncing(partial, [(0, 10)]):
+        assert found(transfer) == [(0, 10)], "before the disk has it, for a kill"
+        publisher = threading.Thread(target=partial.publish, args=([(0, 20)],))
+        publisher.start()
+        publisher.join(10)
+        assert found(transfer) == [(0, 20)]
+    durable = json.loads((transfer.folder / transfer.journal_path("json")).read_text())
+    written = {"what arrived": [[0, 20]], "the journal": [[0, 10]]}
+    assert (durable["synced"], durable["written"]) == ([[0, 10]], written[of])
+    assert found(transfer) == [(0, 20)]
+
+
+@pytest.mark.parametrize("end", ["commit", "start_over"])
+def test_no_durable_journal_comes_after_the_end_of_its_file(
+    end: str, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = PartialFile(transfer, filesystem_of(transfer.folder))
+    partial.create()
+    with SlowDisk(monkeypatch, "the journal").syncing(partial, [(0, 10)]):
+        ending = threading.Thread(target=getattr(partial, end))
+        ending.start()
+        ending.join(0.2)
+        assert ending.is_alive(), "it waits for the journal that is being written"
+    ending.join(20)
+    assert found(transfer) == []
+
+
+def test_a_sync_says_nothing_of_what_was_forgotten_meanwhile(
+    transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = PartialFile(transfer, filesystem_of(transfer.folder))
+    partial.create()
+    with SlowDisk(monkeypatch).syncing(partial, [(0, 10)]):
+        partial.start_over()
+    assert found(transfer) == [] and not (transfer.folder / transfer.journal_path("json")).exists()
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_no_journal_of_another_size_outlives_a_small_file(looks: bool, tmp_path: Path) -> None:
+    """It was larger at the commit whose fetch was broken off."""
+    content = b"x" * 100
+    remote = RemoteFile("w.bin", 100, "", hashlib.sha256(content).hexdigest())
+    transfer = Transfer(remote, SOURCE, tmp_path, VerifiedLog(tmp_path))
+    partial = PartialFile(transfer, filesystem_of(tmp_path))
+    transfer.work_file.parent.mkdir(parents=True)
+    left = [tmp_path / transfer.journal_path(suffix) for suffix in ("now", "json")]
+    for path in left:
+        path.write_text(json.dumps(journal(path="w.bin")))
+    if looks:
+        assert partial.found().spans == []
+    os.pwrite(partial.create(), content, 0)
+    partial.commit()
+    assert (tmp_path / "w.bin").read_bytes() == content
+    assert not any(path.exists() for path in left)
+
+
+def test_a_sync_leaves_no_journal_of_a_file_that_is_finished(
+    transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = PartialFile(transfer, filesystem_of(transfer.folder))
+    partial.create()
+    with SlowDisk(monkeypatch).syncing(partial, [(0, 10)]):
+        partial.commit()
+    assert transfer.target.exists() and not list(transfer.folder.glob(".hfship/partial/*"))
+
+
+def test_what_an_earlier_run_left_is_forgotten_too(transfer: Transfer) -> None:
+    (transfer.folder / transfer.journal_path("now")).write_text(json.dumps(journal()))
+    partial = PartialFile(transfer, filesystem_of(transfer.folder))
+    partial.found()
+    partial.create()
+    partial.start_over()
+    assert found(transfer) == []
+
+
+def test_a_file_that_becomes_shorter_is_an_error(transfer: Transfer) -> None:
+    partial = PartialFile(transfer, filesystem_of(transfer.folder))
+    partial.create()
+    os.truncate(transfer.work_file, 10)
+    with pytest.raises(IntegrityError, match="became shorter"):
+        partial.hash_up_to(SIZE)
+
+
+# -- proven files
+
+
+def proven(folder: Path, content: bytes) -> Tuple[RemoteFile, VerifiedLog]:
+    """A file with its line in the log of a folder."""
+    remote = RemoteFile("w.bin", len(content), "", hashlib.sha256(content).hexdigest())
+    path = folder / remote.path
+    path.write_bytes(content)
+    hasher = FileHasher(remote)
+    hasher.update(content)
+    assert hasher.matches()
+    log = VerifiedLog(folder)
+    log.add(remote, path.stat(), hasher)
+    return remote, log
+
+
+def test_a_proof_holds_until_the_file_or_the_hub_changes(tmp_path: Path) -> None:
+    remote, log = proven(tmp_path, b"content")
+    path = tmp_path / remote.path
+    other = RemoteFile(remote.path, remote.size, "", "b" * 64)
+    for each in (log, VerifiedLog(tmp_path)):
+        assert each.sha256_of(remote) == remote.sha256
+        assert each.sha256_of(other) is None and each.marks_of(other) == []
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert log.sha256_of(remote) is None
+    path.unlink()
+    assert log.sha256_of(remote) is None
+
+
+@pytest.mark.parametrize("torn", [b'{"path": "w.bin", "si', b"[]", b'{"path": "w.bin"}', b"\xff"])
+def test_a_torn_line_is_passed_over(torn: bytes, tmp_path: Path) -> None:
+    remote, _ = proven(tmp_path, b"content")
+    lines = tmp_path / ".hfship" / "verified.jsonl"
+    lines.write_bytes(lines.read_bytes() + torn)
+    assert VerifiedLog(tmp_path).sha256_of(remote) == remote.sha256
+
+
+def test_of_two_lines_the_later_one_counts(tmp_path: Path) -> None:
+    proven(tmp_path, b"older")
+    remote, _ = proven(tmp_path, b"newer")
+    assert VerifiedLog(tmp_path).sha256_of(remote) == hashlib.sha256(b"newer").hexdigest()
+
+
+def test_marks_are_of_whole_blocks_however_the_bytes_come() -> None:
+    content = os.urandom(1000) * (2 * BLOCK_SIZE // 1000 + 1)
+    remote = RemoteFile("w.bin", len(content), "", hashlib.sha256(content).hexdigest())
+    marks = [hashlib.sha256(content[: n * BLOCK_SIZE]).hexdigest()[:16] for n in (1, 2)]
+    for step in (len(content), 3 << 20):
+        hasher = FileHasher(remote)
+        for start in range(0, len(content), step):
+            hasher.update(content[start : start + step])
+        assert hasher.matches() and hasher.marks == marks
+
+
+def test_a_copy_of_a_hash_goes_on_by_itself() -> None:
+    for content_hash in ({"sha256": hashlib.sha256(b"ab").hexdigest()}, {"sha256": None}):
+        blob = hashlib.sha1(b"blob 2\0ab").hexdigest()
+        first = FileHasher(RemoteFile("w", 2, blob, content_hash["sha256"]))
+        first.update(b"a")
+        second = first.copy()
+        second.update(b"x")
+        first.update(b"b")
+        assert first.matches() and not second.matches()

@@ -1,0 +1,258 @@
+"""Which range comes next, over how many connections, and from where."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from typing import Any, Dict, List, Set, Tuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hfship.hub.ranges import (
+    COLLAPSE,
+    COLLAPSE_TICKS,
+    MAX_REQUEST,
+    MAX_WINDOW,
+    MIN_REQUEST,
+    MIN_WINDOW,
+    REQUEST_SECONDS,
+    ConnectionCount,
+    EndpointChoice,
+    Intervals,
+    RangeScheduler,
+    check_range_answer,
+    publish_interval,
+    request_size,
+    window_size,
+)
+from hfship.hub.retry import RetryableError
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60))))
+def test_intervals_are_a_set_of_integers(spans: Any) -> None:
+    have, model = Intervals(), set()
+    for start, stop in spans:
+        have.add(start, stop)
+        model |= set(range(start, stop))
+    assert {n for start, stop in have.spans for n in range(start, stop)} == model
+    assert have.total == len(model) and have.spans == sorted(have.spans)
+    gaps = {n for start, stop in have.missing(70) for n in range(start, stop)}
+    assert gaps == set(range(70)) - model
+    assert have.prefix == next(n for n in range(80) if n not in model)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 60 << 20), min_size=1, max_size=6),
+    workers=st.integers(1, 8),
+    seed=st.integers(0, 1 << 30),
+)
+def test_scheduler_hands_out_every_byte_whatever_fails(
+    sizes: List[int], workers: int, seed: int
+) -> None:
+    """Random speeds, failures, wrong bytes and servers without ranges: everything arrives, no two flights overlap, and
+    what a reader may be writing is taken over by nobody."""
+    rng = random.Random(seed)
+    have = [Intervals([(0, rng.randint(0, size))]) for size in sizes]
+    scheduler = RangeScheduler(sizes, have)
+    flights: List[Any] = []
+    whole: Set[int] = set()  # files of a server without ranges
+    given_up: Set[int] = set()
+    for turn in range(5000):
+        if len(flights) < workers:
+            flight = scheduler.next_flight(rng.choice([8 << 20, 64 << 20]), now=turn / 100)
+            if flight:
+                flight.expect(rng.choice([0.0, 1e6, 50e6]), turn / 100)
+                assert (
+                    flight.file not in given_up
+                    and scheduler.have[flight.file].total < sizes[flight.file]
+                )
+                flights.append(flight)
+                if rng.random() < 0.02 and flight.start == 0:
+                    scheduler.without_ranges(flight)
+                    whole.add(flight.file)
+        if not flights and not given_up:
+            break
+        for one in flights:
+            others = [f for f in flights if f is not one and f.file == one.file not in whole]
+            assert all(
+                f.position >= one.stop or f.stop <= one.position or not f.left for f in others
+            )
+            assert all(f.position >= one.granted or f.granted <= one.position for f in others)
+        if flights:
+            flight = rng.choice(flights)
+            upto = scheduler.grant(flight, rng.choice([1 << 10, 1 << 20, 8 << 20]))
+            assert flight.position <= upto <= flight.stop
+            if rng.random() < 0.9:
+                scheduler.advance(flight, rng.randint(1, max(1, upto - flight.position)))
+            if flight.left == 0 or rng.random() < 0.05:
+                scheduler.land(flight)
+                flights.remove(flight)
+            elif rng.random() < 0.01:
+                scheduler.give_up(flight.file)
+                given_up.add(flight.file)
+        for file in [file for file in given_up if scheduler.quiet(file)]:
+            assert all(flight.file != file for flight in flights)
+            scheduler.restart(file)
+            given_up.remove(file)
+    assert [intervals.total for intervals in scheduler.have] == sizes
+
+
+def test_the_largest_file_comes_first() -> None:
+    """It would end last. Small files wait for their turn."""
+    sizes = [3 << 20, 1 << 20, 9 << 20, 5 << 20]
+    scheduler = RangeScheduler(sizes, [Intervals() for _ in sizes])
+    flights = [scheduler.next_flight(64 << 20) for _ in sizes]
+    assert [flight.file for flight in flights if flight] == [2, 3, 0, 1]
+
+
+@given(st.lists(st.floats(0, 1e10), max_size=200), st.integers(1, 64))
+def test_connection_count_stays_within_its_bounds(goodputs: List[float], most: int) -> None:
+    count = ConnectionCount(most)
+    assert all(1 <= count.tick(goodput) <= most for goodput in goodputs)
+
+
+@pytest.mark.parametrize(
+    "serve, expected",
+    [
+        (lambda n: n * 10.0, (32, 32)),  # every connection brings more
+        (lambda n: min(n, 10) * 10.0, (9, 14)),  # a plateau at ten
+        (lambda _: 100.0, (8, 8)),  # one would do: nothing is gained, nothing is lost
+        (lambda n: n * 10.0 if n <= 12 else 1.0, (1, 12)),  # a collapse beyond twelve
+    ],
+)
+def test_connection_count_finds_what_is_worth_it(serve: Any, expected: Any) -> None:
+    count = ConnectionCount(32)
+    history = [count.tick(serve(count.limit)) for _ in range(120)]
+    usual = statistics.mode(history[40:])
+    assert expected[0] <= usual <= expected[1], history
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(["ok", "fault", "refuse", "wrong"])),
+        max_size=60,
+    )
+)
+def test_there_is_always_a_source_and_wrong_bytes_end(events: Any) -> None:
+    endpoints = EndpointChoice(3)
+    for file, event in events:
+        place = endpoints.choose(file)
+        assert 0 <= place <= endpoints.hub
+        if event == "ok":
+            endpoints.success(file, place)
+        elif event == "fault":
+            endpoints.fault(place)
+        elif event == "refuse" and place != endpoints.hub:
+            endpoints.refuse(file, place)
+        elif event == "wrong":
+            endpoints.success(file, place)
+            endpoints.bytes_were_wrong(file)
+            assert endpoints.choose(file) != place or place == endpoints.hub
+
+
+def test_a_collapse_halves_the_connections_for_good() -> None:
+    """Not a dip: only what stays below the share of the best for several ticks."""
+    count = ConnectionCount(64)
+    for _ in range(20):
+        count.tick(count.limit * 10.0)
+    before = count.limit
+    low = COLLAPSE * before * 10.0 * 0.9
+    history = [count.tick(low) for _ in range(COLLAPSE_TICKS)]
+    assert history[:-1] == [before] * (COLLAPSE_TICKS - 1) and history[-1] == before // 2
+    for _ in range(100):
+        assert count.tick(count.limit * 10.0) <= before // 2
+
+
+ONE_REQUEST = 64 << 20
+STEALS = {
+    "nobody knows when it is there": (0.0, 0.0, True),
+    "it is soon there": (2 * ONE_REQUEST, 0.0, False),
+    "it takes long": (ONE_REQUEST, 0.0, True),
+    "it is late, and may not come at all": (2 * ONE_REQUEST, 0.51, True),
+}
+
+
+@pytest.mark.parametrize("name", STEALS)
+def test_what_is_soon_there_is_taken_over_by_nobody(name: str) -> None:
+    """The server has sent much of it already."""
+    speed, now, taken_over = STEALS[name]
+    scheduler = RangeScheduler([ONE_REQUEST], [Intervals()])
+    first = scheduler.next_flight(ONE_REQUEST)
+    assert first
+    first.expect(speed, 0.0)
+    second = scheduler.next_flight(ONE_REQUEST, now)
+    assert (second is not None) == taken_over
+    assert first.stop == ONE_REQUEST // (2 if taken_over else 1)
+
+
+@pytest.mark.parametrize(
+    "left, size",
+    [(1e12, MAX_REQUEST), (100 << 20, 50 << 20), (20 << 20, 10 << 20), (1 << 20, MIN_REQUEST)],
+)
+def test_the_last_requests_are_small(left: float, size: int) -> None:
+    """So that little is taken over from others at the end."""
+    assert request_size(1e12, left) == size
+
+
+@pytest.mark.parametrize(
+    "speed, total, seconds",
+    [(0, 10**9, 0.05), (200e6, 10**9, 0.025), (1e9, 10**9, 0.01), (1e9, 10**11, 0.05)],
+)
+def test_a_kill_loses_a_small_share_of_a_small_download(
+    speed: float, total: int, seconds: float
+) -> None:
+    assert publish_interval(speed, total) == seconds
+
+
+@pytest.mark.parametrize(
+    "speed, request_bytes, window_bytes",
+    [
+        (0, MIN_REQUEST, MIN_WINDOW),
+        (MIN_REQUEST / REQUEST_SECONDS, MIN_REQUEST, 55924),
+        (10 << 20, 30 << 20, 209715),
+        (1 << 40, MAX_REQUEST, MAX_WINDOW),
+    ],
+)
+def test_requests_grow_with_the_connection(
+    speed: float, request_bytes: int, window_bytes: int
+) -> None:
+    assert (request_size(speed, 1e12), window_size(speed)) == (request_bytes, window_bytes)
+
+
+WHOLE, PART = {"Content-Length": "10"}, {"Content-Range": "bytes 4-7/10"}
+
+
+@pytest.mark.parametrize(
+    "status, headers, span, answer",
+    [
+        (206, PART, (4, 8), True),
+        (206, {"Content-Range": "bytes 4-7/*"}, (4, 8), True),
+        (206, {**PART, "Content-Encoding": "identity"}, (4, 8), True),
+        (206, {**PART, "Content-Encoding": ""}, (4, 8), True),
+        (206, {**PART, "Content-Encoding": "gzip"}, (4, 8), "compressed the body"),
+        (206, {"Content-Range": "bytes 4-7/11"}, (4, 8), "asked for bytes 4-7/10"),
+        (206, {"Content-Range": "bytes 4-8/10"}, (4, 8), "asked for bytes 4-7/10"),
+        (206, {"Content-Range": "bytes 3-7/10"}, (4, 8), "asked for bytes 4-7/10"),
+        (206, {}, (4, 8), "asked for bytes 4-7/10"),
+        (206, {}, (0, 10), "asked for bytes 0-9/10"),
+        (200, WHOLE, (0, 10), True),
+        (200, {}, (0, 10), True),
+        (200, WHOLE, (4, 8), False),
+        (200, WHOLE, (0, 8), False),
+        (200, WHOLE, (4, 10), False),
+        (200, {"Content-Length": "9"}, (0, 10), "answers 200 with 9 bytes of 'no type'"),
+        (200, {"Content-Length": "9", "Content-Type": "text/html"}, (0, 10), "of 'text/html'"),
+        (416, WHOLE, (4, 8), "answers 416"),
+        (204, WHOLE, (0, 10), "answers 204"),
+    ],
+)
+def test_an_answer_is_to_the_question_or_none(
+    status: int, headers: Dict[str, str], span: Tuple[int, int], answer: Any
+) -> None:
+    if isinstance(answer, bool):
+        assert check_range_answer(status, headers, *span, 10) is answer
+        return
+    with pytest.raises(RetryableError, match=answer):
+        check_range_answer(status, headers, *span, 10)
