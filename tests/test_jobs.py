@@ -581,9 +581,8 @@ def test_watch_on_a_terminal(hfship: Program, fetch: List[Any]) -> None:
     assert silent and termios.tcgetattr(terminal)[3] & termios.ECHO
     frame = next(frame for frame in screens(seen) if "B/s  " in frame[3] and "q quits" in frame[-1])
     assert len(frame) == 24 and max(map(len, frame)) <= 80 and frame[0].startswith("1 running, ")
-    assert re.match(
-        r"fetch-tiny +fetching +\d+/\d+ +.* [kM]?B +\d+ % +.*B/s +(\d+m)?\d+s left", frame[3]
-    )
+    shape = r"fetch-tiny +fetching +\d+/\d+ +.* [kM]?B +\d+ % +.*B/s +(\d+[hms]){1,2} left"
+    assert re.match(shape, frame[3])
     frame = [frame for frame in screens(small) if "q quits" in frame[-1]][-1]
     assert len(frame) == 10 and max(map(len, frame)) <= 60
 

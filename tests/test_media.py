@@ -241,10 +241,9 @@ def test_waiting_for_a_medium_ends_by_ctrl_c(parts, tmp_path, hfship):
     process = hfship.start("unpack", parts.path, "-o", tmp_path / "un", "--wait")
     while "waiting" not in process.stderr.readline():
         pass
-    started = time.monotonic()
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
-    assert process.returncode == 130 and time.monotonic() - started < 2
+    process.communicate(timeout=30)  # without a signal it waits for ever
+    assert process.returncode == 130
 
 
 @pytest.mark.parametrize("profile", ["standard", "smallest"])

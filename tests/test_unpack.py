@@ -465,25 +465,25 @@ import sys, time; sys.path.insert(0, sys.argv.pop(1))
 from hfship.archive.reader import Archive
 from hfship.commands.run import main
 decode = Archive.decode
-Archive.decode = lambda *args: (print(end=".", flush=True), time.sleep(0.2), decode(*args))[2]
+Archive.decode = lambda *args: (print(end=".", flush=True), time.sleep(0.5), decode(*args))[2]
 sys.exit(main())
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("command", ["verify", "unpack"])
-def test_ctrl_c_ends_within_a_second(tmp_path, command, number):
+def test_ctrl_c_ends_at_once(tmp_path, command, number):
     a.make_model(tmp_path / "m", {f"w{i}.bin": bytes(40 << 20) for i in range(6)})
     archive = a.pack(tmp_path / "m", tmp_path / "out")
     where = ["-o", tmp_path / "un"] if command == "unpack" else []
-    argv = [sys.executable, "-c", SLOW, ROOT / "src", command, archive.path, *where]
+    argv = [sys.executable, "-c", SLOW, ROOT / "src", command, archive.path, *where, "-j", "1"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     process.stdout.read(3)
     started = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130 and b"# what is complete is kept" in err
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10, "all frames take half a minute"
     assert not (tmp_path / "un/m").exists()
 
 

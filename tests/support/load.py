@@ -17,7 +17,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 
 class Outcome(NamedTuple):
-    """What became of one request; `first` are seconds to the first byte of an answer."""
+    """What became of one request: sent `at`, by perf_counter of all processes; `first` are seconds to the first byte."""
 
     at: float
     status: int
@@ -90,6 +90,7 @@ def summary(outcomes: List[Outcome]) -> Dict[str, Any]:
         "first_ms": round(statistics.median(firsts) * 1000, 1) if firsts else None,
         "slowest_s": round(max((one.seconds for one in outcomes), default=0), 2),
         "by": by,
+        "last_broken_at": max((one.at for one in outcomes if not one.whole), default=0),
         "wrong": [one.wrong for one in outcomes if not one.whole][:3],
     }
 
