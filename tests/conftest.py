@@ -142,7 +142,7 @@ class Program:
         code: Optional[int] = 0,
         env: Optional[Dict[str, str]] = None,
         cwd: Optional[Path] = None,
-        timeout: float = 120,
+        timeout: float = 300,
         **options: Any,
     ) -> subprocess.CompletedProcess[str]:
         """Run to the end and check the exit code (None = any). `stderr` is without times."""

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -330,10 +331,17 @@ def targets_of(room: str, tests: Sequence[str], source: str) -> List[str]:
 
 def importers_of(name: str, tests: Sequence[str]) -> List[str]:
     """Test files that import a room, or patch it; none where that is every second one."""
-    sign = re.compile(rf"\bhfship\.{name.replace('/', '[.]')}\b")
-    paths = [path for path in tests if (ROOT / path).exists()]
-    found = [path for path in paths if sign.search((ROOT / path).read_text("utf-8"))]
+    dotted = f"hfship.{name.replace('/', '.')}"
+    found = [path for path in tests if dotted in rooms_named_in(path)]
     return found if len(found) <= MOST_IMPORTERS else []
+
+
+@functools.lru_cache(maxsize=None)
+def rooms_named_in(path: str) -> FrozenSet[str]:
+    """What a test file names as hfship.FLOOR.ROOM; none where it is not there."""
+    if not (ROOT / path).exists():
+        return frozenset()
+    return frozenset(re.findall(r"\bhfship\.\w+\.\w+", (ROOT / path).read_text("utf-8")))
 
 
 # -- which tests call which function
