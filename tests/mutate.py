@@ -338,10 +338,10 @@ def importers_of(name: str, tests: Sequence[str]) -> List[str]:
 
 @functools.lru_cache(maxsize=None)
 def rooms_named_in(path: str) -> FrozenSet[str]:
-    """What a test file names as hfship.FLOOR.ROOM; none where it is not there."""
+    """The rooms that a test file names, as hfship.FLOOR.ROOM; none where it is not there."""
     if not (ROOT / path).exists():
         return frozenset()
-    return frozenset(re.findall(r"\bhfship\.\w+\.\w+", (ROOT / path).read_text("utf-8")))
+    return frozenset(re.findall(r"\bhfship(?:\.\w+){1,2}", (ROOT / path).read_text("utf-8")))
 
 
 # -- which tests call which function
