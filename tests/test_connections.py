@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 
 from hfship.hub.connections import Connections
-from hfship.hub.ranges import EVICTIONS_PER_MINUTE, START_CONNECTIONS
+from hfship.hub.ranges import (
+    COLLAPSE_TICKS,
+    EVICTIONS_PER_MINUTE,
+    FIRST_TICKS,
+    START_CONNECTIONS,
+)
 
 MB = 1e6
 
@@ -51,6 +56,32 @@ def test_a_connection_whose_bytes_wait_for_its_reader_is_not_slow() -> None:
     assert connections.drop_slow(1, now=0.0) is None
     connections.measured(1, MB)
     assert connections.drop_slow(1, now=0.0)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_on_a_full_line_none_is_dialled_again(share: float) -> None:
+    """Connections do not share a line evenly: another would not have more of it. One that the
+    operator asked for is never tried with more."""
+    connections = Connections(most=40, fixed=False)
+    for _ in range(FIRST_TICKS + 1):
+        connections.adapt(100 * MB)
+    step = connections.limit / START_CONNECTIONS - 1
+    for _ in range(2):
+        connections.adapt(100 * MB * (1 + share * step))
+    connections.measured(0, 10 * MB)
+    connections.measured(1, MB)
+    assert (connections.drop_slow(1, now=0.0) is not None) == (share > 0.5)
+
+
+def test_one_too_many_brings_its_range_unless_it_crowds_the_server() -> None:
+    connections = Connections(most=8, fixed=False)
+    assert not connections.is_crowding(7)
+    for _ in range(FIRST_TICKS):
+        connections.adapt(MB)
+    connections.adapt(100 * MB)
+    for _ in range(COLLAPSE_TICKS):
+        connections.adapt(MB)
+    assert connections.limit == 4 and connections.is_crowding(4) and not connections.is_crowding(3)
 
 
 def test_nothing_is_slow_before_anything_was_measured() -> None:

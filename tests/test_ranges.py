@@ -13,11 +13,16 @@ from hypothesis import strategies as st
 from hfship.hub.ranges import (
     COLLAPSE,
     COLLAPSE_TICKS,
+    FIRST_REQUEST,
+    FIRST_TICKS,
     MAX_REQUEST,
     MAX_WINDOW,
     MIN_REQUEST,
+    MIN_SHARE,
+    MIN_STEAL,
     MIN_WINDOW,
     REQUEST_SECONDS,
+    START_CONNECTIONS,
     ConnectionCount,
     EndpointChoice,
     Intervals,
@@ -69,9 +74,13 @@ def test_scheduler_hands_out_every_byte_whatever_fails(
                     and scheduler.have[flight.file].total < sizes[flight.file]
                 )
                 flights.append(flight)
-                if rng.random() < 0.02 and flight.start == 0:
+                if rng.random() < 0.02:
                     scheduler.without_ranges(flight)
                     whole.add(flight.file)
+                    if flight.start > 0:  # all of the file is no answer to it
+                        scheduler.land(flight)
+                        flights.remove(flight)
+                        continue
         if not flights and not given_up:
             break
         for one in flights:
@@ -152,6 +161,47 @@ def test_there_is_always_a_source_and_wrong_bytes_end(events: Any) -> None:
             assert endpoints.choose(file) != place or place == endpoints.hub
 
 
+@pytest.mark.parametrize(
+    "serve, has_room",
+    [
+        (lambda n: n * 10.0, True),
+        (lambda n: 80 + (n - 8) * 6.0, True),
+        (lambda n: 80 + (n - 8) * 4.0, False),  # they bring more, but less than half of it
+        (lambda _: 80.0, False),
+    ],
+)
+def test_a_line_has_room_while_more_connections_bring_what_they_should(
+    serve: Any, has_room: bool
+) -> None:
+    count = ConnectionCount(32)
+    assert not count.has_room, "nobody knows yet"
+    for _ in range(FIRST_TICKS + 3):
+        count.tick(serve(count.limit))
+    assert count.has_room == has_room
+
+
+def test_the_first_ticks_tell_nothing() -> None:
+    """A line that fills slowly would make each step up look worth it."""
+    count = ConnectionCount(32)
+    for goodput in [1.0, 50.0, 100.0, 100.0, 100.0]:
+        count.tick(goodput)
+    assert count.limit == START_CONNECTIONS and not count.has_room
+
+
+def test_a_server_without_ranges_sends_all_of_the_file_to_one() -> None:
+    """Also when the flight that finds that out does not begin the file."""
+    scheduler = RangeScheduler([32 << 20], [Intervals()])
+    first, second = scheduler.next_flight(16 << 20), scheduler.next_flight(16 << 20)
+    assert first and second and second.start > 0
+    scheduler.without_ranges(second)
+    scheduler.land(second)
+    assert scheduler.next_flight(16 << 20) is None
+    scheduler.advance(first, first.left)
+    scheduler.land(first)
+    whole = scheduler.next_flight(16 << 20)
+    assert whole and (whole.start, whole.stop) == (0, 32 << 20)
+
+
 def test_a_collapse_halves_the_connections_for_good() -> None:
     """Not a dip: only what stays below the share of the best for several ticks."""
     count = ConnectionCount(64)
@@ -169,7 +219,7 @@ ONE_REQUEST = 64 << 20
 STEALS = {
     "nobody knows when it is there": (0.0, 0.0, True),
     "it is soon there": (2 * ONE_REQUEST, 0.0, False),
-    "it takes long": (ONE_REQUEST, 0.0, True),
+    "it takes long": (ONE_REQUEST / 2, 0.0, True),
     "it is late, and may not come at all": (2 * ONE_REQUEST, 0.51, True),
 }
 
@@ -185,6 +235,25 @@ def test_what_is_soon_there_is_taken_over_by_nobody(name: str) -> None:
     second = scheduler.next_flight(ONE_REQUEST, now)
     assert (second is not None) == taken_over
     assert first.stop == ONE_REQUEST // (2 if taken_over else 1)
+
+
+@pytest.mark.parametrize(
+    "speed, size, taken_over",
+    [
+        (0.0, 2 * MIN_SHARE - 1, False),
+        (0.0, 2 * MIN_SHARE, True),
+        (1.0, 2 * MIN_STEAL - 1, False),
+        (1.0, 2 * MIN_STEAL, True),
+    ],
+)
+def test_little_is_taken_over_only_of_what_takes_long(
+    speed: float, size: int, taken_over: bool
+) -> None:
+    scheduler = RangeScheduler([size], [Intervals()])
+    first = scheduler.next_flight(ONE_REQUEST)
+    assert first
+    first.expect(speed, 0.0)
+    assert (scheduler.next_flight(ONE_REQUEST) is not None) == taken_over
 
 
 @pytest.mark.parametrize(
@@ -209,8 +278,8 @@ def test_a_kill_loses_a_small_share_of_a_small_download(
 @pytest.mark.parametrize(
     "speed, request_bytes, window_bytes",
     [
-        (0, MIN_REQUEST, MIN_WINDOW),
-        (MIN_REQUEST / REQUEST_SECONDS, MIN_REQUEST, 55924),
+        (0, FIRST_REQUEST, MIN_WINDOW),
+        (MIN_REQUEST / REQUEST_SECONDS, MIN_REQUEST, MIN_WINDOW),
         (10 << 20, 30 << 20, 209715),
         (1 << 40, MAX_REQUEST, MAX_WINDOW),
     ],

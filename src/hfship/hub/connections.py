@@ -62,6 +62,11 @@ class Connections:
         """Set the limit by the bytes per second that all of them brought since the last call."""
         self.limit = self._count.tick(goodput)
 
+    def is_crowding(self, number: int) -> bool:
+        """Is this connection one of those that made a server crawl? That does so for as long as
+        they stay. Any other that is too many may bring its range first."""
+        return number >= self._count.most
+
     def measured(self, number: int, speed: float, behind: bool = False) -> None:
         """A connection ran at `speed` bytes per second; more came than its reader took if that is
         `behind`. No lock: a number has one thread."""
@@ -83,6 +88,8 @@ class Connections:
         """
         if number in self._behind:
             return None
+        if not self.fixed and not self._count.has_room:
+            return None  # they share a full line, and another would have no more of it
         speed = self.speed(number)
         fastest = max(self._speeds.values(), default=0.0)
         if speed >= SLOW_SHARE * fastest:

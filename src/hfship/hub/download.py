@@ -28,7 +28,6 @@ from hfship.hub.ranges import (
     HASH_STEP,
     MIN_PROGRESS,
     MIN_PUBLISH_INTERVAL_S,
-    MIN_STEAL,
     PUBLISH_INTERVAL_S,
     SLOW_AFTER_S,
     SYNC_BYTES,
@@ -275,7 +274,7 @@ class Connection:
             flight.expect(speed, now)
             if seconds > SLOW_AFTER_S or flight.left == 0:
                 state.connections.measured(number, speed, self._behind)
-                if flight.left > MIN_STEAL and self._drop_if_slow():
+                if not flight.is_soon_there(now) and self._drop_if_slow():
                     return
 
     def _drop_if_slow(self) -> bool:

@@ -21,7 +21,7 @@ from hfship.hub.connections import Connections, SlowConnection
 from hfship.hub.partial import PartialFile
 from hfship.hub.ranges import (
     MAX_CONNECTIONS,
-    MIN_STEAL,
+    MIN_SHARE,
     SMALL_FILE,
     EndpointChoice,
     RangeScheduler,
@@ -148,7 +148,7 @@ class DownloadState:
     def _pieces(self, have: Sequence[Intervals]) -> int:
         """How many connections could have something to do at once."""
         missing = [file.size - had.total for file, had in zip(self.files, have)]
-        return sum(1 + size // MIN_STEAL for size in missing)
+        return sum(1 + size // MIN_SHARE for size in missing)
 
     # -- the run
 
@@ -210,12 +210,17 @@ class DownloadState:
             return self.connections.drop_slow(number, now)
 
     def wants(self, number: int, flight: Optional[Flight] = None) -> bool:
-        """May connection `number` go on? One too many still brings a flight that is soon there."""
+        """May connection `number` go on? One too many still brings its flight; one that crowds the
+        server only if it is soon there."""
         if self.stop.is_set():
             return False
         if number < self.connections.limit:
             return True
-        return flight is not None and flight.is_soon_there(time.monotonic())
+        if flight is None:
+            return False
+        if self.connections.is_crowding(number):
+            return flight.is_soon_there(time.monotonic())
+        return True
 
     # -- ranges
 
@@ -264,9 +269,9 @@ class DownloadState:
         """The server ignores Range: the flight gets the whole file. Raises RetryableError for one
         that does not begin the file."""
         with self._changed:
-            if flight.start > 0:
-                raise RetryableError("the server ignores Range: the file must come in one piece")
             self.scheduler.without_ranges(flight)
+        if flight.start > 0:
+            raise RetryableError("the server ignores Range: the file must come in one piece")
 
     def land(self, flight: Flight) -> bool:
         """Give a flight back. True when it completed a small file: the file is then `busy`, and the

@@ -23,14 +23,16 @@ from hfship.hub.retry import RetryableError
 ACTIVE_FILES = 4  # large files under way at once: few, so that writes are near-sequential
 SMALL_FILE = 1 << 20  # bytes; a file up to this size is one request
 SMALL_FILE_TURN = 4  # every fourth range is of a small file, as long as there are large ones
-MIN_REQUEST = 8 << 20  # bytes; what one request asks for at least ...
+FIRST_REQUEST = 8 << 20  # bytes that a connection is asked for while nobody knows its speed
+MIN_REQUEST = 1 << 20  # bytes; what one request asks for at least ...
 MAX_REQUEST = 64 << 20  # ... and at most
 REQUEST_SECONDS = 3.0  # in between, what a connection brings in this time, but no more than ...
 # ... one part in so many of what each still has to bring: so little is taken over at the end, of
 # which the server may have sent much already.
 REQUEST_SHARE = 2
-MIN_STEAL = 2 << 20  # bytes; for less, a second connection costs more than it brings
-SOON_S = 0.5  # a range that is there so soon is left to its connection: closing that costs more
+MIN_SHARE = 2 << 20  # bytes; for less, a second connection costs more than it brings ...
+MIN_STEAL = 128 << 10  # ... but where the first is known to take long
+SOON_S = 1.0  # a range that is there so soon is left to its connection: closing that costs more
 BLOCK_SIZE = 8 << 20  # bytes between the marks by which a damaged file is repaired in part
 
 # -- readers: forked processes that write what comes
@@ -65,7 +67,10 @@ SYNC_BYTES = 256 << 20  # ... or so many bytes, whichever is less
 MAX_CONNECTIONS = 32
 START_CONNECTIONS = 8  # as huggingface_hub; of fewer, all may be slow with none to compare them to
 TICK_S = 0.5  # between two looks at the goodput
+FIRST_TICKS = 2  # that tell nothing: connections gather speed
 WORTH_IT = 1.05  # times the goodput before: so much must more connections bring
+# Of what they would bring if each ran as fast as those before: with less, the line is full.
+ROOM_SHARE = 0.5
 COLLAPSE = 0.3  # of the best goodput seen: a server that punishes many streams ...
 COLLAPSE_TICKS = 8  # ... does so for longer than a hiccup lasts (huggingface_hub#4893)
 HOLD_TICKS = 20  # without a further trial after a step back
@@ -162,6 +167,13 @@ class Flight:
     def is_soon_there(self, now: float) -> bool:
         """Is all of it there in SOON_S? One that is late already may not come at all."""
         return now <= self.due_at <= now + SOON_S
+
+    @property
+    def least_share(self) -> int:
+        """Bytes that another worker must get of it to be worth a request."""
+        if self.due_at == float("-inf"):
+            return MIN_SHARE
+        return MIN_STEAL
 
     @property
     def left(self) -> int:
@@ -274,11 +286,13 @@ class RangeScheduler:
             self._reopen(flight.file, (flight.position, flight.stop))
 
     def without_ranges(self, flight: Flight) -> None:
-        """The server ignores Range: this flight gets all of the file, and no other joins."""
+        """The server ignores Range: one flight gets all of the file, and no other joins. It is this
+        one, if it begins the file; else the next, when this one has landed."""
         file = self._files[flight.file]
         file.ranged = False
-        file.gaps = []
-        flight.stop = file.size
+        if flight.start == 0:
+            file.gaps = []
+            flight.stop = file.size
 
     def give_up(self, number: int) -> None:
         """Nothing more is wanted of a file: its flights end where they are, and none begins."""
@@ -333,7 +347,7 @@ class RangeScheduler:
 
         start, stop = file.gaps.pop(0)
         middle = start + request_size
-        if stop - middle > MIN_STEAL:  # a shorter rest is not worth a request of its own
+        if stop - middle > MIN_REQUEST:  # a shorter rest is not worth a request of its own
             file.gaps.insert(0, (middle, stop))
             stop = middle
 
@@ -342,11 +356,11 @@ class RangeScheduler:
     def _steal(self, now: float) -> Optional[Flight]:
         """The rear half of the flight with most left, taken from its worker. What is soon there
         stays with it: the server has sent much of that already, and would send it twice."""
-        most = 2 * MIN_STEAL - 1
+        most = 0
         victim = None
         for flight in self._flights:
             file = self._files[flight.file]
-            if flight.is_soon_there(now):
+            if flight.is_soon_there(now) or flight.free < 2 * flight.least_share:
                 continue
             if file.ranged and flight.free > most:
                 victim = flight
@@ -380,23 +394,26 @@ class ConnectionCount:
 
     Goes up while the sum of all grows; when it does not, steps back and holds for a while; halves
     when it collapses, and does not go there again. `limit` is the number now, `most` its maximum.
+    `has_room` says that the last step up showed a line that takes more than the connections bring;
+    before the first one nobody knows.
     """
 
     def __init__(self, most: int) -> None:
         self.limit = min(START_CONNECTIONS, most)
-        self._most = most
+        self.most = most
         self._previous_limit = self.limit
         # Goodput (bytes/s) before the last step up; None once that is settled.
         self._before: Optional[float] = None
         self._best = 0.0  # goodput seen
         self._bad_ticks = 0  # in a row
         self._hold_ticks = 0  # still to come
-        self._settling = True  # new connections are being set up
+        self._settle_ticks = FIRST_TICKS  # still to come: new connections are being set up
+        self.has_room = False
 
     def tick(self, goodput: float) -> int:
         """The number of connections from now on, given the bytes per second since the last tick."""
-        if self._settling:  # this tick tells nothing
-            self._settling = False
+        if self._settle_ticks:  # this tick tells nothing
+            self._settle_ticks -= 1
             return self.limit
 
         self._best = max(self._best, goodput)
@@ -411,7 +428,7 @@ class ConnectionCount:
             self._step_back()
         elif self._hold_ticks:
             self._hold_ticks -= 1
-        elif self.limit < self._most:
+        elif self.limit < self.most:
             self._step_up(goodput)
         else:
             self._before = None
@@ -421,28 +438,33 @@ class ConnectionCount:
     def _halve(self) -> None:
         """After a collapse: half of the connections from now on, and never more."""
         half = self.limit // 2
-        self._most = max(1, half)
-        self._change(self._most)
+        self.most = max(1, half)
+        self._change(self.most)
         self._best = 0.0
         self._bad_ticks = 0
         self._hold_ticks = HOLD_TICKS
+        self.has_room = False
 
     def _step_back(self) -> None:
         """The last step up did not bring enough."""
         self._change(self._previous_limit)
         self._hold_ticks = HOLD_TICKS
+        self.has_room = False
 
     def _step_up(self, goodput: float) -> None:
         """Try half as many more, two at least."""
+        if self._before is not None:
+            grown = self.limit / self._previous_limit - 1
+            self.has_room = goodput > self._before * (1 + ROOM_SHARE * grown)
         more = max(2, self.limit // 2)
-        self._change(min(self._most, self.limit + more))
+        self._change(min(self.most, self.limit + more))
         self._before = goodput
 
     def _change(self, limit: int) -> None:
         self._previous_limit = self.limit
         self.limit = limit
         self._before = None
-        self._settling = True
+        self._settle_ticks = 1
 
 
 class Trickle:
@@ -534,7 +556,8 @@ class EndpointChoice:
 def request_size(bytes_per_second: float, left: float) -> int:
     """Bytes of the next request of a connection that runs at this speed, where each connection has
     `left` bytes still to bring."""
-    size = min(bytes_per_second * REQUEST_SECONDS, left / REQUEST_SHARE)
+    size = bytes_per_second * REQUEST_SECONDS or FIRST_REQUEST
+    size = min(size, left / REQUEST_SHARE)
     return min(MAX_REQUEST, max(MIN_REQUEST, int(size)))
 
 
