@@ -83,11 +83,12 @@ class Gate:
     def wait(self) -> None:
         """Return when the gate is open. Raises KeyboardInterrupt when the run is being stopped."""
         while True:
-            left_s = self._open_at - time.monotonic()
-            if self._stop.wait(max(0.0, min(left_s, 1.0))):
+            if self._stop.is_set():
                 raise KeyboardInterrupt
+            left_s = self._open_at - time.monotonic()
             if left_s <= 0:
                 return
+            self._stop.wait(min(left_s, 1.0))
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,13 @@ ProxyMessage = Union[LineMessage, HoldMessage]
 class ParentProxy:
     """Stands for the parent's Reporter and Gate in a forked process.
 
-    It sends what they are to do; `HubClient.receive` does it in the parent.
+    It sends what they are to do; `HubClient.receive` does it in the parent. Without `with_details`
+    it keeps those to itself: thousands of small files have one each.
     """
 
-    def __init__(self, send: Callable[[ProxyMessage], None]) -> None:
+    def __init__(self, send: Callable[[ProxyMessage], None], with_details: bool = True) -> None:
         self._send = send
+        self._with_details = with_details
 
     def info(self, text: str) -> None:
         """Have a line said."""
@@ -124,7 +127,8 @@ class ParentProxy:
 
     def detail(self, text: str) -> None:
         """Have a line said to who wants details."""
-        self._send(LineMessage(text, is_detail=True))
+        if self._with_details:
+            self._send(LineMessage(text, is_detail=True))
 
     def hold(self, seconds: float, reason: str) -> None:
         """Have the gate closed for `seconds`."""

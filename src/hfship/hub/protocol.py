@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 from datetime import datetime, timezone
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 from urllib.parse import parse_qsl, quote, unquote, urljoin, urlsplit, urlunsplit
@@ -270,6 +271,7 @@ def resolve_url(source: Source, path: str) -> str:
     return f"{source.endpoint}/{repo}/resolve/{source.commit}/{quote(path)}"
 
 
+@lru_cache(maxsize=64)
 def origin(url: str) -> Tuple[str, str, int]:
     """(scheme, host, port) of a URL. Raises ValueError for a port that is none.
 

@@ -466,7 +466,8 @@ class RangeReader(threading.local):  # the threads of a process have a state eac
         """Do what a message asks; what there is to report meanwhile is sent to the parent."""
         if self._buffer is None:
             self._buffer = memoryview(bytearray(READ_SIZE))
-            self._client = self._client.forked(ParentProxy(send))
+            with_details = self._client.reporter.verbosity > 0
+            self._client = self._client.forked(ParentProxy(send, with_details))
         if isinstance(message, OpenRange):
             return self._open(message)
         if isinstance(message, ReadRange):
