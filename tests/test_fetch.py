@@ -582,6 +582,17 @@ def test_small_files_take_no_new_connection_each(
     assert hub.traffic.connections <= 8
 
 
+def test_all_readers_ask_the_cdn_as_soon_as_the_hub_has_led_one_of_them_there(
+    hfship: Program, hub: FaultHub, large: Path, tmp_path: Path
+) -> None:
+    """None waits until that address has answered the first: here it answers four or none."""
+    hub.faults.together = threading.Barrier(4)
+    hub.faults.rate_bps = None
+    hfship("fetch", "org/large", "--endpoint", hub.url, "-j", 4, "-o", tmp_path / "out")
+    assert same_files(large, tmp_path / "out" / "large") and not hub.faults.together.broken
+    assert len(hub.traffic.paths("/resolve/")) == len(list(large.iterdir()))
+
+
 def test_slow_connections_are_dialled_again(
     pyz: Program, hub: FaultHub, large: Path, tmp_path: Path
 ) -> None:

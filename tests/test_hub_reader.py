@@ -8,8 +8,9 @@ from typing import Any, Dict, List, Mapping, Tuple
 import pytest
 
 from hfship.base.manifest import Source
-from hfship.hub.protocol import RemoteFile
-from hfship.hub.reader import FileAddress
+from hfship.base.values import replace
+from hfship.hub.protocol import MAX_CHANGES, RemoteFile
+from hfship.hub.reader import Address, FileAddress, SharedAddress
 from hfship.hub.retry import ObjectChanged, RetryableError
 
 CDN = "https://cdn/w.bin?signature=1"
@@ -86,3 +87,75 @@ def test_another_object_or_all_of_it_is_no_answer_to_a_range(
     file.open(0, 10)
     with pytest.raises(error):
         file.open(10, 20)
+
+
+def test_others_need_not_wait_until_a_signed_address_has_answered() -> None:
+    client = Cdn((206, '"a"'))
+    file = address(client)
+    assert file.ask(0, 10, follow=False) is None
+    assert file.known.url == CDN and file.known.is_for_all and not file.known.serves
+    assert file.ask(0, 10, follow=False).status_code == 206 and file.known.serves
+    assert len(client.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "known, is_for_all",
+    [
+        (Address(CDN), True),
+        (Address(), False),
+        (Address(CDN, renew_at=0.0), False),
+        (Address("https://hub/api/x"), False),  # the Hub counts who asks
+        (Address(CDN, refusals=1), False),  # one is refused, and not all of them
+    ],
+)
+def test_where_all_may_ask_at_once(known: Address, is_for_all: bool) -> None:
+    assert known.is_for_all == is_for_all
+
+
+def test_a_new_address_that_refuses_is_a_refusal_whoever_asked_the_hub() -> None:
+    file = address(Cdn((403, "")))
+    file.known = Address(CDN)
+    with pytest.raises(RetryableError):
+        file.open(0, 10)
+    assert file.known.refusals == 1 and not file.known.usable
+    file = address(Cdn((403, "")))
+    file.known = Address(CDN, serves=True)
+    with pytest.raises(RetryableError):
+        file.open(0, 10)
+    assert file.known.refusals == 0 and not file.known.usable
+
+
+NEW = Address(CDN)
+SERVES = Address(CDN, etag='"a"', etag_of="https://cdn/w.bin", serves=True)
+OTHER = replace(SERVES, etag='"b"')
+ELSEWHERE = replace(OTHER, etag_of="https://other/w.bin")
+REFUSED = Address(refusals=1)
+
+# name -> (known by now, given to the reader, found by it, known then; None where it is of another
+# object)
+LEARNED: Dict[str, Any] = {
+    "the first to know": (Address(), Address(), NEW, NEW),
+    "it serves": (NEW, NEW, SERVES, SERVES),
+    "nothing new": (SERVES, NEW, NEW, SERVES),
+    "it serves others": (SERVES, NEW, REFUSED, SERVES),
+    "it is refused": (NEW, NEW, REFUSED, REFUSED),
+    "others found the same": (SERVES, NEW, SERVES, SERVES),
+    "others found another object": (SERVES, NEW, OTHER, None),
+    "it was asked for, and found out": (SERVES, SERVES, OTHER, OTHER),
+    "ETags differ anyhow": (replace(SERVES, changes=MAX_CHANGES), NEW, OTHER, OTHER),
+    "at another address": (SERVES, NEW, ELSEWHERE, ELSEWHERE),
+}
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_readers_learn_at_the_same_time(name: str) -> None:
+    known, given, found, then = LEARNED[name]
+    shared = SharedAddress()
+    shared.known = known
+    if then:
+        shared.learn(given, found)
+        assert shared.known == then
+        return
+    with pytest.raises(ObjectChanged):
+        shared.learn(given, found)
+    assert shared.known.changes == 1 and not shared.known.usable

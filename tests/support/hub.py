@@ -43,6 +43,7 @@ class Faults:
     )  # path -> Xet hash of a file that is in the store ...
     xet_store: str = ""  # ... at this address, which hf_xet understands
     expires_s: float = 3600.0  # life of a signed URL
+    together: Optional[threading.Barrier] = None  # the CDN's first answers wait for each other
     refuse_signed_once: bool = False  # 403 to the first request of each file on the CDN
     ignore_range: bool = False  # 200 and the whole file, whatever was asked
     wrong_content_range: int = 0  # this many answers tell of another range than was asked for
@@ -228,6 +229,8 @@ class FaultHandler(HubHandler):
         if on_cdn and "Authorization" in fields:
             self.send_page(400, "Only one auth mechanism allowed")
             return
+        if faults.together and len(traffic.paths("/cdn/")) <= faults.together.parties:
+            faults.together.wait(60)
         with traffic.lock:
             first = url_path not in traffic.refused_signed
             traffic.refused_signed.add(url_path)

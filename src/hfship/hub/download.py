@@ -222,6 +222,7 @@ class Connection:
 
     def _request(self, flight: Flight, endpoint: int, address: SharedAddress) -> Fetched:
         """Send the request for a range; that for all of a small file also brings it."""
+        is_small = self._state.grant_small(flight)
         with address.turn() as known:
             self._client.gate.wait()
             request = OpenRange(
@@ -230,14 +231,22 @@ class Connection:
                 known=known,
                 start=flight.start,
                 stop=flight.stop,
+                follow=is_small,
             )
-            if self._state.grant_small(flight):
+            if is_small:
                 fetched = self._readers.fetch_small(self._number, request)
             else:
                 fetched = Fetched(self._readers.open(self._number, request))
             address.learn(known, fetched.opened.known)
 
-        return fetched
+        if not fetched.opened.moved:
+            return fetched
+        # From here on the other readers of the file ask beside this one.
+        known = fetched.opened.known
+        there = request._replace(known=known, follow=True)
+        opened = self._readers.open(self._number, there)
+        address.learn(known, opened.known)
+        return Fetched(opened)
 
     def _count(self, written: Written, flight: Flight) -> int:
         """Count what was written. Returns how many bytes, within the rate that is allowed; raises

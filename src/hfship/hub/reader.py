@@ -88,10 +88,21 @@ class Address:
     etag_of: str = ""  # the URL, without its signature, that `etag` was seen at
     changes: int = 0  # how often another ETag came than the one before
     refusals: int = 0  # in a row: a new address did not bring the file either
+    serves: bool = False  # bytes came from `url`
 
     @property
     def usable(self) -> bool:
         return self.url is not None and time.time() < self.renew_at
+
+    @property
+    def is_for_all(self) -> bool:
+        """May all readers ask there, before it has answered one? Not where the Hub itself is asked
+        once more for each, and not after a refusal: then one tries the next address."""
+        return self.usable and is_signed(self.url or "") and not self.refusals
+
+    def forgotten(self) -> Address:
+        """The same, to be resolved again before the next request."""
+        return replace(self, url=None, serves=False)
 
 
 UNKNOWN = Address()
@@ -118,22 +129,32 @@ class FileAddress:
 
         Raises RetryableError or HfshipError.
         """
-        known = self.known
-        url = known.url
-        if url is None or not known.usable:
-            return self._resolve(start, stop)
+        return self.ask(start, stop, follow=True)
 
-        response = self._get(url, start, stop)
-        if response.status_code not in SENT:
+    def ask(self, start: int, stop: int, follow: bool) -> Any:
+        """The same; but unless redirects are to be followed to their end, None as soon as `known`
+        is an address that others can ask, too."""
+        if not self.known.usable:
             self.forget()
-            host = origin(url)[1]
-            response.close()
-            raise RetryableError(f"{host} answered {response.status_code}")
-        return response
+        url = self.known.url or self._client.file_url(self._source, self.path)
+        for _ in range(MAX_REDIRECTS):
+            response = self._get(url, start, stop)
+            if response.status_code in SENT:
+                self._came_from(url)
+                return response
+            url = self._redirected(response, url)
+            if self.known.is_for_all and not follow:
+                return None
+
+        raise NetworkError(
+            f"{self.path} is redirected in a circle",
+            "",
+            "check HF_ENDPOINT",
+        )
 
     def forget(self) -> None:
         """Resolve again before the next request."""
-        self.known = replace(self.known, url=None)
+        self.known = self.known.forgotten()
 
     def locate(self) -> str:
         """The URL that another program can fetch the file from, for as long as it is signed."""
@@ -186,7 +207,7 @@ class FileAddress:
     def _refused(self, error: HfshipError, reason: str) -> NoReturn:
         """The file did not come from a new address. That may pass once: then it has a reason, and
         no error yet."""
-        self.known = replace(self.known, url=None, refusals=self.known.refusals + 1)
+        self.known = replace(self.known.forgotten(), refusals=self.known.refusals + 1)
         if self.known.refusals >= MOST_REFUSALS:
             raise error
         raise RetryableError(reason)
@@ -212,7 +233,7 @@ class FileAddress:
 
         host = origin(url)[1]
         if etag != expected:
-            self.known = replace(self.known, url=None, changes=self.known.changes + 1)
+            self.known = replace(self.known.forgotten(), changes=self.known.changes + 1)
             response.close()
             raise ObjectChanged(f"{host} has another file there than before")
 
@@ -223,29 +244,31 @@ class FileAddress:
             response.close()
             raise RetryableError(f"{host} does not understand If-Range")
 
-    def _resolve(self, start: int, stop: int) -> Any:
-        path = self._transfer.remote.path
-        url = self._client.file_url(self._source, path)
-        for _ in range(MAX_REDIRECTS):
-            response = self._get(url, start, stop)
-            if response.status_code in SENT:
-                self._remember(url)
-                return response
-            if response.status_code not in REDIRECTS:
-                self._raise_refusal(response, url)
-            self._check_unchanged(response.headers)
-            location = response.headers.get("Location", "")
-            url = redirect_target(url, location, self._source.endpoint)
-            response.pass_over()
+    def _redirected(self, response: Any, url: str) -> str:
+        """Where an answer from `url`, which brings no bytes, leads. Raises what it means when it
+        leads nowhere."""
+        if self.known.serves:
+            self.forget()
+            response.close()
+            raise RetryableError(f"{origin(url)[1]} answered {response.status_code}")
+        if response.status_code not in REDIRECTS:
+            self._raise_refusal(response, url)
 
-        raise NetworkError(
-            f"{path} is redirected in a circle",
-            "",
-            "check HF_ENDPOINT",
-        )
+        self._check_unchanged(response.headers)
+        location = response.headers.get("Location", "")
+        target = redirect_target(url, location, self._source.endpoint)
+        self._found(target)
+        response.pass_over()
+        return target
 
-    def _remember(self, url: str) -> None:
-        """The file is at `url`, for as long as the signature in it says."""
+    def _came_from(self, url: str) -> None:
+        """Bytes of the file come from `url`."""
+        if url != self.known.url:
+            self._found(url)
+        self.known = replace(self.known, refusals=0, serves=True)
+
+    def _found(self, url: str) -> None:
+        """The file should be at `url`, for as long as the signature in it says."""
         now = time.time()
         expires = url_expiry(url, now)
         renew_at = float("inf")
@@ -255,16 +278,16 @@ class FileAddress:
             renew_at = expires - min(URL_RENEWAL_S, life_s / 10)
             life = f", for {human_seconds(life_s)}"
 
-        self.known = replace(self.known, url=url, renew_at=renew_at, refusals=0)
-        path, host = self._transfer.remote.path, urlsplit(url).netloc
-        self._client.reporter.detail(f"{path}: comes from {host}{life}")
+        self.known = replace(self.known, url=url, renew_at=renew_at)
+        host = urlsplit(url).netloc
+        self._client.reporter.detail(f"{self.path}: comes from {host}{life}")
 
     def _raise_refusal(self, response: Any, url: str) -> NoReturn:
         """A new address does not bring the file. What the Hub itself says is final (HfshipError);
         where a signature is refused, another one may help, once."""
-        self.forget()
+        self.known = self.known.forgotten()
         status = response.status_code
-        path = self._transfer.remote.path
+        path = self.path
         reason = f"{origin(url)[1]} answered {status}"
         if origin(url) == origin(self._source.endpoint):
             try:
@@ -322,13 +345,14 @@ class SharedAddress:
 
     def __init__(self) -> None:
         self.known = Address()
-        self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        self._learning = threading.Lock()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[Address]:
         """The address to open the file with. What is found out meanwhile goes to `learn`."""
         if not self.known.usable:
-            with self._lock:
+            with self._asking:
                 if not self.known.usable:
                     yield self.known
                     return
@@ -340,13 +364,31 @@ class SharedAddress:
         return origin(self.known.url or "")[1] or "the Hub"
 
     def learn(self, given: Address, found: Address) -> None:
-        """A reader was given one address and came back with the other."""
-        if found != given:
-            self.known = found
+        """A reader was given one address and came back with the other. Raises ObjectChanged where
+        it found another object than others did meanwhile."""
+        with self._learning:
+            known = self.known
+            if is_other_object(known, given, found):
+                self.known = replace(found.forgotten(), changes=known.changes + 1)
+                host = origin(found.url or "")[1]
+                raise ObjectChanged(f"{host} has another file there than before")
+            if known.serves and known != given and not found.serves:
+                return  # what it refused to this reader it sends to others
+            if found != given:
+                self.known = found
 
     def forget(self) -> None:
         """Resolve again before the next request."""
-        self.known = replace(self.known, url=None)
+        self.known = self.known.forgotten()
+
+
+def is_other_object(known: Address, given: Address, found: Address) -> bool:
+    """Did a reader find another ETag than others did after it was `given` what to ask for?"""
+    if known.etag == given.etag or known.changes >= MAX_CHANGES:
+        return False
+    if found.etag in (given.etag, known.etag):
+        return False
+    return found.etag_of == known.etag_of
 
 
 def is_range(response: Any, start: int, stop: int, size: int) -> bool:
@@ -393,6 +435,7 @@ class OpenRange(NamedTuple):
     known: Address
     start: int
     stop: int
+    follow: bool = False  # wherever it leads; else the answer may be that it leads elsewhere
 
 
 class Opened(NamedTuple):
@@ -402,6 +445,7 @@ class Opened(NamedTuple):
     known: Address  # where the file is, as far as is known now
     ranged: bool = True
     error: Union[None, HfshipError, RetryableError] = None
+    moved: bool = False  # nothing follows yet: it is there that the file is to be asked for
 
 
 class FetchSmall(NamedTuple):
@@ -486,7 +530,9 @@ class RangeReader(threading.local):  # the threads of a process have a state eac
         self._transfer = transfer
         address = FileAddress(self._client, transfer, endpoint, asked.known)
         try:
-            response = address.open(start, stop)
+            response = address.ask(start, stop, asked.follow)
+            if response is None:
+                return Opened(address.known, moved=True)
             self._response = response
             ranged = is_range(response, start, stop, size)
         except (RetryableError, HfshipError) as exc:
