@@ -39,7 +39,7 @@ def haproxy(folder: Path, answers: Sequence[Optional[str]]) -> Iterator[List[str
             with connection:
                 if answer is not RESET:
                     commands.append(connection.makefile().read().strip("\n"))
-                    connection.sendall(answer.encode())
+                    connection.sendall(answer.encode("utf-8", "surrogateescape"))
 
     with socket.socket(socket.AF_UNIX) as listener:
         bind(listener, folder)
@@ -96,6 +96,42 @@ def test_what_haproxy_refuses_is_told_without_the_payload(tmp_path: Path) -> Non
         "the gateway refuses: add map @7 x <<",
         "no such map",
     )
+
+
+def test_a_gateway_that_takes_a_command_and_says_nothing_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfship.site.admin.TIMEOUT_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener:
+        bind(listener, tmp_path)
+        listener.listen(8)
+        with pytest.raises(admin.GatewayDownError, match="does not answer"):
+            admin.ask(tmp_path, "show info")
+
+
+def test_asking_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    before = os.listdir("/proc/self/fd")
+    with haproxy(tmp_path, ["well\n"]):
+        admin.ask(tmp_path, "show info")
+    with pytest.raises(admin.GatewayDownError):
+        admin.ask(tmp_path, "show info")
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_bytes_that_are_no_text_are_shown_as_such(tmp_path: Path) -> None:
+    with haproxy(tmp_path, ["a\udcffb"]):
+        assert admin.ask(tmp_path, "show info") == "a\ufffdb"
+
+
+def test_servers_are_set_one_by_one_and_their_sessions_ended(tmp_path: Path) -> None:
+    with haproxy(tmp_path, ["\n", "\n", "\n"]) as commands:
+        admin.set_servers(tmp_path, "be_m", ["m", "m.2"], "drain")
+        admin.end_sessions(tmp_path, "be_m", "m")
+    assert commands == [
+        "set server be_m/m state drain",
+        "set server be_m/m.2 state drain",
+        "shutdown sessions server be_m/m",
+    ]
 
 
 MAP = map_path("keys")

@@ -5,6 +5,7 @@ real ones are in test_gateway_run.py."""
 from __future__ import annotations
 
 import json
+import os
 import ssl
 import stat
 from pathlib import Path
@@ -158,7 +159,10 @@ def test_files_are_checked_before_they_count(
 ) -> None:
     def run(argv: List[str], timeout_s: float) -> Any:
         runs.append(argv)
-        seen.update({one.name: one.read_text() for one in (tmp_path / "g/next").rglob("*.*")})
+        for one in (tmp_path / "g/next").rglob("*.*"):
+            seen[one.name] = one.read_text()
+            assert stat.S_IMODE(one.stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "g").stat().st_mode) & 0o007 == 0
         return SimpleNamespace(code=code, err="[NOTICE] n\n[ALERT] bad\n", out="")
 
     runs: List[List[str]] = []
@@ -175,7 +179,8 @@ def test_files_are_checked_before_they_count(
     (argv,) = runs
     mount = f"type=bind,source={tmp_path / 'g/next'},target=/gateway,readonly"
     said = " ".join(argv)
-    assert said.startswith("docker run --rm --network none --pull never --user ")
+    user = f"{os.geteuid()}:{os.getegid()}"
+    assert said.startswith(f"docker run --rm --network none --pull never --user {user} --mount")
     assert f"--mount {mount} --entrypoint haproxy haproxy:3.2 -c -f /gateway/haproxy.cfg" in said
 
 
@@ -214,12 +219,13 @@ def test_the_image_of_the_gateway(
 @pytest.mark.parametrize(
     ("key", "days", "error", "text"),
     [
-        ("", 5.0, None, "CERT\n"),
-        ("k", 5.0, None, "CERT\nKEY\n"),
+        ("", 5.0, None, "CERT\n\n"),
+        ("k", 0.5, None, "CERT\nKEY\n"),
         ("k", None, None, "CERT\nKEY\n"),
         ("k", 0.0, None, UsageError),
         ("k", -3.0, None, UsageError),
         ("k", 5.0, ssl.SSLError("key values mismatch"), UsageError),
+        ("k", 5.0, ValueError("its path has a NUL"), UsageError),
     ],
 )
 def test_a_certificate_that_no_client_would_take_is_refused(
@@ -235,7 +241,7 @@ def test_a_certificate_that_no_client_would_take_is_refused(
                 raise error
 
     loaded: List[Any] = []
-    (tmp_path / "c").write_text("CERT\n")
+    (tmp_path / "c").write_text("CERT\n\n")
     (tmp_path / "k").write_text("KEY\n")
     monkeypatch.setattr(ssl, "SSLContext", Tls)
     monkeypatch.setattr("hfship.site.gateway_run.days_left", lambda _: days)

@@ -8,7 +8,7 @@ from typing import List, Tuple
 
 import pytest
 
-from hfship.base.errors import UsageError
+from hfship.base.errors import HostError, UsageError
 from hfship.base.modelsfile import read_models_file
 from hfship.base.settings import ModelsFile
 from hfship.base.values import replace
@@ -16,7 +16,15 @@ from hfship.commands.modelskeys import models_schema
 from hfship.commands.sitekeys import site_mistakes
 from hfship.serve.terms import Gpu, Host, Image
 from hfship.site.facts import _json_of, _offer_of
-from hfship.site.hosts import HostFacts, Placing, SiteHost, placing_of, site_hosts
+from hfship.site.hosts import (
+    HostFacts,
+    Interface,
+    Placing,
+    SiteHost,
+    member_of,
+    placing_of,
+    site_hosts,
+)
 
 SCHEMA = models_schema()
 OFFER = Host(
@@ -38,6 +46,54 @@ def test_what_a_host_offers_is_read_as_it_was_told() -> None:
     told = json.loads(json.dumps(_json_of(OFFER)))
     # What runs is told for the host as a whole; what is held is asked anew.
     assert replace(_offer_of(told), running=OFFER.running, held=OFFER.held) == OFFER
+
+
+FOUND = (
+    Interface("eth0", "10.0.0.1", 1000),
+    Interface("ib0", "10.1.0.1", 400000),
+    Interface("eth1", "10.2.0.1", 25000),
+)
+# [[host]] -> the address and interface by which other hosts reach it
+MEMBERS: List[Tuple[SiteHost, Tuple[Interface, ...], Tuple[str, str]]] = [
+    (SiteHost("a", interface="eth1"), FOUND, ("10.2.0.1", "eth1")),
+    (SiteHost("a", address="10.0.0.1", interface="eth1"), FOUND, ("10.2.0.1", "eth1")),
+    (SiteHost("a", address="10.0.0.1"), FOUND, ("10.0.0.1", "eth0")),
+    (SiteHost("a", address="a.site"), FOUND, ("10.1.0.1", "ib0")),
+    (SiteHost("a"), FOUND, ("10.1.0.1", "ib0")),
+    (SiteHost("a"), FOUND[:1], ("10.0.0.1", "eth0")),
+    (SiteHost("a", interface="ib7"), (), ("a", "ib7")),
+    (SiteHost("a", address="a.site"), (), ("a.site", "")),
+]
+
+
+@pytest.mark.parametrize(("host", "interfaces", "reached"), MEMBERS)
+def test_how_other_hosts_reach_one(
+    host: SiteHost, interfaces: Tuple[Interface, ...], reached: Tuple[str, str]
+) -> None:
+    facts = HostFacts("a", interfaces=interfaces, infiniband=("mlx5_0",))
+    assert member_of(host, facts) == (*reached, ("mlx5_0",))
+
+
+def test_an_interface_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(HostError, match="a has no interface ib7 with an address") as caught:
+        member_of(SiteHost("a", interface="ib7"), HostFacts("a", interfaces=FOUND[:2]))
+    assert caught.value.why == "it has eth0 (10.0.0.1), ib0 (10.1.0.1)"
+
+
+@pytest.mark.parametrize(
+    ("problem", "free", "answers", "silent"),
+    [
+        ("", 5, True, False),
+        ("", 0, True, False),
+        ("no route", 0, False, True),
+        ("docker is down", 5, False, False),
+    ],
+)
+def test_a_host_that_answers_may_have_a_full_disk(
+    problem: str, free: int, answers: bool, silent: bool
+) -> None:
+    facts = HostFacts("a", problem=problem, free=free)
+    assert (facts.answers, facts.silent) == (answers, silent)
 
 
 def read(folder: Path, text: str) -> ModelsFile:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import time
 from pathlib import Path
-from typing import Iterator, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
@@ -53,12 +53,31 @@ def test_what_is_sent_is_read_back() -> None:
     assert "sk-secret" not in repr(SET) and "PEM" not in repr(SET)
 
 
-@pytest.mark.parametrize("change", [{"format": "x"}, {"models": 3}, {"keys": [{"name": 1}]}])
-def test_what_is_no_set_is_refused(change: object) -> None:
-    assert isinstance(change, dict)
+NO_SETS: List[Dict[str, Any]] = [
+    {"format": "x"},
+    {"settings": {"port": "x"}},
+    {"models": 3},
+    {"models": [3]},
+    {"models": [{"name": "m"}]},
+    {"keys": [{"name": 1}]},
+    {"upstream": 3},
+    {"files": ["x"]},
+]
+
+
+@pytest.mark.parametrize("change", NO_SETS)
+def test_what_is_no_set_is_refused(change: Dict[str, Any]) -> None:
     text = json.dumps({**json.loads(set_text(SET)), **change})
     with pytest.raises(IntegrityError, match="here cannot be read"):
         parse_set(text.encode(), "here")
+
+
+@pytest.mark.parametrize("name", json.loads(set_text(SET)))
+def test_a_set_without_a_part_is_refused(name: str) -> None:
+    value = json.loads(set_text(SET))
+    del value[name]
+    with pytest.raises(IntegrityError, match="here cannot be read"):
+        parse_set(json.dumps(value).encode(), "here")
 
 
 def test_a_copy_that_restarts_gets_no_requests_unless_it_is_the_only_one() -> None:

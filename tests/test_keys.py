@@ -10,16 +10,25 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Iterator, List
+from typing import Any, Iterator, List, Tuple
 
 import pytest
 
 from conftest import Program, free_port, program
-from hfship.base.errors import HostError, IntegrityError
+from hfship.base.errors import HostError, IntegrityError, UsageError
 from hfship.site.admin import GatewayDownError, generation, key_uses, replace_maps, server_states
-from hfship.site.keys import changed, digest_of, usage_of, with_rights
+from hfship.site.keys import (
+    apply_keys,
+    changed,
+    digest_of,
+    keep_keys,
+    require_known_models,
+    usage_of,
+    with_rights,
+)
+from hfship.site.maps import key_maps, map_path, map_text
 from hfship.site.store import gateway_text, read_gateway, read_keys, write_keys, write_rights
-from hfship.site.terms import AccessKey, GatewayModel, Replica
+from hfship.site.terms import AccessKey, Gateway, GatewayModel, Replica
 from support.engine import Engine, start_engine
 from support.gateways import VERSIONS, RunningGateway, make_gateway
 
@@ -121,8 +130,6 @@ def test_no_request_fails_while_keys_change(site: Site) -> None:
     for thread in threads:
         thread.start()
     folder = site.gateway.folder
-    from hfship.site.keys import keep_keys
-
     for number in range(10):
         more = tuple(AccessKey(f"k{n}", f"{n:064x}") for n in range(number * 200))
         assert keep_keys(folder, (*read_keys(folder)[:1], *more))
@@ -234,11 +241,52 @@ def test_a_gateway_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_models_file_says_all_rights_anew() -> None:
-    keys = [AccessKey("a", "1" * 64, rate=5, streams=2, created="then"), AccessKey("b", "2" * 64)]
-    (first, second) = with_rights(keys, {"a": {"rate": 9}, "c": {}})
+    keys = [
+        AccessKey("a", "1" * 64, rate=5, streams=2, created="then"),
+        AccessKey("b", "2" * 64),
+        AccessKey("d", "3" * 64),
+    ]
+    (first, second, third) = with_rights(keys, {"a": {"rate": 9}, "c": {}, "d": {"rate": 7}})
+    assert third.rate == 7
     assert (first.rate, first.streams, first.created, first.sha256) == (9, 0, "then", "1" * 64)
     assert second is keys[1]
     assert with_rights(changed(keys, "a", suspended=True), {"a": {}})[0].suspended
+
+
+@pytest.mark.parametrize("known", [("m", "n"), ()])
+def test_models_that_nobody_has_are_told_with_those_that_are_there(known: Tuple[str, ...]) -> None:
+    models = [GatewayModel(name, (name, f"org/{name}"), ()) for name in known]
+    require_known_models(["*", *known, *(f"org/{name}" for name in known)], models)
+    with pytest.raises(UsageError, match="no model is called x") as caught:
+        require_known_models(["*", "x"], models)
+    assert caught.value.why == "behind the gateway are: " + (", ".join(known) or "none")
+
+
+@pytest.mark.parametrize(
+    ("there", "runs", "kept"), [(False, True, False), (True, False, False), (True, True, True)]
+)
+def test_keys_are_kept_and_applied_where_a_gateway_runs(
+    there: bool, runs: bool, kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replace_maps(_: Path, maps: Any) -> None:
+        told.append(maps)
+        if not runs:
+            raise GatewayDownError("down", "", "")
+
+    told: List[Any] = []
+    monkeypatch.setattr("hfship.site.keys.replace_maps", replace_maps)
+    folder = tmp_path / "_gateway"
+    folder.mkdir(mode=0o700)
+    model = GatewayModel("m", ("m",), (Replica("m", "h:1"),))
+    if there:
+        (folder / "gateway.json").write_text(gateway_text(Gateway((model,), (3, 4))))
+    keys = (AccessKey("bob", "5e" * 32, ("m",)),)
+    assert keep_keys(folder, keys) == kept and read_keys(folder) == keys
+    maps = key_maps((model,), keys)
+    assert told == ([maps] if there else [])
+    texts = {name: map_text(entries) for name, entries in maps.items() if there}
+    assert {name: (folder / map_path(name)).read_text() for name in texts} == texts
+    assert apply_keys(folder) == kept and read_keys(folder) == keys
 
 
 def test_a_key_that_the_models_file_lists_gets_no_more_than_that(tmp_path: Path) -> None:

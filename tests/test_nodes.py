@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List, Optional, Tuple
 
 import pytest
 
 from hfship.base.errors import HostError, IntegrityError
+from hfship.base.values import dataclass, replace
 from hfship.serve.cards import assumed_gpus
 from hfship.serve.files import (
     COMPOSE_FILE,
@@ -38,6 +40,7 @@ from hfship.site.groups import (
     group_steps,
     node_plans,
     require_same,
+    require_way,
 )
 from support import components
 from test_facts import facts_of
@@ -188,6 +191,130 @@ def test_hosts_whose_gpus_differ_are_no_group() -> None:
         node_plans(request, Host(EIGHT), [one, few], None, lambda *_: Plan())
 
 
+def test_gpus_that_differ_are_told_by_host() -> None:
+    one, two = members()
+    request: Any = SimpleNamespace(name="m", options=ServeOptions())
+    for other, said in ((two.gpus[:2], f"{EIGHT[0].label}, {EIGHT[1].label}"), ((), "none")):
+        with pytest.raises(HostError) as caught:
+            node_plans(request, Host(), [one, two._replace(gpus=other)], None, lambda *_: Plan())
+        told = ", ".join(gpu.label for gpu in EIGHT)
+        assert caught.value.why == f"10.0.0.1: {told}; 10.0.0.2: {said}"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a group needs of a request."""
+
+    name: str
+    options: ServeOptions
+    network: str = ""
+
+
+def decided(
+    network: str = "",
+    before: Optional[Plan] = None,
+    interface: str = "eth1",
+    first_s_error: Optional[HostError] = None,
+) -> Tuple[List[Plan], Tuple[Plan, ...]]:
+    """What is decided for two hosts of eight GPUs: what was asked for, and the plans."""
+    asked: List[Any] = []
+
+    def decide(request: Any, host: Host, previous: Optional[Plan]) -> Plan:
+        assert previous is before and host.memory == 7
+        asked.append((request, host))
+        if first_s_error and len(asked) == 1:
+            raise first_s_error
+        sizes = request.options
+        return Plan(
+            name="m",
+            bind="127.0.0.1",
+            tensor_parallel_size=sizes.tensor_parallel_size,
+            pipeline_parallel_size=sizes.pipeline_parallel_size,
+            network="hfship",
+            idle="GPU 7",
+            env={"A": "b"},
+            warnings=("w",),
+        )
+
+    request: Any = Asked("m", ServeOptions(), network)
+    hosts = [one._replace(interface=interface) for one in members()]
+    plans = node_plans(request, Host(EIGHT, memory=7), hosts, before, decide)
+    return asked, plans
+
+
+def test_all_gpus_are_decided_on_together_each_with_a_number_of_its_own() -> None:
+    [(request, host)], plans = decided(network="hfship")
+    assert request.network == "" and [gpu.index for gpu in host.gpus] == list(range(16))
+    names = [f"GPU-{rank}-{index}@{rank}" for rank in (0, 1) for index in range(8)]
+    assert [gpu.uuid for gpu in host.gpus] == names
+    sizes = request.options.tensor_parallel_size, request.options.pipeline_parallel_size
+    assert sizes == (8, 2)
+    for rank, plan in enumerate(plans):
+        assert plan.gpus == tuple(f"GPU-{rank}-{index}" for index in range(8))
+        assert plan.gpu_names == tuple(gpu.label for gpu in EIGHT)
+        assert (plan.nodes, plan.node_rank) == (("10.0.0.1", "10.0.0.2"), rank)
+        assert (plan.interface, plan.network, plan.idle) == ("eth1", "", "")
+        assert plan.env["A"] == "b" and plan.warnings[0] == "w" and len(plan.warnings) == 2
+
+
+def test_a_division_that_does_not_go_is_followed_by_the_next() -> None:
+    error = HostError("it does not fit", "", "")
+    asked, [head, _] = decided(first_s_error=error)
+    sizes = [request.options.tensor_parallel_size for request, _ in asked]
+    assert sizes == [8, 4] and (head.tensor_parallel_size, head.pipeline_parallel_size) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("network", "before", "bind"),
+    [
+        ("", None, "127.0.0.1"),
+        ("", Plan(), "127.0.0.1"),
+        ("", Plan(network="hfship"), "10.0.0.1"),
+        ("hfship", None, "10.0.0.1"),
+    ],
+)
+def test_a_gateway_reaches_a_group_at_its_head(
+    network: str, before: Optional[Plan], bind: str
+) -> None:
+    _, plans = decided(network, before)
+    assert [plan.bind for plan in plans] == [bind, bind]
+
+
+def test_an_interface_that_is_not_known_is_said() -> None:
+    _, plans = decided(interface="")
+    assert [plan.warnings[-1].partition(":")[0] for plan in plans] == [
+        "the interface with 10.0.0.1 is not known",
+        "the interface with 10.0.0.2 is not known",
+    ]
+
+
+# TP, PP, copies -> whether vLLM can spread that over hosts of 8 GPUs
+WAYS: List[Tuple[int, int, int, bool]] = [
+    (8, 2, 1, True),
+    (9, 1, 1, False),
+    (8, 1, 2, True),
+    (4, 2, 2, True),
+    (2, 1, 8, True),
+    (3, 1, 2, False),
+    (4, 4, 2, False),
+    (16, 1, 2, False),
+]
+
+
+@pytest.mark.parametrize(("width", "stages", "copies", "goes"), WAYS)
+def test_a_division_that_vllm_does_not_know_is_refused(
+    width: int, stages: int, copies: int, goes: bool
+) -> None:
+    plan = Plan(
+        version=(0, 32, 0),
+        tensor_parallel_size=width,
+        pipeline_parallel_size=stages,
+        data_parallel_size=copies,
+    )
+    with contextlib.nullcontext() if goes else pytest.raises(HostError, match="cannot be spread"):
+        require_way(plan, 8)
+
+
 STATES: List[Tuple[List[str], bool, List[Step]]] = [
     ([UP, UP, UP], False, []),
     ([UP, UP], True, [Step(STOP, 0), Step(STOP, 1), Step(START, 0), Step(START, 1)]),
@@ -208,8 +335,11 @@ def test_all_members_have_the_same_files() -> None:
     require_same("m", "model", {"h0": "a" * 64, "h1": "a" * 64})
     with pytest.raises(HostError, match="the model m is not on h1"):
         require_same("m", "model", {"h0": "a" * 64, "h1": ""})
-    with pytest.raises(IntegrityError, match="do not have the same image"):
+    with pytest.raises(HostError, match="the model m is not on h0, h2"):
+        require_same("m", "model", {"h0": "", "h1": "a", "h2": ""})
+    with pytest.raises(IntegrityError, match="do not have the same image") as caught:
         require_same("m", "image", {"h0": "sha256:" + "a" * 64, "h1": "sha256:" + "b" * 64})
+    assert caught.value.why == f"h0: sha256:{'a' * 12}\nh1: sha256:{'b' * 12}"
 
 
 # -- what the programs themselves say to it

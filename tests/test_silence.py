@@ -15,8 +15,8 @@ from hfship.serve.deployments import Deployment
 from hfship.serve.engine import Heartbeat
 from hfship.serve.status import DeploymentStatus
 from hfship.serve.terms import Plan
-from hfship.site.admin import ServerState
-from hfship.site.silence import Look, Silences, has_other, look_of
+from hfship.site.admin import GatewayDownError, ServerState
+from hfship.site.silence import Look, Silences, has_other, look_of, read_looks
 from hfship.site.terms import Gateway, GatewayModel, Replica
 
 MODEL = GatewayModel("m", ("m",), (Replica("m", "a:1"), Replica("m.2", "b:1", True)))
@@ -45,14 +45,54 @@ def test_silent_is_what_is_busy_without_a_step(
 
 
 def test_what_the_gateway_has_there_counts_as_work() -> None:
-    assert look_of(None, 0) == Look(None, False) and look_of(None, 2) == Look(None, True)
+    assert look_of(None, 0) == Look(None, False) and look_of(None, 1) == Look(None, True)
     assert look_of(Heartbeat(5, 0), 0) == Look(5, False)
-    assert look_of(Heartbeat(5, 0), 1).busy and look_of(Heartbeat(5, 0, waiting=1), 0).busy
+    busy = Look(5, True)
+    assert look_of(Heartbeat(5, 0), 1) == look_of(Heartbeat(5, 0, waiting=1), 0) == busy
+    assert look_of(Heartbeat(5, 0, running=1), 0) == busy
+
+
+def test_a_look_is_what_the_engine_and_the_gateway_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway may not know a replica, and a replica may say nothing."""
+    states = [
+        ServerState("be_m", "m", "UP", False, 2, 9),
+        ServerState("be_n", "n", "UP", False, 0, 9),
+    ]
+    hearts = {"m": None, "n": Heartbeat(5, 0), "o": Heartbeat(7, 0)}
+    plans = {name: Plan(name=name) for name in hearts}
+
+    def read_heartbeats(asked: Dict[str, Plan], timeout_s: float) -> Dict[str, Any]:
+        assert (asked, timeout_s) == (plans, 1.5)
+        return hearts
+
+    monkeypatch.setattr("hfship.site.silence.read_heartbeats", read_heartbeats)
+    monkeypatch.setattr("hfship.site.silence.server_states", {tmp_path: states}.get)
+    looks = {"m": Look(None, True), "n": Look(5, False), "o": Look(7, False)}
+    assert read_looks(tmp_path, plans, 1.5) == (looks, states)
+
+
+def test_without_a_gateway_nobody_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def server_states(_: Path) -> List[ServerState]:
+        raise GatewayDownError("the gateway does not answer", "", "")
+
+    monkeypatch.setattr("hfship.site.silence.server_states", server_states)
+    assert read_looks(tmp_path, {"m": Plan(name="m")}, 1.0) == ({}, [])
 
 
 @pytest.mark.parametrize(
     "name, word, other",
-    [("m", "UP", True), ("m", "DOWN", False), ("m", "MAINT", False), ("n", "UP", False)],
+    [
+        ("m", "UP", True),
+        ("m", "DOWN", False),
+        ("m", "MAINT", False),
+        ("m.2", "DOWN", True),
+        ("n", "UP", False),
+        ("unknown", "UP", False),
+    ],
 )
 def test_clients_can_go_to_another_replica_that_answers(name: str, word: str, other: bool) -> None:
     states = [

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import socket
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, Dict, List
 import pytest
 
 from hfship.base.errors import HostError, IntegrityError
-from hfship.base.manifest import make_manifest, write_manifest
+from hfship.base.files import sha256_file
+from hfship.base.manifest import MANIFEST_PATH, make_manifest, write_manifest
 from hfship.base.settings import load_settings
 from hfship.base.values import asdict
 from hfship.serve.terms import Gpu, Host, Image, Plan
@@ -22,6 +24,8 @@ from hfship.site.hosts import Interface
 
 GPU = Gpu(0, "GPU-1", "H200", 143771)
 IMAGES = (Image("vllm:1", "sha256:1", (0, 11, 2)), Image("odd:1"))
+# What their labels say, and what is noted of them.
+READ = (IMAGES[0], Image("odd:1", cuda="12.8"))
 OFFER = Host((GPU,), IMAGES, 5 << 30, frozenset({8001, 8000}), "", frozenset({"nvidia.com/gpu=0"}))
 
 
@@ -42,11 +46,16 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
     (tmp_path / "models/no-model").mkdir()
     deployments = [SimpleNamespace(plan=Plan(name="m", device="cpu"))]
     states = {"m": "healthy", "n": "starting", "o": "exited", "p": "unhealthy"}
+
+    def read_image(image: Image, may_ask: bool = True) -> Image:
+        assert not may_ask  # a container that starts takes seconds
+        return READ[IMAGES.index(image)]
+
     patched: Dict[str, Any] = {
         "read_machine": lambda *_: SimpleNamespace(host=OFFER),
         "list_deployments": lambda *_: (deployments, {}),
         "container_states": lambda: states,
-        "read_image": lambda image, **_: image,
+        "read_image": read_image,
         "port_is_free": lambda _, port: port != 8003,
         "docker_there": lambda: facts.DockerThere("", "", "27.1"),
         "interfaces": lambda: [Interface("eth0", "10.0.0.1", 25000)],
@@ -60,12 +69,16 @@ def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
     return value
 
 
-def test_what_a_host_tells_is_read_back(told: Dict[str, Any]) -> None:
+def test_what_a_host_tells_is_read_back(told: Dict[str, Any], tmp_path: Path) -> None:
     found = facts.facts_of("h", told, now=990.0, lease="l")
-    assert found.offer == Host(OFFER.gpus, IMAGES, OFFER.memory, frozenset({8003}), "", OFFER.cdi)
+    assert told["host"] == os.uname().nodename
+    assert found.offer == Host(OFFER.gpus, READ, OFFER.memory, frozenset({8003}), "", OFFER.cdi)
     assert [one.name for one in found.plans] == ["m"]
     assert (found.running, found.healthy) == (frozenset("mnp"), frozenset("m"))
-    assert set(found.models) == {"a", "b"}  # that of the site wins
+    folders = {"a": tmp_path / "site/a", "b": tmp_path / "models/b"}  # that of the site wins
+    assert found.models == {
+        name: sha256_file(folder / MANIFEST_PATH) for name, folder in folders.items()
+    }
     assert found.interfaces == (Interface("eth0", "10.0.0.1", 25000),)
     assert found.infiniband == ("mlx5_0",)
     assert (found.name, found.docker, found.problem, found.lease) == ("h", "27.1", "", "l")
@@ -82,6 +95,24 @@ def test_facts_that_are_none_are_refused(name: str, told: Dict[str, Any]) -> Non
             continue
         with pytest.raises(IntegrityError, match="h tells facts that are none"):
             facts.facts_of("h", broken, 0.0)
+
+
+BROKEN: List[Dict[str, Any]] = [
+    {"plans": [{"name": 7}]},
+    {"models": ["m"]},
+    {"interfaces": [{"name": 7}]},
+    {"free": "much"},
+    {"running": 7},
+]
+
+
+@pytest.mark.parametrize("change", BROKEN)
+def test_a_part_of_facts_that_is_none_is_refused(
+    change: Dict[str, Any], told: Dict[str, Any]
+) -> None:
+    with pytest.raises(IntegrityError, match="h tells facts that are none") as caught:
+        facts.facts_of("h", {**told, **change}, 0.0)
+    assert caught.value.next_step == "have the same hfship.pyz on h as here"
 
 
 def test_containers_are_none_where_docker_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,13 +172,18 @@ def test_interfaces_are_those_between_hosts(monkeypatch: pytest.MonkeyPatch) -> 
         assert request == 0x8915
         if name.rstrip(b"\0") == b"eth1":
             raise OSError(99, "it has no address")
+        asked.append(name.rstrip(b"\0").decode())
+        assert len(name) == 256
         return bytes(20) + bytes([10, 0, 0, 7]) + bytes(232)
 
-    names = ["lo", "docker0", "br-1", "veth1", "eth0", "eth1"]
+    asked: List[str] = []
+    names = ["lo", "docker0", "br-1", "veth1", "eth0", "eth1", "longest-name-15"]
     monkeypatch.setattr(socket, "if_nameindex", lambda: list(enumerate(names)))
     monkeypatch.setattr("hfship.site.facts.fcntl.ioctl", ioctl)
-    monkeypatch.setattr("hfship.site.facts._speed_of", {"eth0": 9}.get)
-    assert facts.interfaces() == [Interface("eth0", "10.0.0.7", 9)]
+    speeds = {"eth0": 9, "longest-name-15": 7}
+    monkeypatch.setattr("hfship.site.facts._speed_of", speeds.get)
+    found = [Interface(name, "10.0.0.7", speed) for name, speed in speeds.items()]
+    assert facts.interfaces() == found and asked == list(speeds)
 
 
 @pytest.mark.parametrize(("text", "speed"), [("25000\n", 25000), ("-1\n", 0), ("", 0), (None, 0)])

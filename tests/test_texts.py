@@ -23,6 +23,7 @@ from hfship.serve.files import compose_text as model_compose
 from hfship.serve.files import env_text, plan_text
 from hfship.serve.fit import GpuKind
 from hfship.serve.measured import Measured
+from hfship.site.dashboards import dashboard_texts, provisioning_texts
 from hfship.site.gateway import config_text
 from hfship.site.gatewayset import set_text
 from hfship.site.keepalived import check_text, keepalived_text
@@ -30,7 +31,7 @@ from hfship.site.kubernetes import ClusterOptions, cluster_texts
 from hfship.site.maps import key_maps, map_text, model_maps
 from hfship.site.monitoring import alertmanager_text, compose_text, export_texts
 from hfship.site.settings import MonitoringSettings
-from hfship.site.terms import AccessKey, Gateway, GatewayModel, Replica
+from hfship.site.terms import ON_DEMAND, PREFIX, AccessKey, Gateway, GatewayModel, Replica
 from hfship.site.timers import timer_texts
 from test_facts import CONFIGS, facts_of
 from test_keepalived import HOSTS, SET
@@ -75,6 +76,10 @@ def of_plan(name: str, spec: str, **options: Any) -> Callable[[], str]:
 
 REPLICAS = (Replica("m", "vllm_m:8000"), Replica("m.2", "vllm_m.2:8000", True))
 SERVED = (GatewayModel("m", ("m", "org/m"), REPLICAS), GatewayModel("n", ("n",), REPLICAS[:1]))
+CHOSEN = (
+    GatewayModel("m", ("m",), REPLICAS, affinity=PREFIX),
+    GatewayModel("n", ("n",), REPLICAS[:1], mode=ON_DEMAND),
+)
 KEYS = (
     AccessKey("all", "aa" * 32),
     AccessKey("some", "bb" * 32, ("m",), rate=60, streams=2),
@@ -140,11 +145,14 @@ CASES: Dict[str, Callable[[], str]] = {
     "haproxy-3.4": of_gateway(),
     "haproxy-tls": of_gateway(tls_bind=":8443", https_port=443, resolver="127.0.0.11:53"),
     "haproxy-large": of_gateway(max_body=9 << 20, max_upload=99 << 20, timeout_s=60),
+    "haproxy-affinity": of_gateway(models=CHOSEN),
     "maps": of_maps,
     "kubernetes": lambda: joined(cluster_texts(MODELS, SITE, a_gateway(MODELS))),
     "kubernetes-plain": lambda: joined(cluster_texts(MODELS[:1], ClusterOptions())),
     "monitoring": of_monitoring(ALL),
     "monitoring-plain": of_monitoring(MonitoringSettings()),
+    "dashboards": lambda: joined(dashboard_texts()),
+    "provisioning": lambda: joined(provisioning_texts("http://prometheus:9090")),
     "keepalived": of_address,
     "systemd": of_services,
     "timers": of_timers,
