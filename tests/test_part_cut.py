@@ -1,15 +1,22 @@
 """Parts side by side: where they begin, who makes what, and onto which medium they go."""
 
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Set, Tuple
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from hfship.archive import part_places
+from hfship.archive import pack_schedule, part_places
 from hfship.archive.pack_schedule import PackSchedule, PackStep
-from hfship.archive.part_cut import Group, Sample, cut_parts, estimates, sampled_frames
+from hfship.archive.part_cut import (
+    Group,
+    Sample,
+    beginning_order,
+    cut_parts,
+    estimates,
+    sampled_frames,
+)
 from hfship.archive.part_places import Places
 from hfship.archive.sidecars import SIDECARS_SIZE
 
@@ -36,9 +43,36 @@ def test_a_frame_is_estimated_by_the_sample_next_to_it(count: int) -> None:
         assert exact < sizes[number] <= exact + exact // 64 + 1
 
 
+@given(
+    some.sets(some.integers(1, 59)), some.integers(1, 20), some.integers(1, 5), some.integers(0, 9)
+)
+def test_groups_begin_in_an_order_that_no_file_waits_in(
+    inner: Set[int], limit: int, files: int, left_out: int
+) -> None:
+    cuts = [0, *sorted(inner), 60]
+    groups = cut_parts([1] * 60, limit)
+    del groups[left_out : left_out + 1]  # packed before
+    order = beginning_order(groups, cuts, files)
+    assert sorted(order) == groups
+    for first, last in zip(cuts, cuts[1:]):
+        ending_in_file = [group.first for group in order if first < group.last <= last]
+        assert ending_in_file == sorted(ending_in_file)
+
+
+def test_groups_of_some_files_begin_in_turns() -> None:
+    cuts = [0, 4, 8, 12]
+    groups = cut_parts([1] * 12, 2)
+    for files, expected in (
+        (1, [1, 2, 3, 4, 5, 6]),
+        (2, [1, 3, 2, 5, 4, 6]),
+        (9, [1, 3, 5, 2, 4, 6]),
+    ):
+        assert [group.number for group in beginning_order(groups, cuts, files)] == expected
+
+
 def play(cuts: List[int], groups: List[Group], workers: int, width: int) -> List[PackStep]:
     """A run of workers, each with a step at a time; a unit is written as soon as it is made."""
-    schedule = PackSchedule(cuts, 2 * workers + 4, width)
+    schedule = PackSchedule(cuts, 2 * workers + 4, workers)
     waiting = list(groups)
     steps: List[PackStep] = []
     while True:
@@ -82,6 +116,48 @@ def test_what_was_packed_before_is_only_proven() -> None:
         (2, True, True),
         (3, True, True),
     ]
+
+
+def steps_of(schedule: PackSchedule, worker: int, count: int) -> List[Tuple[int, bool, bool]]:
+    found = [schedule.next(worker, idle=False) for _ in range(count)]
+    return [(step.frame, step.make, step.take) for step in found if step]
+
+
+def test_what_is_most_of_a_model_is_taken_ahead_of_making(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_schedule, "READ_AGAIN_WITHIN", 3)
+    schedule = PackSchedule([0, 20], 12, 4)
+    (group,) = cut_parts([1] * 20, 20)
+    schedule.begin(group)
+    ahead = [(0, False, True), (1, False, True), (2, False, True)]
+    assert steps_of(schedule, 0, 9) == ahead
+    assert steps_of(schedule, 1, 2) == [(0, True, False), (1, True, False)]
+    assert steps_of(schedule, 0, 9) == [(3, False, True), (4, False, True)]
+
+
+def test_what_is_little_of_a_model_is_read_once() -> None:
+    schedule = PackSchedule([0, 4, 8, 12, 16, 20], 12, 8)
+    (group,) = cut_parts([1] * 20, 20)
+    schedule.begin(group)
+    assert steps_of(schedule, 0, 4) == [
+        (0, True, True),
+        (1, True, True),
+        (2, True, True),
+        (3, True, True),
+    ]
+
+
+def test_groups_share_the_memory_and_the_last_one_has_all_of_it() -> None:
+    schedule = PackSchedule([0, 8], 4, 1)
+    first, second = cut_parts([1] * 8, 4)
+    schedule.begin(first)
+    schedule.begin(second)
+    made = [schedule.next(0, idle=True, owns=False) for _ in range(5)]
+    assert [step.group for step in made if step] == [0, 4, 0, 4]
+    for step in made[:3]:
+        assert step is not None
+        schedule.release(step.group, step.slot)
+    rest = [schedule.next(0, idle=True, owns=False) for _ in range(9)]
+    assert len([step for step in rest if step]) == 3
 
 
 # media -> (free room in parts, parts at a time); what each gets of ten parts if all are equally fast

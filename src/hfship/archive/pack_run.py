@@ -2,9 +2,9 @@
 """The workers that pack: they read, prove, compress, write and hash.
 
 As the plan says where every frame lies, any of them can be made by itself, and parts are made side
-by side. Workers read and compress frames; one hashes a file against the manifest, close behind: out
-of the page cache, so each byte is read from disk once. Two others write and hash a part, as soon as
-its next frames lie in memory that all share.
+by side. Workers read and compress frames; one hashes a file against the manifest, at about the same
+time: out of the page cache, so each byte is read from disk once. Another one, or two where there
+are many, writes and hashes a part, as soon as its next frames lie in memory that all share.
 
 Promises: what is packed is what the manifest says, or the run fails; bytes do not depend on the
 number of workers. Never: gives a file its final name.
@@ -39,10 +39,11 @@ from hfship.archive.frames import PZSTD_HEADER, Frames, largest_unit, unit_heade
 from hfship.archive.lanes import cut_lanes
 from hfship.archive.layout import index_at, segments_between
 from hfship.archive.pack_manifest import mismatch_error
-from hfship.archive.pack_schedule import PackSchedule, PackStep
+from hfship.archive.pack_schedule import WORKERS_PER_LANE, PackSchedule, PackStep
 from hfship.archive.part_cut import (
     Group,
     Sample,
+    beginning_order,
     cut_parts,
     estimates,
     sample_size,
@@ -71,8 +72,8 @@ if TYPE_CHECKING:
     from hfship.base.manifest import FileEntry
     from hfship.base.progress import Stage
 
-# A part has one who writes and one who hashes it, and these keep up with two who compress.
-WORKERS_PER_PART = 4
+# One of them writes and hashes a part, which takes half its time; else both make frames.
+WORKERS_PER_PART = 2
 
 
 # -- reading
@@ -246,9 +247,11 @@ class PackRun:
                 kept = {found.part.first for found in resumed.found}
                 left = [group for group in groups if group.first not in kept]
                 width = max(len(folders), -(-self._count // WORKERS_PER_PART))
+                files = min(width, max(self._count // WORKERS_PER_LANE, 1))
+                left = beginning_order(left, self._work.cuts, files)
                 writer.go_on(resumed, Places(folders, left, width))
 
-                schedule = PackSchedule(self._work.cuts, self._slots.count, width)
+                schedule = PackSchedule(self._work.cuts, self._slots.count, self._count)
                 for group in groups:
                     if group.first in kept:
                         schedule.packed_before(group)

@@ -6,22 +6,32 @@ the order of its lane (a file, see archive/lanes.py). Groups of frames, which be
 made side by side, each in its order. Files do not end where parts do: a lane goes on in the next
 group.
 
+A lane is hashed by one worker, so one that is much of the model would end after all the rest. Such
+a lane is taken as soon as its group is begun, also ahead of making; others are taken and made at
+once where they can be, which reads them once.
+
 Promises: every frame is made once, a group in its order; every lane is taken in its order by one
-worker, close behind or together with making, so that a byte comes from the disk once. Never:
-touches a disk; it decides from values only, the workers act.
+worker, close to making, so that a byte comes from the disk once and then from the page cache.
+Never: touches a disk; it decides from values only, the workers act.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from typing import AbstractSet, Deque, Dict, NamedTuple, Optional, Sequence
 
 from hfship.archive.part_cut import Group
 from hfship.base.values import dataclass
 
-# Frames that are packed but not proven yet, beside those of the groups at hand: a group is not
-# begun before they are fewer, since what is to be proven should still be in the page cache.
-PROVE_BEHIND = 1024
+# Frames between making and taking: what is read again should still be in the page cache. A group is
+# not begun while more are made and not taken, beside those of the groups at hand; and no lane is
+# taken farther ahead of its group.
+READ_AGAIN_WITHIN = 1024
+
+# All other work on a frame is some three times as much as to take it: so many workers pack a lane
+# as fast as one of them can take it.
+WORKERS_PER_LANE = 4
 
 
 class PackStep(NamedTuple):
@@ -48,31 +58,38 @@ class PackSchedule:
     """Who makes and who takes which frame.
 
     `cuts` are the frames that lanes begin with, and last the number of frames; `slots` is how many
-    units may be in memory, which groups share, `width` of them at a time.
+    units may be in memory, which the groups that are being made share.
     """
 
-    def __init__(self, cuts: Sequence[int], slots: int, width: int) -> None:
+    def __init__(self, cuts: Sequence[int], slots: int, workers: int) -> None:
         self._cuts = cuts
-        self._lane_at = {first: lane for lane, first in enumerate(cuts[:-1])}
+        self._workers = workers
         self._given = bytearray(cuts[-1])  # 1 for a frame that is made, or being made
         self._next_take = list(cuts[:-1])  # of each lane
+        self._slots = slots
         self._free = list(range(slots))
-        self._share = max(slots // width, 1)
         self._opened: Dict[int, _Opened] = {}  # groups that were begun, by their first frame
         self._owned: Dict[int, int] = {}  # worker -> lane
         self._ready: Deque[int] = deque()  # lanes that can be taken, of which nobody does
-        self._unproven = 0  # frames given out and not taken
+        self._untaken = cuts[-1]  # frames
+        self._unproven = 0  # frames that are made, or being made, and not taken
 
     def packed_before(self, group: Group) -> None:
         """All frames of a group are made already: they are only taken."""
         for frame in range(group.first, group.last):
             self._give(frame)
-            if frame in self._lane_at:
-                self._ready.append(self._lane_at[frame])
+        self._ready_lanes(group)
 
     def begin(self, group: Group) -> None:
         """Frames of a group may be made now."""
         self._opened[group.first] = _Opened(group, group.first)
+        self._ready_lanes(group)
+
+    def _ready_lanes(self, group: Group) -> None:
+        """Lanes that begin in a group may be taken."""
+        first = bisect_left(self._cuts, group.first)
+        last = bisect_left(self._cuts, group.last)
+        self._ready.extend(range(first, last))
 
     @property
     def all_taken(self) -> bool:
@@ -93,7 +110,7 @@ class PackSchedule:
     def far_behind(self) -> bool:
         """Whether so much is made and not proven that no further group should begin."""
         frames = sum(opened.group.last - opened.group.first for opened in self._opened.values())
-        return self._unproven > PROVE_BEHIND + frames
+        return self._unproven > READ_AGAIN_WITHIN + frames
 
     def next(self, worker: int, idle: bool, owns: bool = True) -> Optional[PackStep]:
         """The next step of a worker; None while there is none. One that takes a lane makes frames
@@ -103,11 +120,11 @@ class PackSchedule:
             lane = self._ready.popleft()
             self._owned[worker] = lane
         if lane is None:
-            return self._make(worker, owns)
+            return self._make()
 
         step = self._take(worker, lane)
         if step is None and idle:
-            step = self._make(worker, owns=False)
+            step = self._make()
         return step
 
     def release(self, first: int, slot: int) -> None:
@@ -119,40 +136,43 @@ class PackSchedule:
             del self._opened[first]
 
     def _take(self, worker: int, lane: int) -> Optional[PackStep]:
-        """Take the next frame of a lane, and make it, if it is the next of its group."""
+        """Take the next frame of a lane: one that is made, one ahead of making in a lane that would
+        end last, or one that is the next of its group, to be made at once."""
         frame = self._next_take[lane]
-        step = PackStep(frame, lane, make=False, take=True)
+        step: Optional[PackStep] = PackStep(frame, lane, make=False, take=True)
         if not self._given[frame]:
-            opened = self._group_at(frame)
-            if opened is None or not self._has_room(opened):
-                return None
-            made = self._hold(opened)
-            step = made._replace(lane=lane, take=True)
-
-        self._count_taken(worker, lane)
+            step = self._take_unmade(frame, lane)
+        if step:
+            self._count_taken(worker, lane)
         return step
 
-    def _make(self, worker: int, owns: bool) -> Optional[PackStep]:
+    def _take_unmade(self, frame: int, lane: int) -> Optional[PackStep]:
+        opened = self._group_at(frame)
+        if opened is None:
+            return None
+        if self._ends_last(lane) and frame < opened.next + READ_AGAIN_WITHIN:
+            return PackStep(frame, lane, make=False, take=True)
+        if frame == opened.next and self._has_room(opened):
+            return self._hold(opened)._replace(lane=lane, take=True)
+        return None
+
+    def _ends_last(self, lane: int) -> bool:
+        """Whether what is left of a lane takes one worker longer than all that is left takes all
+        workers."""
+        left = self._cuts[lane + 1] - self._next_take[lane]
+        return left * self._workers >= WORKERS_PER_LANE * self._untaken
+
+    def _make(self) -> Optional[PackStep]:
         """Make the next frame of the group with the fewest units in memory."""
         with_room = [opened for opened in self._opened.values() if self._has_room(opened)]
         if not with_room:
             return None
-
-        step = self._hold(min(with_room, key=lambda opened: opened.held))
-        lane = self._lane_at.get(step.frame)
-        if lane is None:
-            return step
-        if not owns:
-            self._ready.append(lane)
-            return step
-        self._owned[worker] = lane
-        self._count_taken(worker, lane)
-        return step._replace(lane=lane, take=True)
+        return self._hold(min(with_room, key=lambda opened: opened.held))
 
     def _group_at(self, frame: int) -> Optional[_Opened]:
-        """The group whose next frame is this one."""
+        """The group at hand that holds a frame."""
         for opened in self._opened.values():
-            if opened.next == frame and frame < opened.group.last:
+            if opened.group.first <= frame < opened.group.last:
                 return opened
         return None
 
@@ -161,7 +181,7 @@ class PackSchedule:
             return False
         if not self._free:
             return False
-        return opened.held < self._share
+        return opened.held * self.making < self._slots
 
     def _hold(self, opened: _Opened) -> PackStep:
         """Give out the next frame of a group, to be made."""
@@ -181,10 +201,17 @@ class PackSchedule:
 
     def _give(self, frame: int) -> None:
         self._given[frame] = 1
-        self._unproven += 1
+        if not self._is_taken(frame):
+            self._unproven += 1
+
+    def _is_taken(self, frame: int) -> bool:
+        lane = bisect_right(self._cuts, frame) - 1
+        return frame < self._next_take[lane]
 
     def _count_taken(self, worker: int, lane: int) -> None:
-        self._unproven -= 1
+        self._untaken -= 1
+        if self._given[self._next_take[lane]]:
+            self._unproven -= 1
         self._next_take[lane] += 1
         if self._next_take[lane] == self._cuts[lane + 1]:
             self._owned.pop(worker, None)

@@ -11,8 +11,10 @@ Promises: equal samples give an equal cut, whatever the number of workers. Never
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
+from collections import deque
 from itertools import accumulate
-from typing import List, NamedTuple, Sequence
+from typing import Deque, Dict, List, NamedTuple, Sequence
 
 from hfship.archive.frames import largest_unit
 
@@ -119,3 +121,30 @@ def cut_parts(sizes: Sequence[int], limit: int) -> List[Group]:
         )
         groups.append(group)
     return groups
+
+
+def beginning_order(groups: Sequence[Group], cuts: Sequence[int], files: int) -> List[Group]:
+    """Groups in the order in which they are best begun: those of so many `files` in turns, then the
+    others. So files are proven side by side: one is proven no faster than one worker hashes. `cuts`
+    are the frames that files begin with.
+
+    >>> groups = [Group(number, number, number + 1, 1) for number in range(6)]
+    >>> [group.number for group in beginning_order(groups, [0, 3, 5, 6], 2)]
+    [0, 1, 3, 2, 4, 5]
+    """
+    of_files: Dict[int, Deque[Group]] = {}
+    for group in groups:
+        file = bisect_right(cuts, group.last - 1)  # that goes on behind it
+        of_files.setdefault(file, deque()).append(group)
+
+    order: List[Group] = []
+    waiting = deque(of_files.values())
+    begun: List[Deque[Group]] = []
+    while waiting or begun:
+        while waiting and len(begun) < files:
+            begun.append(waiting.popleft())
+        longest = max(begun, key=len)
+        order.append(longest.popleft())
+        if not longest:
+            begun.remove(longest)
+    return order

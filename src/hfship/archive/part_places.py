@@ -23,12 +23,14 @@ _DISKS = Path("/sys/dev/block")
 
 
 class Places:
-    """Gives the groups of `left`, in any order, to `folders`, `width` of them at a time."""
+    """Gives the groups of `left` to `folders`, `width` of them at a time: to one folder in their
+    order, to several so that each has groups that follow each other."""
 
     def __init__(self, folders: Sequence[Path], left: Sequence[Group], width: int) -> None:
         self._folders = folders
         self._left = {group.first: group for group in left}
         self._most = {folder: parts_at_once(folder, width) for folder in folders}
+        self.at_once = min(width, len(left), sum(self._most.values()))  # groups, at most
         self._behind: Dict[Path, int] = {}  # folder -> the first frame behind its last part
         self._writing: Dict[int, Path] = {}  # the first frame of a group -> its folder
 
@@ -74,6 +76,8 @@ class Places:
 
     def _next_for(self, folder: Path) -> Group:
         """The group that follows what a folder has; else one where others come to last."""
+        if len(self._folders) == 1:
+            return next(iter(self._left.values()))
         following = self._behind.get(folder, 0)
         if following in self._left:
             return self._left[following]
@@ -81,8 +85,6 @@ class Places:
         run = max(self._runs(), key=len)
         leading = run[0]
         if leading.first == 0:
-            return leading
-        if len(self._folders) == 1:
             return leading
         middle = (len(run) - 1) // 2
         return run[middle]

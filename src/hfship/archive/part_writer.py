@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     from hfship.archive.pack_plan import PackPlan
 
 UNITS_AT_ONCE = 4  # in a task to write or to hash
+# With so many workers for each part at hand, one writes and another hashes it, so that a part alone
+# is as fast as its SHA-256. With fewer, one does both.
+WORKERS_FOR_TWO_ROLES = 4
 
 
 class Unit(NamedTuple):
@@ -78,7 +81,7 @@ PartTask = Union[WriteUnits, HashUnits, SealPart]
 
 @dataclass
 class _OpenPart:
-    """A file that is being written, by the worker `writer`; the worker `hasher` hashes it. It has
+    """A file that is being written: the first of `workers` hashes it, the last writes it. It has
     `count` frames of a group, from number `first` on.
 
     `size` counts the bytes that have their place in it, `sent_to_write` and `sent_to_hash` those of
@@ -89,8 +92,7 @@ class _OpenPart:
     fd: int
     group: Group
     first: int
-    writer: int
-    hasher: int
+    workers: Sequence[int]  # one or two
     count: int = 0
     size: int = 0
     to_write: List[Unit] = field(default_factory=list)
@@ -242,17 +244,10 @@ class PartWriter:
         with disk_errors("create", path):
             fd = os.open(path, flags, 0o644)
 
-        # A file takes one write at a time, so one worker writes a part while another hashes it.
-        hasher = self._take_role(owners)
-        writer = self._take_role(owners)
-        part = _OpenPart(
-            path,
-            fd,
-            group,
-            first,
-            writer,
-            hasher,
-        )
+        workers = [self._take_role(owners)]
+        if len(self._roles) >= WORKERS_FOR_TWO_ROLES * self._places.at_once:
+            workers.append(self._take_role(owners))
+        part = _OpenPart(path, fd, group, first, workers)
         self._open.append(part)
         return part
 
@@ -290,9 +285,9 @@ class PartWriter:
         if not self._roles[worker]:
             return None
         for part in self._open:
-            if part.writer == worker and part.to_write:
+            if part.workers[-1] == worker and part.to_write:
                 return part.next_write()
-            if part.hasher != worker:
+            if part.workers[0] != worker:
                 continue
             if part.to_hash:
                 return part.next_hash()
@@ -315,8 +310,8 @@ class PartWriter:
             os.fsync(part.fd)
             fsync_dir(path.parent)  # FAT writes a name in pieces: it is not there with its file
         self._open.remove(part)
-        self._roles[part.writer] -= 1
-        self._roles[part.hasher] -= 1
+        for worker in part.workers:
+            self._roles[worker] -= 1
         self._sizes[part.first] = part.size
         if not self._parts_of(part.group):
             self._places.done(part.group.first)
