@@ -90,7 +90,8 @@ class ArchiveCheck:
 
         largest = max((frame.length for frame in archive.frames), default=FRAME_SIZE)
         self._count = workers_for(jobs, self.size, largest)
-        self._lane_work = LaneWork(2 * self._count, largest)
+        # Each worker has up to two frames under way; some more wait to be taken.
+        self._lane_work = LaneWork(2 * self._count + self._count // 4, largest)
         # Of the step at hand, in the worker that does it:
         self._recorded = RecordingSink(sink)
         self._found: List[Damage] = []
