@@ -59,7 +59,9 @@ def test_it_starts_reloads_and_leaves_alone(
     up, reload = f"{compose} up -d --remove-orphans", f"{compose} kill -s HUP prometheus"
 
     said, told = set_up(tmp_path, monkeypatch, PROMETHEUS, GRAFANA)
-    assert told == [up, reload] and said.startswith("monitoring was set up: Prometheus at http://")
+    assert told == [up, reload]
+    assert said.startswith("monitoring was set up: Prometheus at http://127.0.0.1:9090, Grafana at")
+    assert ", Grafana at http://127.0.0.1:3000 (admin; " in said
     assert said.endswith(f"(admin; GF_SECURITY_ADMIN_PASSWORD in {folder / '.env'})")
     assert PROMETHEUS in (folder / "docker-compose.yml").read_text()
     assert GRAFANA in (folder / "docker-compose.yml").read_text()
@@ -68,6 +70,9 @@ def test_it_starts_reloads_and_leaves_alone(
     ]
     assert {stat.S_IMODE(one.stat().st_mode) for one in (folder / "data").iterdir()} == {0o700}
     assert stat.S_IMODE((folder / ".env").stat().st_mode) == 0o600
+    assert folder.stat().st_mode & 0o007 == 0
+    shown = [*folder.glob("prometheus/*"), folder / "docker-compose.yml"]
+    assert {stat.S_IMODE(one.stat().st_mode) for one in shown} == {0o644}
     assert [one.name for one in folder.rglob("*") if one.is_file() and one.stat().st_mode & 1]
     password = (folder / ".env").read_text()
 
@@ -125,5 +130,9 @@ def test_an_image_without_a_tag_is_none() -> None:
 def test_alerts_that_go_nowhere_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said, _ = set_up(tmp_path, monkeypatch, PROMETHEUS, webhook="http://x")
     assert "no image of Alertmanager" in said
+    said, _ = set_up(tmp_path, monkeypatch, PROMETHEUS, mail_to="a@b")
+    assert "no image of Alertmanager" in said
+    said, _ = set_up(tmp_path, monkeypatch, PROMETHEUS)
+    assert "Alertmanager" not in said
     said, _ = set_up(tmp_path, monkeypatch, PROMETHEUS, ALERTS, webhook="http://x")
     assert "Alertmanager" not in said

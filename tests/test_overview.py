@@ -86,6 +86,67 @@ def test_figures_are_of_the_time_in_between() -> None:
         assert "alice (2 now, 9/min)" in text
 
 
+# a replica as the gateway has it, the mode of its model -> its state, and what is said
+SLEEPS = [
+    ("DOWN", "on-demand", "ASLEEP", ""),
+    ("MAINT", "on-demand", "MAINT", "m.2: set aside"),
+    ("DOWN", "always", "DOWN", "m: no replica answers"),
+]
+
+
+@pytest.mark.parametrize(("word", "mode", "shown", "said"), SLEEPS)
+def test_only_a_model_on_demand_that_is_down_sleeps(
+    word: str, mode: str, shown: str, said: str
+) -> None:
+    model = replace(MODEL, replicas=MODEL.replicas[1:], mode=mode)
+    view = site_view(Gateway((model,), (3, 4)), {}, [state("m.2", word)], {}, 1.0, [])
+    [row] = view.replicas
+    assert (row.state, row.role) == (shown, "standby")
+    assert [said in trouble for trouble in view.troubles] == ([True] if said else [])
+
+
+def test_a_model_on_demand_with_its_standby_alone_is_told() -> None:
+    gateway = replace(GATEWAY, models=(replace(MODEL, mode="on-demand"),))
+    view = site_view(gateway, {}, [state("m", "DOWN"), state("m.2", "UP")], {}, 1.0, [])
+    assert view.troubles == ("m: only the standby answers",)
+    assert [(row.state, row.role) for row in view.replicas] == [
+        ("DOWN", "active"),
+        ("UP", "standby"),
+    ]
+
+
+# heartbeat before and after, seconds in between -> tokens a second, and what is said
+A, B = Heartbeat(1, 0, made=10), Heartbeat(2, 0, running=3.0, waiting=20, kv=0.9494, made=13)
+FIGURES: List[Tuple[Optional[Heartbeat], Optional[Heartbeat], float, Optional[float], str]] = [
+    (A, B, 2.0, 1.5, ""),
+    (A, B, 0.5, 6.0, ""),
+    (A, B, 7.0, 0.4, ""),
+    (A, B, 0.0, None, ""),
+    (None, B, 2.0, None, ""),
+    (B, A, 2.0, 0.0, ""),  # it was restarted
+    (A, replace(B, kv=0.95), 2.0, 1.5, "its KV cache is full"),
+    (A, replace(B, waiting=21), 2.0, 1.5, "21 requests wait"),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "seconds", "tokens", "said"), FIGURES)
+def test_what_a_replica_does_and_who_should_look(
+    before: Optional[Heartbeat],
+    after: Heartbeat,
+    seconds: float,
+    tokens: Optional[float],
+    said: str,
+) -> None:
+    states = [state("m", "UP"), state("m.2", "UP")]
+    hearts: Dict[str, Tuple[Optional[Heartbeat], Optional[Heartbeat]]] = {"m": (before, after)}
+    view = site_view(GATEWAY, PLANS, states, hearts, seconds, [])
+    row, other = view.replicas
+    assert row.tokens_per_second == tokens and row.running == after.running
+    assert row.waiting == after.waiting and row.kv == round(after.kv, 3)
+    assert (other.running, other.waiting, other.kv) == (None, None, None)
+    assert [said in trouble for trouble in view.troubles] == ([True] if said else [])
+
+
 def test_status_of_a_site() -> None:
     home = Path(tempfile.mkdtemp(prefix="hfship-"))  # short, for the path of a socket
     hfship = program("source", home)

@@ -63,3 +63,5 @@ def test_what_the_gateway_stands_before() -> None:
     assert first.names == ("m", "o/m", "chat", "tone") and first.affinity == "prefix"
     assert first.replicas == (Replica("m", "vllm_m:8000"), Replica("m.2", "vllm_m.2:8000", True))
     assert (second.names, second.mode) == (("night", "o/night"), "on-demand")
+    [alone] = gateway_models(file_of(served, gateway={}), {"m": plans["m"]})
+    assert [one.name for one in alone.replicas] == ["m"] and alone.names == first.names

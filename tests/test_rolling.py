@@ -144,11 +144,20 @@ def test_a_replica_that_hangs_is_cut_off(
     site.refuses = refuses
     assert rolling.take_out(Path("g"), name) is taken
     assert site.told == told
+    if refuses == "maint":
+        assert rolling.send_elsewhere(Path("g"), name) is False
+
+
+def test_what_no_gateway_has_is_not_sent_elsewhere(site: Site) -> None:
+    assert rolling.send_elsewhere(Path("g"), "x") is False
+    assert rolling.end_requests(Path("g"), "x") is False
+    assert site.told == []
 
 
 @pytest.mark.parametrize(
     ("name", "state", "refuses", "told"),
     [
+        ("b", "MAINT", "", []),
         ("a", "MAINT", "", ["ready be_m ['a']"]),
         ("a", "UP", "", []),
         ("a", "DRAIN", "", []),

@@ -21,6 +21,8 @@ from hfship.site.settings import (
     key_rights,
     monitoring_settings,
     schedules,
+    site_images,
+    site_lacks,
 )
 
 SCHEMA = models_schema()
@@ -153,3 +155,35 @@ def test_what_goes_together(text: str, tmp_path: Path) -> None:
 def test_when_no_key_ends(text: str) -> None:
     with pytest.raises(UsageError):
         expiry(text, 0)
+
+
+GATEWAY = "[gateway]\nimage = 'h:1'\n"
+# [gateway] and [monitoring] -> the images that travel, and the keys that name none
+IMAGES: List[Tuple[str, Tuple[str, ...], Tuple[str, ...]]] = [
+    ("", (), ()),
+    ("[gateway]\nimage = 'haproxy:3.2'", ("haproxy:3.2",), ()),
+    ("[gateway]", (), ("[gateway] image",)),
+    (GATEWAY + "[monitoring]\nprometheus_image = 'p:1'", ("h:1", "p:1"), ()),
+    (
+        GATEWAY + "[monitoring]\ngrafana_image = 'g:1'",
+        ("h:1", "g:1"),
+        ("[monitoring] prometheus_image",),
+    ),
+    (
+        GATEWAY + "[monitoring]\nprometheus_image = 'p:1'\ngrafana_image = 'g:1'\n"
+        "alertmanager_image = 'a:1'\nwebhook = 'http://x'\n"
+        "node_exporter_image = 'n:1'\ndcgm_image = 'd:1'",
+        ("h:1", "p:1", "g:1", "a:1", "n:1", "d:1"),
+        (),
+    ),
+    (GATEWAY + "[monitoring]\nprometheus_image = 'h:1'", ("h:1",), ()),
+    ("[gateway]\n[monitoring]", (), ("[gateway] image", "[monitoring] prometheus_image")),
+]
+
+
+@pytest.mark.parametrize(("text", "images", "lacks"), IMAGES)
+def test_the_images_that_a_site_is_made_of(
+    text: str, images: Tuple[str, ...], lacks: Tuple[str, ...], tmp_path: Path
+) -> None:
+    file = read(tmp_path, "[[model]]\nname = 'm'\n" + text)
+    assert (site_images(file), site_lacks(file)) == (images, lacks)

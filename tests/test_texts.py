@@ -16,6 +16,7 @@ import pytest
 
 from conftest import ROOT
 from hfship.base.errors import HostError
+from hfship.base.values import replace
 from hfship.commands.serve_results import facts_summary, plan_summary
 from hfship.ops.service import Service, install_text
 from hfship.serve.explain import explanation
@@ -23,20 +24,22 @@ from hfship.serve.files import compose_text as model_compose
 from hfship.serve.files import env_text, plan_text
 from hfship.serve.fit import GpuKind
 from hfship.serve.measured import Measured
+from hfship.serve.terms import Plan
 from hfship.site.dashboards import dashboard_texts, provisioning_texts
 from hfship.site.gateway import config_text
 from hfship.site.gatewayset import set_text
 from hfship.site.keepalived import check_text, keepalived_text
-from hfship.site.kubernetes import ClusterOptions, cluster_texts
+from hfship.site.kubernetes import ClusterModel, ClusterOptions, cluster_texts
 from hfship.site.maps import key_maps, map_text, model_maps
 from hfship.site.monitoring import alertmanager_text, compose_text, export_texts
 from hfship.site.settings import MonitoringSettings
-from hfship.site.terms import ON_DEMAND, PREFIX, AccessKey, Gateway, GatewayModel, Replica
+from hfship.site.terms import IMAGE, ON_DEMAND, PREFIX, AccessKey, Gateway, GatewayModel, Replica
 from hfship.site.timers import timer_texts
 from test_facts import CONFIGS, facts_of
 from test_keepalived import HOSTS, SET
 from test_kubernetes import MODELS, SITE, a_gateway
 from test_monitoring import ALL
+from test_nodes import NEW, group
 from test_plan import plan
 
 GOLDEN = ROOT / "tests" / "golden" / "texts"
@@ -108,6 +111,23 @@ def of_monitoring(settings: MonitoringSettings) -> Callable[[], str]:
     )
 
 
+# One on the CPU that loads for two hours, and one over hosts with InfiniBand; on any node.
+ODD_PLANS = (
+    Plan(
+        name="odd",
+        model_dir="/data/models/odd-folder/",
+        image="vllm:1",
+        port=8000,
+        memory_limit=7 << 30,
+        cap_add=("SYS_NICE",),
+        ready_timeout_s=7200,
+    ),
+    replace(group(NEW, infiniband=("mlx5_0",))[1], name="wide", cap_add=()),
+)
+ODD_MODELS = tuple(ClusterModel(one) for one in ODD_PLANS)
+WITH_IMAGES = ClusterOptions(registry="registry.site:5000", model_volume=IMAGE)
+
+
 def of_services() -> str:
     argv = ("/opt/my files/hfship.pyz", "watch", "--resume-all", "50%")
     texts = {}
@@ -148,9 +168,12 @@ CASES: Dict[str, Callable[[], str]] = {
     "haproxy-affinity": of_gateway(models=CHOSEN),
     "maps": of_maps,
     "kubernetes": lambda: joined(cluster_texts(MODELS, SITE, a_gateway(MODELS))),
+    "kubernetes-images": lambda: joined(cluster_texts(ODD_MODELS, WITH_IMAGES)),
     "kubernetes-plain": lambda: joined(cluster_texts(MODELS[:1], ClusterOptions())),
     "monitoring": of_monitoring(ALL),
     "monitoring-plain": of_monitoring(MonitoringSettings()),
+    "monitoring-mail": of_monitoring(MonitoringSettings("::1", mail_to="ops@site")),
+    "monitoring-webhook": of_monitoring(MonitoringSettings(webhook="http://pager/a$b")),
     "dashboards": lambda: joined(dashboard_texts()),
     "provisioning": lambda: joined(provisioning_texts("http://prometheus:9090")),
     "keepalived": of_address,
