@@ -17,13 +17,18 @@ from hfship.base.errors import Exit, HostError, IntegrityError, NetworkError, No
 from hfship.base.settings import ListedModel, ModelsFile
 from hfship.commands import serve_hosts
 from hfship.commands.context import Context
+from hfship.commands.gateway_hosts import keep_set
 from hfship.commands.serve_hosts import Everywhere
 from hfship.ops.inventory import Inventory
 from hfship.serve.terms import Host, Image, Plan
 from hfship.site.everywhere import Step, Work
+from hfship.site.gatewayset import GatewaySet
 from hfship.site.hosts import HostFacts, SiteHost
 from hfship.site.record import SiteRecord, read_record, write_record
+from hfship.site.settings import GatewaySettings
 from hfship.site.spread import Placement
+from hfship.site.store import gateway_text
+from hfship.site.terms import Gateway, GatewayModel, Replica
 from hfship.site.untold import note_untold, read_untold
 
 IMAGE = Image("vllm/vllm-openai:v0.32.0", "sha256:image")
@@ -451,3 +456,269 @@ def test_a_gateway_whose_host_left_the_models_file_is_told_once_and_forgotten(
     assert told.endswith("on gone: docker rm -f hfship_gateway")
     assert site.record.gateways == ("b", "a")
     assert read_untold(site.deploy) == {"a": ("bob",)}
+
+
+# -- the gateways before them
+
+
+class PlayedGateways:
+    """The gateway of this host and those of others: what they were put before, and were told."""
+
+    def __init__(self, site: PlayedSite, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.site = site
+        self.log: List[Any] = []
+        self.put: List[Dict[str, Any]] = []
+        self.not_sent: Dict[str, Any] = {}
+        self.not_ended: Dict[str, Any] = {}
+        self.tables: Dict[str, Any] = {"gateway": {"host": "10.0.0.9"}, "host": []}
+        patched: Dict[str, Any] = {
+            "read_certificate": lambda cert, key: f"PEM {cert} {key}",
+            "find_image": lambda name: f"image {name}",
+            "require_network": lambda: self.log.append("network"),
+            "put_gateway": self.put_gateway,
+            "keepalived_files": self.keepalived_files,
+            "send_now": self.send_now,
+            "send_sets": self.send_sets,
+            "end_gateways": self.end_gateways,
+        }
+        for name, value in patched.items():
+            monkeypatch.setattr(f"hfship.commands.serve_hosts.{name}", value)
+
+    def put_gateway(
+        self, _: Any, settings: Any, image: str, certificate: str, models: Any, keys: Any
+    ) -> None:
+        addresses = {one.name: one.address for model in models for one in model.replicas}
+        self.put.append({"image": image, "certificate": certificate, "addresses": addresses})
+        assert settings.host == "10.0.0.9" and set(keys) == set(self.site.record.keys)
+
+    def keepalived_files(self, settings: Any, hosts: Any, facts: Any, deploy: Path) -> Any:
+        assert (facts, deploy) == (self.site.facts, self.site.deploy)
+        return {name: {"keepalived.conf": f"of {name}"} for name in ["", *(h.name for h in hosts)]}
+
+    def send_now(self, deploy: Path, hosts: Any, files: Any, wanted: Any) -> Dict[str, Any]:
+        names = [one.name for one in hosts]
+        assert set(files) == {"", *names} and deploy == self.site.deploy
+        self.log.append(("sent", names, [one.name for one in wanted.models]))
+        assert wanted.upstream == self.site.record.keys and wanted.certificate == "PEM c.pem k.pem"
+        return self.not_sent
+
+    def send_sets(self, hosts: Any, wanted: Any, files: Any) -> Dict[str, Any]:
+        replicas = [one.name for model in wanted.models for one in model.replicas]
+        self.log.append(("told", [one.name for one in hosts], replicas))
+        assert set(files) == {"", *(one.name for one in hosts)}
+        return {}
+
+    def end_gateways(self, hosts: Any) -> Dict[str, Any]:
+        names = [one.name for one in hosts]
+        if names:
+            self.log.append(("ended", names))
+        return {name: self.not_ended[name] for name in names if name in self.not_ended}
+
+    def roles(self, *names: str) -> None:
+        """Have these hosts named as gateways."""
+        self.tables["host"] = [{"name": name, "roles": ["gateway"]} for name in names]
+
+    def run(self, work: Work, copies: int = 1) -> Everywhere:
+        """A run with [gateway] in the models file."""
+        listed = ListedModel(name="m", repo="org/m", copies={"replicas": copies})
+        made = self.site.everywhere(work)
+        made.context = replaced(
+            made.context,
+            file=ModelsFile(Path("/models.toml"), {}, (listed,), listed, tables=self.tables),
+        )
+        return made
+
+
+@pytest.fixture
+def gateways(site: PlayedSite, monkeypatch: pytest.MonkeyPatch) -> PlayedGateways:
+    made = PlayedGateways(site, monkeypatch)
+    made.tables["gateway"] = {
+        "host": "10.0.0.9",
+        "image": "haproxy:3",
+        "tls_cert": "c.pem",
+        "tls_key": "k.pem",
+    }
+    monkeypatch.setattr(
+        "hfship.commands.serve_hosts.read_certificate",
+        lambda cert, key: f"PEM {Path(cert).name} {Path(key).name}",
+    )
+    return made
+
+
+def test_a_gateway_is_put_before_what_runs_and_again_when_all_is_done(
+    site: PlayedSite, gateways: PlayedGateways
+) -> None:
+    assert gateways.run(Work(begin=(step("m", "a"),))).serve() == Exit.OK
+    put = {
+        "image": "image haproxy:3",
+        "certificate": "PEM c.pem k.pem",
+        "addresses": {"m": "10.0.0.a:8000"},
+    }
+    assert gateways.put == [put, put] and gateways.log == ["network"]
+    assert site.said[-1].endswith("\nthe gateway is at https://10.0.0.9:8443/v1")
+
+
+def test_without_a_gateway_none_is_put(site: PlayedSite, gateways: PlayedGateways) -> None:
+    del gateways.tables["gateway"]
+    assert gateways.run(Work(begin=(step("m", "a"),))).serve() == Exit.OK
+    assert gateways.put == gateways.log == [] and "the gateway" not in site.said[-1]
+
+
+def test_a_gateway_knows_copies_that_run_also_where_nobody_answers(
+    site: PlayedSite, gateways: PlayedGateways
+) -> None:
+    """m is started, m.2 runs on a host that tells its plan, m.3 on one that is silent."""
+    replicas = tuple(Replica(name, "x:1") for name in ("m", "m.2", "m.3"))
+    models = (GatewayModel("m", ("m", "org/m"), replicas),)
+    folder = site.deploy / "_gateway"
+    folder.mkdir(mode=0o700)
+    (folder / "gateway.json").write_text(gateway_text(Gateway(models, (3, 4))))
+    site.facts["b"] = site.fact("b", plans=(plan_of("m.2", "b"), plan_of("m.4", "b")))
+    known = {name: f"{name}:1" for name in ("m.2", "m.3")}
+    write_record(site.deploy, SiteRecord(addresses=known))
+    assert gateways.run(Work(begin=(step("m", "a"),)), copies=4).serve() == Exit.OK
+    assert gateways.put[0]["addresses"] == {"m": "10.0.0.a:8000", **known}
+
+
+def test_the_gateways_of_other_hosts_are_sent_the_same(
+    site: PlayedSite, gateways: PlayedGateways
+) -> None:
+    """One that failed is not asked now; one whose role is gone is ended."""
+    gateways.roles("a", "b")
+    write_record(site.deploy, SiteRecord(gateways=("b", "c")))
+    site.failures["b"] = NetworkError("b does not answer", "", "")
+    run = gateways.run(Work(begin=(step("m", "a"),)))
+    assert run.serve() == Exit.INCOMPLETE
+    sent = ("sent", ["a"], ["m"])
+    assert gateways.log == ["network", ("ended", ["c"]), sent, sent]
+    assert site.record.gateways == ("a", "b") and run.gateways == ["a"]
+    assert set(read_untold(site.deploy)) == {"a", "b"}, "until they know"
+    own = site.deploy / "_gateway/keepalived.conf"
+    assert own.read_text() == "of " and own.stat().st_mode & 0o777 == 0o644
+    assert "c: its gateway was stopped, and its keys were removed" in site.said
+
+
+def test_a_gateway_that_does_not_end_stays_known(
+    site: PlayedSite, gateways: PlayedGateways
+) -> None:
+    write_record(site.deploy, SiteRecord(gateways=("a", "b")))
+    note_untold(site.deploy, ["a", "b"], ["bob"])
+    gateways.not_ended["b"] = HostError("b: docker is stuck", "", "")
+    run = gateways.run(Work())
+    run._end_gateways([])
+    assert site.record.gateways == ("b",) and read_untold(site.deploy) == {"b": ("bob",)}
+    assert run.failures == [("b", gateways.not_ended["b"])]
+    assert [line for line in site.said if line.startswith("error")] == ["error: b: docker is stuck"]
+    assert "a: its gateway was stopped, and its keys were removed" in site.said
+
+
+def test_a_gateway_that_is_not_reached_fails_the_run(
+    site: PlayedSite, gateways: PlayedGateways
+) -> None:
+    gateways.roles("a", "c")
+    gateways.not_sent["c"] = HostError("c: no image of HAProxy", "", "")
+    assert gateways.run(Work(begin=(step("m", "a"),))).serve() == Exit.HOST
+    assert "error: c: no image of HAProxy" in site.said
+    assert gateways.log[-1] == ("sent", ["a"], ["m"]), "the second time without it"
+
+
+def test_every_gateway_lets_go_of_a_copy_that_changes(
+    site: PlayedSite, gateways: PlayedGateways
+) -> None:
+    replicas = (Replica("m", "x:1"), Replica("m.2", "x:2"))
+    kept = GatewaySet(GatewaySettings(), (GatewayModel("m", ("m",), replicas),), ())
+    keep_set(site.deploy, kept)
+    run = gateways.run(Work())
+    run.gateways, run.files = ["a", "c"], {name: {} for name in ("", "a", "c")}
+    with run._let_go("m"):
+        assert gateways.log == [("told", ["a", "c"], ["m.2"])]
+        assert site.let_go == ["m lets go"]
+    assert gateways.log[1:] == [("told", ["a", "c"], ["m", "m.2"])]
+    assert site.let_go == ["m lets go", "m is back", "m is up"]
+
+
+# -- one run
+
+
+@pytest.mark.parametrize("plan", [True, False])
+def test_hosts_are_leased_while_something_is_done(
+    plan: bool, site: PlayedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: List[str] = []
+
+    @contextlib.contextmanager
+    def leased(hosts: Sequence[PlayedHost], lost: Any) -> Iterator[None]:
+        log.append("leased " + " ".join(one.name for one in hosts))
+        lost("c")
+        yield
+        log.append("given back")
+
+    def take_inventory(hosts: Sequence[PlayedHost]) -> Inventory:
+        log.append("asked " + " ".join(one.name for one in hosts))
+        return Inventory(site.facts, {})
+
+    def plan_runs(run: Everywhere, runs: Any) -> None:
+        log.append(f"planned {list(runs)}, gone {run.gone}")
+        run.work = Work(keep=(step("m", "a"),))
+        run.folders["m"] = run.models["m"] = "m"
+
+    monkeypatch.setattr("hfship.commands.serve_hosts.leased", leased)
+    monkeypatch.setattr("hfship.commands.serve_hosts.take_inventory", take_inventory)
+    monkeypatch.setattr(Everywhere, "plan", plan_runs)
+    context = site.context(plan=plan)
+    hosts = [{"name": name, "data": f"/data/{name}"} for name in NAMES]
+    file = ModelsFile(Path("/models.toml"), {}, (LISTED,), LISTED, tables={"host": hosts})
+    code = serve_hosts.serve_on_hosts(replaced(context, file=file), {"m": context}, ["b"])
+    asked = ["asked a b c", "planned ['m'], gone ['b']"]
+    if plan:
+        assert (code, log) == (Exit.OK, asked)
+        assert [row["state"] for row in site.rows] == ["planned"]
+    else:
+        assert log == ["leased a b c", *asked, "given back"]
+        assert code == Exit.HOST and "c was taken by another control host" in site.said[-1]
+        assert [row.get("state") for row in site.rows] == ["healthy", None]
+
+
+def test_a_plan_for_gpus_that_are_assumed_asks_nobody(
+    site: PlayedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: List[Any] = []
+    monkeypatch.setattr(Everywhere, "plan", lambda run, _: found.append(run.inventory.facts))
+    monkeypatch.setattr("hfship.commands.serve_hosts.take_inventory", lambda _: 1 // 0)
+    file = ModelsFile(Path("/m"), {}, (LISTED,), LISTED, tables={"host": [{"name": "a"}]})
+    context = replaced(site.context(plan=True, assume_gpus="2xH100"), file=file)
+    assert serve_hosts.serve_on_hosts(context, {}) == Exit.OK
+    [facts] = found
+    assert list(facts) == ["a"] and facts["a"].name == "a" and len(facts["a"].offer.gpus) == 2
+
+
+def test_what_is_wrong_with_a_host_is_said_with_its_next_step(site: PlayedSite) -> None:
+    site.failures["a"] = NetworkError("no route", "to a", "ssh a\nping a")
+    site.failures["b"] = HostError("b is odd", "", "")
+    site.failures["c"] = HostError("cannot read it", "", "")
+    site.everywhere(Work())
+    assert site.said == [
+        "warning: a: no route: to a\n  next  ssh a\n        ping a",
+        "warning: b is odd",
+        "warning: c: cannot read it",
+    ]
+
+
+def test_what_hosts_say_is_told_under_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: List[str] = []
+    reporter: Any = SimpleNamespace(info=said.append)
+    [far] = serve_hosts.far_hosts([SiteHost("a")], reporter)
+    far._say("12:00:00Z loading")
+    far._say("  next  hfship logs m")
+    assert (far.name, said) == ("a", ["a: loading"])
+
+
+def test_a_placed_copy_says_where_it_is() -> None:
+    plans = {"b": replaced(plan_of("m", "b"), gpus=("GPU-1", "GPU-2")), "a": plan_of("m", "a")}
+    assert serve_hosts.placed_row(Step("m", plans)) == {
+        "schema": "hfship-placed/1",
+        "name": "m",
+        "hosts": ["b", "a"],
+        "address": "10.0.0.b:8000",
+        "gpus": ["GPU-1", "GPU-2"],
+    }

@@ -87,7 +87,7 @@ def failure_lines(failures: Mapping[str, HfshipError]) -> List[str]:
         text = error.what
         if error.why:
             text += f": {error.why}"
-        if not text.startswith(name):
+        if not text.startswith((f"{name}:", f"{name} ")):  # of host d, "docker ..." is not told
             text = f"{name}: {text}"
         line = text.replace("\n", "; ")
         lines.append(line)
