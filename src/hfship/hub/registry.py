@@ -40,7 +40,7 @@ from hfship.hub.registry_protocol import (
     read_tags,
     tags_url,
 )
-from hfship.hub.retry import API_RETRY, RetryableError
+from hfship.hub.retry import RetryableError
 from hfship.hub.transport import LONGEST_HOLD_S, Transport, limited_body, pieces
 
 if TYPE_CHECKING:
@@ -264,18 +264,7 @@ class RegistryClient(Transport):
         if found:
             return found
         url = manifest_url(self.endpoint, path, wanted)
-        retry = API_RETRY
-        while True:
-            try:
-                return self._manifest_once(url, wanted)
-            except RetryableError as exc:
-                retry = retry.after_failure()
-                if retry.exhausted:
-                    raise self._unreachable(exc) from exc
-                wait_s = retry.wait_s(exc.wait_s)
-                self._report_retry(exc, retry, wait_s)
-                if self._stop.wait(wait_s):
-                    raise KeyboardInterrupt from exc
+        return self.patiently(lambda: self._manifest_once(url, wanted))
 
     def _from_mirror(self, ask: Callable[[str], Found]) -> Optional[Found]:
         """What the first mirror that has it answers; None where none does."""
@@ -335,16 +324,7 @@ class RegistryClient(Transport):
         if content is not None:
             return content
         url = blob_url(self.endpoint, path, digest)
-        retry = API_RETRY
-        while True:
-            try:
-                return self._proven_blob(url, digest, most)
-            except RetryableError as exc:
-                retry = retry.after_failure()
-                if retry.exhausted:
-                    raise self._unreachable(exc) from exc
-                if self._stop.wait(retry.wait_s(exc.wait_s)):
-                    raise KeyboardInterrupt from exc
+        return self.patiently(lambda: self._proven_blob(url, digest, most))
 
     def _proven_blob(self, url: str, digest: str, most: int) -> bytes:
         content = self._blob_once(url, most)

@@ -15,8 +15,19 @@ import os
 import re
 import threading
 import time
+from functools import partial
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Optional, cast
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Optional,
+    TypeVar,
+    cast,
+)
 
 from hfship.base.errors import HfshipError, NetworkError
 from hfship.base.files import CHUNK
@@ -41,6 +52,8 @@ if TYPE_CHECKING:
     from hfship.base.proxies import Proxy
     from hfship.base.report import Reporter
     from hfship.hub.gate import ParentProxy, ProxyMessage
+
+Found = TypeVar("Found")
 
 # A 429 that does not say for how long holds as long as a fifth failure would: up to 8 s.
 FAILURES_OF_A_429 = 5
@@ -231,7 +244,7 @@ class Transport:
     def _ask(self, url: str) -> ApiAnswer:
         """GET an API URL through redirects (renamed repositories) and passing faults."""
         for _ in range(MAX_REDIRECTS):
-            answer = self._exchange_with_retries(url)
+            answer = self.patiently(partial(self.exchange, url))
             if answer.status not in REDIRECTS:
                 return answer
             location = answer.headers.get("Location", "")
@@ -243,12 +256,13 @@ class Transport:
             f"check {self.address_hint}",
         )
 
-    def _exchange_with_retries(self, url: str) -> ApiAnswer:
-        """One API request, tried again while its faults may pass."""
+    def patiently(self, ask: Callable[[], Found]) -> Found:
+        """What `ask` brings, which is called again while its faults may pass. Each call passes the
+        gate, where a run ends that is being stopped."""
         retry = API_RETRY
         while True:
             try:
-                return self.exchange(url)
+                return ask()
             except RetryableError as exc:
                 retry = retry.after_failure()
                 if retry.exhausted:

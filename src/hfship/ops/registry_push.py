@@ -17,14 +17,14 @@ import os
 import threading
 from bisect import bisect_right
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Sequence, Tuple
 from urllib.parse import quote, urljoin
 
 from hfship.base.below import opened_below
 from hfship.base.errors import HfshipError, IntegrityError, NetworkError
-from hfship.base.files import CHUNK, WORK_DIR, disk_errors, make_dir, pread_exactly, write_below
+from hfship.base.files import CHUNK, WORK_DIR, disk_errors, pread_exactly, write_below
 from hfship.base.reading import parse_json, read_below
-from hfship.base.values import dataclass, field
+from hfship.base.values import dataclass
 from hfship.hub.protocol import origin
 from hfship.hub.registry_protocol import blob_url, manifest_url
 from hfship.hub.retry import Retry, RetryableError
@@ -139,40 +139,54 @@ class Body:
         return piece
 
 
-@dataclass
 class BlobPush:
-    """Sends blobs of a folder to a repository."""
+    """Sends blobs of a folder to a repository, one at a time."""
 
-    client: RegistryClient
-    folder: Path
-    stage: Stage
-    stop: threading.Event = field(default_factory=threading.Event)
+    _counted: int  # bytes of the blob under way that the stage has as done
+    _sent: int  # bytes of it that went out, also those that did for nothing
+    _confirmed: int  # bytes of it that the registry had, at the most
+
+    def __init__(
+        self, client: RegistryClient, folder: Path, stage: Stage, stop: threading.Event
+    ) -> None:
+        self.client = client
+        self.folder = folder
+        self.stage = stage
+        self.stop = stop
 
     def push(self, blob: Blob) -> int:
         """Have the registry hold a blob; the bytes that were sent. Raises NetworkError, AuthError,
         IntegrityError for a file that is not what its manifest says, DiskError."""
         retry = PUSH_RETRY
-        sent = 0
+        self._counted = self._sent = self._confirmed = 0
         while True:
-            before = sent
+            before = self._confirmed
             try:
                 if self._is_there(blob):
-                    self.stage.add(blob.size - sent)
-                    self._forget(blob)
-                    return sent
-                sent = self._send(blob, sent)
+                    self._count_to(blob.size)
+                else:
+                    self._send(blob)
                 self._forget(blob)
-                return sent
+                return self._sent
             except RetryableError as exc:
-                retry = retry.after_failure(progress=sent > before)
+                retry = retry.after_failure(progress=self._confirmed > before)
                 if retry.exhausted:
                     host = self.client.reference.registry
                     step = "run the same command again: what is there is not sent again"
                     raise NetworkError(
                         f"{host} does not take {blob.digest}", str(exc), step
                     ) from exc
-                if self.stop.wait(retry.wait_s(exc.wait_s)):
-                    raise KeyboardInterrupt from exc
+                # A run that is being stopped ends at the gate of the next request.
+                self.stop.wait(retry.wait_s(exc.wait_s))
+
+    def _count_to(self, position: int) -> None:
+        """Show so much of the blob as done: less than before where a try was for nothing."""
+        self.stage.add(position - self._counted)
+        self._counted = position
+
+    def _count_sent(self, count: int) -> None:
+        self._count_to(self._counted + count)
+        self._sent += count
 
     def _is_there(self, blob: Blob) -> bool:
         url = blob_url(self.client.endpoint, self.client.reference.path, blob.digest)
@@ -181,25 +195,34 @@ class BlobPush:
             status: int = response.status_code
         return status == 200
 
-    def _send(self, blob: Blob, sent: int) -> int:
-        """Send what the registry does not have of a blob. Returns the bytes sent, also those of
-        earlier tries."""
+    def _send(self, blob: Blob) -> None:
+        """Send what the registry does not have of a blob."""
+        if blob.size <= CHUNK_SIZE:
+            self._send_whole(blob)
+            return
         location, at = self._location(blob)
-        if at > sent:
-            self.stage.add(at - sent)  # of a run that was killed
-        while at < blob.size and blob.size > CHUNK_SIZE:
+        self._count_to(at)
+        while at < blob.size:
             piece = blob.read(self.folder, at, CHUNK_SIZE)
-            following = self._send_chunk(location, at, piece)
-            if not following:
-                return self._finish_whole(blob, self._begin())
-            location = following
+            location = self._send_chunk(location, at, piece)
+            if not location:
+                self._send_whole(blob)
+                return
             at += len(piece)
-            self.stage.add(len(piece))
+            self._count_sent(len(piece))
+            self._confirmed = max(self._confirmed, at)
             self._note(blob, location)
-        if at < blob.size:
-            return self._finish_whole(blob, location)
         self._finish(blob, location, {}, lambda: b"")
-        return at
+
+    def _send_whole(self, blob: Blob) -> None:
+        """Send a blob in one PUT."""
+
+        def body() -> Body:
+            self._count_to(0)
+            return Body(blob, self.folder, self._count_sent)
+
+        headers = {"Content-Type": "application/octet-stream"}
+        self._finish(blob, self._begin(), headers, body)
 
     def _send_chunk(self, location: str, at: int, piece: bytes) -> str:
         """Where the upload goes on behind a chunk; "" where a registry takes none."""
@@ -221,6 +244,7 @@ class BlobPush:
         if not noted:
             return self._begin(), 0
         with self.client.request("GET", noted) as response:
+            self.client.retry_status(response, noted)
             status = response.status_code
             found = _received(response.headers.get("Range", ""))
             location = urljoin(noted, response.headers.get("Location", noted))
@@ -229,6 +253,7 @@ class BlobPush:
         return self._begin(), 0
 
     def _begin(self) -> str:
+        """Where a new upload goes on."""
         client = self.client
         path = client.reference.path
         url = f"{client.endpoint}/v2/{path}/blobs/uploads/"
@@ -236,11 +261,6 @@ class BlobPush:
             self._require(response, (202,), url)
             location: str = response.headers.get("Location", "")
         return urljoin(url, location)
-
-    def _finish_whole(self, blob: Blob, location: str) -> int:
-        headers = {"Content-Type": "application/octet-stream"}
-        self._finish(blob, location, headers, lambda: Body(blob, self.folder, self.stage.add))
-        return blob.size
 
     def _finish(
         self, blob: Blob, location: str, headers: Mapping[str, str], make: Callable[[], Any]
@@ -276,7 +296,6 @@ class BlobPush:
 
     def _note(self, blob: Blob, location: str) -> None:
         with contextlib.suppress(HfshipError):  # a folder that we may only read
-            make_dir(self.folder / PUSH_DIR)
             text = json.dumps({"location": location})
             write_below(self.folder, self._note_path(blob), text, durable=False)
 
@@ -313,6 +332,15 @@ def put_manifest(client: RegistryClient, text: bytes, media_type: str) -> str:
     Raises NetworkError, AuthError, IntegrityError for a registry that keeps another one.
     """
     digest = f"sha256:{hashlib.sha256(text).hexdigest()}"
+    client.patiently(lambda: _put_once(client, text, media_type))
+    kept: str = client.head_digest(client.reference.wanted)
+    if kept and kept != digest:
+        what = f"{client.reference.registry} keeps another manifest than was sent"
+        raise IntegrityError(what, f"it has {kept}, sent was {digest}", "push it again")
+    return digest
+
+
+def _put_once(client: RegistryClient, text: bytes, media_type: str) -> None:
     url = manifest_url(client.endpoint, client.reference.path, client.reference.wanted)
     headers = {"Content-Type": media_type}
     with client.request("PUT", url, headers, lambda: text) as response:
@@ -320,8 +348,3 @@ def put_manifest(client: RegistryClient, text: bytes, media_type: str) -> str:
         if response.status_code not in (200, 201):
             body = limited_body(response, url)
             raise client.meaning(response.status_code, body, f"a push to {client.reference.name}")
-    kept: Optional[str] = client.head_digest(client.reference.wanted)
-    if kept and kept != digest:
-        what = f"{client.reference.registry} keeps another manifest than was sent"
-        raise IntegrityError(what, f"it has {kept}, sent was {digest}", "push it again")
-    return digest
