@@ -20,13 +20,15 @@ from hfship.commands.context import Context
 from hfship.commands.gateway_hosts import keep_set
 from hfship.commands.serve_hosts import Everywhere
 from hfship.ops.inventory import Inventory
+from hfship.ops.push import PUSH_JOBS
+from hfship.serve.survey import Purpose
 from hfship.serve.terms import Host, Image, Plan
 from hfship.site.everywhere import Step, Work
 from hfship.site.gatewayset import GatewaySet
 from hfship.site.hosts import HostFacts, SiteHost
 from hfship.site.record import SiteRecord, read_record, write_record
 from hfship.site.settings import GatewaySettings
-from hfship.site.spread import Placement
+from hfship.site.spread import Placed, Placement
 from hfship.site.store import gateway_text
 from hfship.site.terms import Gateway, GatewayModel, Replica
 from hfship.site.untold import note_untold, read_untold
@@ -62,6 +64,8 @@ class PlayedHost:
         return answer
 
     def asked(self, *words: object, silence_s: float = 0.0) -> Any:
+        patient = words[0] == "serve" or "--when-idle" in words  # they say something now and then
+        assert silence_s == (serve_hosts.ANSWER_S if patient else 0.0)
         return self._answer(words)
 
     def hfship(self, *words: object, silence_s: float = 0.0) -> Any:
@@ -91,6 +95,7 @@ class PlayedSite:
         self.rows: Any = None
         self.facts = {name: self.fact(name) for name in NAMES}
         self.failures: Dict[str, Any] = {}
+        self.silent_now: Dict[str, Any] = {}  # since the first look at all
         self.hosts = [SiteHost(name, data=f"/data/{name}") for name in NAMES]
         self.deploy = root / "deploy"
         self.deploy.mkdir()
@@ -107,6 +112,7 @@ class PlayedSite:
             hide=self.hidden.append,
             result_of=self._result_of,
         )
+        self.text = ""
         settings: Any = SimpleNamespace(
             deploy_dir=self.deploy, package_dir=Path("/packages"), transfer_dir=Path("/transfer")
         )
@@ -116,7 +122,7 @@ class PlayedSite:
 
     def _result_of(self, text: str, value: Any) -> None:
         self.said.append(text)
-        self.rows = value
+        self.text, self.rows = text, value
 
     def everywhere(self, work: Work, gone: Sequence[str] = ()) -> Everywhere:
         """A run that has this to do."""
@@ -147,9 +153,11 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlayedSite:
             raise NotFoundError("no archive of nowhere", "", "")
         return [word, "an older one"]
 
-    def bring(hosts: Sequence[PlayedHost], files: Any, *_: Any) -> Any:
+    def bring(hosts: Sequence[PlayedHost], files: Any, jobs: int, limit_bps: int, _: Any) -> Any:
         names = [host.name for host in hosts]
-        made.brought.append((files[0], names))
+        [archive] = files  # the newest
+        assert jobs == PUSH_JOBS and limit_bps == 0
+        made.brought.append((archive, names))
         failures = {name: made.not_brought[name] for name in names if name in made.not_brought}
         return SimpleNamespace(failures=failures)
 
@@ -162,7 +170,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlayedSite:
     patched: Dict[str, Any] = {
         "far_hosts": far_hosts,
         "take_inventory": lambda hosts: Inventory(
-            {host.name: made.facts[host.name] for host in hosts}, made.failures
+            {host.name: made.facts[host.name] for host in hosts},
+            {**made.failures, **made.silent_now},
         ),
         "named_archives": named_archives,
         "files_to_push": lambda archives, _: archives,
@@ -206,7 +215,44 @@ def test_one_that_does_not_start_holds_no_other_up(site: PlayedSite) -> None:
     assert set(site.record.places) == {"n", "m-2"}
     states = {row["name"]: row.get("state") for row in site.rows[:3]}
     assert states == {"m-1": "failed", "n": "healthy", "m-2": "healthy"}
+    [failed] = site.rows[3:]
+    assert failed["name"] == "m-1" and failed["error"]["what"] == "a: no GPU is free"
     assert "error: a: no GPU is free" in site.said
+    assert [line.split() for line in site.text.splitlines()[1:]] == [
+        ["m-1", "a", "10.0.0.a:8000", "a:", "no", "GPU", "is", "free"],
+        ["n", "a", "10.0.0.a:8000", "answers"],
+        ["m-2", "b", "10.0.0.b:8000", "answers"],
+    ]
+
+
+def test_copies_of_a_host_that_failed_are_told_with_its_error(site: PlayedSite) -> None:
+    site.failures["a"] = NetworkError("a does not answer", "", "")
+    assert site.serve(keep=(step("m-1", "a"), step("m-2", "b"))) == Exit.INCOMPLETE
+    assert [row.get("state") for row in site.rows] == ["failed", "healthy", None]
+    table, _, line = site.text.rpartition("\n")
+    assert line == "a does not answer" and "m-1" in table
+
+
+def test_a_host_that_breaks_off_holds_no_other_up(
+    site: PlayedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(run: Everywhere, host: PlayedHost, step: Step) -> Any:
+        return run._start(host, step)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Everywhere, "_try", begun)  # what it raises is the answer of the host
+    site.answers["a", "serve --planned m-1"] = NetworkError("a broke off", "", "")
+    work = {"begin": (step("m-1", "a"), step("n", "a"), step("m-2", "b"))}
+    assert site.serve(**work) == Exit.INCOMPLETE
+    assert set(site.record.places) == {"m-2"} and "error: a broke off" in site.said
+
+
+def test_what_finds_no_place_is_told_and_the_rest_is_served(site: PlayedSite) -> None:
+    run = site.everywhere(Work(begin=(step("m-1", "a"),)))
+    run.placement = Placement({}, {"n": HostError("n finds no place", "", "")}, warnings=("w",))
+    assert run.serve() == Exit.HOST
+    assert site.said[1:3] == ["warning: w", "error: n finds no place"]
+    assert site.asked == [("a", "serve --planned m-1")]
+    assert [row["name"] for row in site.rows] == ["m-1", "n"]
 
 
 def test_what_runs_as_it_should_is_remembered_and_left_alone(site: PlayedSite) -> None:
@@ -300,6 +346,22 @@ def test_members_with_other_files_do_not_start(
     assert not [asked for asked in site.asked if "serve" in asked[1]]
 
 
+@pytest.mark.parametrize(
+    ("change", "silent"), [({"models": {}}, False), ({"offer": Host()}, False), ({}, True)]
+)
+def test_members_are_looked_at_again_before_they_start(
+    change: Dict[str, Any], silent: bool, site: PlayedSite
+) -> None:
+    run = site.everywhere(Work(begin=(step("m-1", "a", "b"),)))
+    site.facts["b"] = site.fact("b", **change)
+    if silent:
+        site.silent_now["b"] = NetworkError("b does not answer", "", "")
+    assert run.serve() == (Exit.INCOMPLETE if silent else Exit.HOST)
+    assert not [asked for asked in site.asked if "serve" in asked[1]]
+    said = "b does not answer" if silent else "is not on b"
+    assert any(said in line for line in site.said if line.startswith("error: "))
+
+
 # -- changing and ending
 
 
@@ -323,6 +385,15 @@ def test_what_has_no_place_ends_when_idle_and_last(site: PlayedSite) -> None:
         ("b", "stop old --when-idle"),
         ("c", "stop older --when-idle"),
     ]
+    assert "error: b: docker does not answer" in site.said
+
+
+def test_a_copy_that_failed_is_not_ended_where_it_runs_until_now(site: PlayedSite) -> None:
+    """The only one of a model that answers would be gone."""
+    site.answers["a", "serve --planned m-1"] = HostError("a: no GPU is free", "", "")
+    work = {"begin": (step("m-1", "a"),), "end": (("b", "m-1"), ("b", "old"))}
+    assert site.serve(**work) == Exit.HOST
+    assert site.asked[1:] == [("b", "stop old --when-idle")]
 
 
 def test_nothing_changes_or_ends_on_a_host_that_failed(site: PlayedSite) -> None:
@@ -353,31 +424,81 @@ def test_a_key_is_the_one_that_is_remembered_or_runs_else_new(site: PlayedSite) 
     assert len(keys["o"]) > 40 and set(site.hidden) == set(keys.values())
 
 
+def test_a_key_is_kept_before_a_host_is_told_it(site: PlayedSite) -> None:
+    """What is killed then, and served again, is not started anew for another key."""
+
+    class Killed(BaseException):
+        """As SIGKILL would."""
+
+    def start(run: Everywhere, *_: Any) -> None:
+        assert site.record.keys == run.record.keys != {}
+        raise Killed
+
+    run = site.everywhere(Work(begin=(step("m-1", "a"),)))
+    run._begin = lambda: start(run)  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        run.serve()
+
+
 # -- planning
 
 
-def placed(site: PlayedSite, monkeypatch: pytest.MonkeyPatch, gone: Sequence[str] = ()) -> Any:
-    """The names of the copies for which a place is looked for, and the run."""
-    wished: List[str] = []
+class Planned:
+    """What is asked of placement, which gives `placement`, for these names of one model."""
 
-    def place(wishes: Any, *_: Any) -> Placement:
-        wished.extend(wish.request.name for wish in wishes)
-        return Placement({}, {})
+    def __init__(self, site: PlayedSite, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.site = site
+        self.wishes: List[Any] = []
+        self.placement = Placement({}, {})
+        self.decided: List[Any] = []
+        for name in ("place", "decide", "read_request"):
+            monkeypatch.setattr(f"hfship.commands.serve_hosts.{name}", getattr(self, name))
+        monkeypatch.setattr("hfship.commands.serve_hosts.replace", replaced)
 
-    def request_of(context: Context, word: str) -> Any:
+    def place(self, wishes: Any, hosts: Any, facts: Any, plan_of: Any) -> Placement:
+        self.wishes.extend(wishes)
+        assert hosts is self.site.hosts and list(facts) == list(self.site.facts)
+        self.decided.append(plan_of("request", "left", None))
+        return self.placement
+
+    def decide(self, *words: Any) -> Any:
+        *words, quiet, known = words
+        quiet.info("said to nobody")
+        assert known(IMAGE) is IMAGE
+        return words
+
+    def read_request(self, context: Context, word: str) -> Any:
+        context.reporter.info("said to nobody")
         assert context.args.plan is True
         if word == "m-9":
             raise IntegrityError("m-9 is damaged", "", "")
-        return SimpleNamespace(name=word, model=SimpleNamespace(folder=Path("/m")))
+        folder = SimpleNamespace(folder=self.site.deploy / f"{word}-folder")
+        return SimpleNamespace(name=word, model=folder, network="hfship", purpose=None)
 
-    monkeypatch.setattr("hfship.commands.serve_hosts.place", place)
-    monkeypatch.setattr("hfship.commands.serve_hosts.read_request", request_of)
-    monkeypatch.setattr("hfship.commands.serve_hosts.replace", replaced)
-    context = site.context()
-    run = Everywhere(context, site.hosts, Inventory(site.facts, site.failures), gone)
-    names = ["m", "m-9"]
-    run.plan({name: replaced(context, args=argparse.Namespace(names=[name])) for name in names})
-    return wished, run
+    def run(self, *names: str, gone: Sequence[str] = (), **copies: int) -> Everywhere:
+        """Plan deployments of the model m."""
+        listed = ListedModel(name="m", repo="org/m", copies=copies)
+        file = ModelsFile(Path("/models.toml"), {}, (listed,), listed)
+        context = replaced(self.site.context(), file=file)
+        made = Everywhere(
+            context, self.site.hosts, Inventory(self.site.facts, self.site.failures), gone
+        )
+        runs = {name: replaced(context, args=argparse.Namespace(names=[name])) for name in names}
+        made.plan(runs)
+        return made
+
+    @property
+    def wished(self) -> List[str]:
+        """The names of the copies for which a place is looked for."""
+        return [wish.request.name for wish in self.wishes]
+
+
+@pytest.fixture
+def planned(
+    site: PlayedSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Planned]:
+    yield Planned(site, monkeypatch)
+    assert "".join(capsys.readouterr()) == "" and "said to nobody" not in site.said
 
 
 def replaced(value: Any, **fields: Any) -> Any:
@@ -388,32 +509,74 @@ def replaced(value: Any, **fields: Any) -> Any:
 # what the host of m says -> whether a place is looked for, and what is said
 STAYS: Dict[str, Tuple[Dict[str, Any], Sequence[str], bool, str]] = {
     "answers": ({}, (), True, ""),
-    "silent": ({"problem": "no route", "free": 0}, (), False, "a, which does not answer"),
-    "silent, and gone": ({"problem": "no route", "free": 0}, ("a",), True, ""),
-    "docker is silent": ({"problem": "no docker"}, (), False, "a, whose docker does not answer"),
+    "silent": ({"problem": "no route", "free": 0}, (), False, "b, which does not answer"),
+    "silent, and gone": ({"problem": "no route", "free": 0}, ("b",), True, ""),
+    "docker is silent": ({"problem": "no docker"}, (), False, "b, whose docker does not answer"),
     "docker is silent, drained": ({"problem": "no docker", "drained": True}, (), True, ""),
 }
 
 
 @pytest.mark.parametrize("name", STAYS)
 def test_a_copy_stays_where_nothing_can_be_changed(
-    name: str, site: PlayedSite, monkeypatch: pytest.MonkeyPatch
+    name: str, site: PlayedSite, planned: Planned
 ) -> None:
+    """The others are placed. A host that left the models file is none."""
     fields, gone, moves, said = STAYS[name]
-    write_record(site.deploy, SiteRecord(places={"m": ("a", "b")}))
-    site.facts["a"] = site.fact("a", **fields)
-    wished, _ = placed(site, monkeypatch, gone)
-    assert (wished == ["m"]) == moves
+    write_record(site.deploy, SiteRecord(places={"m": ("left", "a", "b", "c")}))
+    site.facts["b"] = site.fact("b", **fields)
+    planned.run("m", "m.2", replicas=2, gone=gone)
+    assert planned.wished == (["m", "m.2"] if moves else ["m.2"])
     assert bool(said) == any(f"m stays on {said}" in line for line in site.said)
 
 
-def test_a_model_that_cannot_be_read_is_told_and_the_others_are_placed(
-    site: PlayedSite, monkeypatch: pytest.MonkeyPatch
+def test_a_copy_stays_only_by_what_was_said_of_its_own_hosts(
+    site: PlayedSite, planned: Planned
 ) -> None:
-    monkeypatch.setattr(ModelsFile, "models", (LISTED,), raising=False)
-    wished, run = placed(site, monkeypatch)
-    assert wished == ["m"] and "error: m-9 is damaged" in site.said
+    write_record(site.deploy, SiteRecord(places={"m": ("a",)}))
+    site.facts["b"] = site.fact("b", problem="no route", free=0)
+    planned.run("m")
+    assert planned.wished == ["m"]
+
+
+def test_a_model_that_cannot_be_read_is_told_and_the_others_are_placed(
+    site: PlayedSite, planned: Planned
+) -> None:
+    run = planned.run("m-9", "m")
+    assert planned.wished == ["m"] and "error: m-9 is damaged" in site.said
     assert run.told() == Exit.INTEGRITY
+
+
+def test_what_is_wished_for_is_a_copy_of_a_model(site: PlayedSite, planned: Planned) -> None:
+    """On its host's own network, by a plan that is only shown yet."""
+    run = planned.run("m", "m.2", "m.3", replicas=2, standby=1)
+    wishes = [(one.request.name, one.model, one.standby) for one in planned.wishes]
+    assert wishes == [("m", "m", False), ("m.2", "m", False), ("m.3", "m", True)]
+    for wish in planned.wishes:
+        assert (wish.request.network, wish.request.purpose) == ("", Purpose.SHOW)
+    assert run.models == dict.fromkeys(planned.wished, "m")
+    assert run.folders == {name: f"{name}-folder" for name in planned.wished}
+    assert planned.decided == [["request", "left", None]]
+
+
+def test_what_is_placed_is_to_be_done(site: PlayedSite, planned: Planned) -> None:
+    site.facts["b"] = site.fact("b", offer=Host(images=(IMAGE,)))
+    placed = Placed(("b",), (plan_of("m", "x"),))
+    planned.placement = Placement({"m": placed}, {}, surplus=(("c", "old"),))
+    run = planned.run("m")
+    [step] = run.work.begin
+    assert (step.name, step.head, run.work.end) == ("m", "b", (("c", "old"),))
+    assert step.plans["b"].model_dir == "/data/b/models/huggingface/m-folder"
+    assert run.placement is planned.placement
+
+
+def test_every_host_whose_docker_is_silent_is_told(site: PlayedSite) -> None:
+    """One that is silent as a whole is told by the inventory."""
+    site.facts["a"] = site.fact("a", problem="no route", free=0)
+    site.facts["c"] = site.fact("c", problem="docker is down", next_step="systemctl start docker")
+    run = site.everywhere(Work())
+    [(name, error)] = run.failures
+    assert (name, error.what) == ("c", "c: docker is down")
+    assert error.next_step == "on c: systemctl start docker; then run the same command again"
 
 
 @pytest.mark.parametrize("drain", [True, False])
