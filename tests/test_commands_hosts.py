@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import pytest
 
-from hfship.base.errors import Exit, HostError
+from hfship.base.errors import Exit, HostError, NetworkError, NotFoundError, UsageError
+from hfship.base.settings import ListedModel, ModelsFile
+from hfship.commands import hosts
 from hfship.commands.hosts import HostFindings, deployments_in, status_of_hosts
 from hfship.ops import reach
+from hfship.ops.inventory import Inventory
 from hfship.ops.reach import LOOK_S, FarHost
-from hfship.site.hosts import SiteHost
+from hfship.site.hosts import HostFacts, SiteHost
 
 OK = {"check": "docker", "state": "ok", "note": "27", "schema": "hfship-doctor/1"}
 WARN = {"check": "disk", "state": "warn", "note": "full\nsoon", "next": "hfship clean"}
@@ -113,3 +117,133 @@ def test_the_limit_of_a_host_begins_when_it_is_asked(timeout: int) -> None:
 def test_a_host_that_takes_longer_than_its_limit_is_given_up(timeout: int, limit_s: float) -> None:
     host = FarHost(SiteHost("a", local=True, timeout=timeout))
     assert reach.at_once([host], lambda one: one.stop.wait(300), limit_s) == {"a": True}
+
+
+# -- the hosts that are meant
+
+TABLES = {"host": [{"name": "gpu1", "timeout": 7}, {"name": "gpu2"}, {"name": "gpu3"}]}
+
+
+def context_of(on: Sequence[str] = (), tables: Any = TABLES, **args: Any) -> Any:
+    """A context that notes what it is told."""
+    said: List[Any] = []
+    reporter = SimpleNamespace(
+        said=said,
+        width=100,
+        clock=lambda *_: contextlib.nullcontext(),
+        result_of=lambda *both: said.append(both),
+        info=said.append,
+    )
+    file = ModelsFile(Path("/models.toml"), {}, (), ListedModel(""), tables=tables)
+    return SimpleNamespace(args=SimpleNamespace(on=on, **args), reporter=reporter, file=file)
+
+
+@pytest.mark.parametrize(
+    ("on", "names"),
+    [
+        ((), ["gpu1", "gpu2", "gpu3"]),
+        (("gpu3", "gpu1"), ["gpu1", "gpu3"]),
+        (("gpu3,gpu2",), ["gpu2", "gpu3"]),
+    ],
+)
+def test_hosts_are_meant_by_their_names_or_all_are(on: Sequence[str], names: List[str]) -> None:
+    found = hosts.chosen_hosts(context_of(on))
+    assert [one.name for one in found] == names
+    assert found[0].host.timeout == (7 if names[0] == "gpu1" else 0)
+
+
+def test_hosts_that_nobody_has_are_told() -> None:
+    with pytest.raises(NotFoundError, match="no host is called gpu9; did you mean") as caught:
+        hosts.chosen_hosts(context_of(["gpu1", "gpu9"]))
+    assert caught.value.why == "/models.toml has gpu1, gpu2, gpu3"
+    with pytest.raises(UsageError, match=r"/models.toml has no \[\[host\]\]"):
+        hosts.chosen_hosts(context_of(tables={}))
+    context = context_of()
+    context.file = None
+    with pytest.raises(UsageError, match="none is given") as missing:
+        hosts.chosen_hosts(context)
+    assert "--models FILE" in missing.value.next_step
+
+
+# -- list and doctor
+
+
+def test_a_list_of_hosts_is_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    inventory = Inventory(
+        {"gpu1": HostFacts("gpu1", "no route")}, {"gpu1": HostError("no", "", "")}
+    )
+    monkeypatch.setattr(hosts, "take_inventory", lambda asked: inventory if len(asked) == 1 else 0)
+    context = context_of(["gpu1"])
+    assert hosts.list_hosts(context) == inventory.exit_code != Exit.OK
+    assert context.reporter.said == [(inventory.text(), inventory.json())]
+
+
+def test_doctor_tells_each_host_and_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that cannot be asked is told once, and a problem of docker by its own doctor alone."""
+    silent = NetworkError("gpu1 does not answer", "no route", "ssh gpu1")
+    facts = {
+        "gpu1": HostFacts("gpu1", clock_offset_s=99.0, free=1),
+        "gpu2": HostFacts("gpu2", "docker is down", free=1),
+        "gpu3": HostFacts("gpu3", clock_offset_s=-61.0, free=1),
+    }
+    first: List[FarHost] = []
+
+    def take_inventory(asked: List[FarHost]) -> Inventory:
+        first.extend(asked)
+        return Inventory(facts, {"gpu1": silent})
+
+    def at_once(asked: List[FarHost], work: Any, limit_s: float) -> Dict[str, Any]:
+        assert limit_s == hosts.DOCTOR_S and not set(map(id, asked)) & set(map(id, first))
+        answer = SimpleNamespace(hfship=lambda *words: words)
+        assert work(answer) == ("doctor", "--offline")
+        rows = {"gpu2": [FAIL], "gpu3": [OK, OK]}
+        found = {one.name: SimpleNamespace(value=rows.get(one.name)) for one in asked}
+        return {**found, "gpu1": silent}
+
+    monkeypatch.setattr(hosts, "take_inventory", take_inventory)
+    monkeypatch.setattr(hosts, "at_once", at_once)
+    context = context_of()
+    assert hosts.diagnose_hosts(context) == Exit.NETWORK
+    [(text, rows)] = context.reporter.said
+    ssh = {"check": "ssh", "state": "fail", "note": "gpu1 does not answer: no route"}
+    clock = "its clock is 1 min 01 s behind ours: set up NTP"
+    assert rows == [
+        {"host": "gpu1", **ssh, "next": "ssh gpu1", "exit_code": int(Exit.NETWORK)},
+        {"host": "gpu2", **FAIL},
+        {"host": "gpu3", "check": "docker", "state": "ok", "note": "27"},
+        {"host": "gpu3", "check": "docker", "state": "ok", "note": "27"},
+        {"host": "gpu3", "check": "site", "state": "warn", "note": clock, "next": ""},
+    ]
+    assert text == HostFindings([(row["host"], row) for row in rows]).text()
+
+
+def test_an_error_without_a_reason_is_a_finding_by_itself() -> None:
+    assert hosts._failed_finding(HostError("odd", "", ""))["note"] == "odd"
+
+
+# -- status
+
+
+def test_deployments_behind_odd_rows_and_silent_hosts_are_told() -> None:
+    rows = [{"name": "job"}, {"name": "m", "state": "down", "gpus": [0, 1], "task": None}]
+    answers = {"a": HostError("no answer", "", ""), "b": SimpleNamespace(value=rows)}
+    [(host, status)], failures = deployments_in(answers)
+    assert (host, status.name, status.gpus, status.task) == ("b", "m", ("0", "1"), "")
+    assert list(failures) == ["a"]
+
+
+def test_status_of_hosts_for_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: Dict[str, Any] = {"gpu1": SimpleNamespace(value=[{"name": "m", "state": "healthy"}])}
+    monkeypatch.setattr(hosts, "at_once", lambda *_: answers)
+    args = {"names": [], "hang_after": 60, "repair": False}
+    context = context_of(**args)
+    assert status_of_hosts(context, lambda _: Exit.OK, lambda *_: Exit.OK) == Exit.OK
+    answers["gpu2"] = NetworkError("gpu2 is silent", "", "")
+    assert status_of_hosts(context, lambda _: Exit.OK, lambda *_: Exit.OK) == Exit.NETWORK
+    (_, [row]), (_, rows) = context.reporter.said
+    assert (row["host"], row["name"], row["state"]) == ("gpu1", "m", "healthy")
+    assert rows[0] == row and rows[1]["name"] == "gpu2"
+    assert rows[1]["error"]["what"] == "gpu2 is silent"
+    answers.clear()
+    status_of_hosts(context, lambda _: Exit.OK, lambda *_: Exit.OK)
+    assert context.reporter.said[-1] == ("no deployments", [])
