@@ -5,13 +5,14 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hfship.archive.custody import CUSTODY_PATH, FIRST, Event, add_line, next_line, read_chain
 from hfship.base.errors import IntegrityError
 from hfship.base.manifest import read_manifest
-from hfship.commands.custody import CustodyLog, SignedLine
+from hfship.commands.custody import CustodyLog, SignedLine, _checked_log, _signed_lines
 from hfship.commands.run import main
 from support import archives as a
 from test_approval import make_key
@@ -329,3 +330,91 @@ def test_without_a_log_there_is_nothing_to_show(desk):
     desk.inside.unlink()
     code, _, said = desk.custody("m")
     assert code == 5 and f"there is no log of custody at {desk.inside}" in said
+
+
+# -- what signatures say of a log
+
+
+def bundle(monkeypatch, **signed):
+    """Bundles by name: what each carries, or the error of reading it."""
+
+    def bundle_facts(path):
+        value = signed[path.name]
+        if isinstance(value, Exception):
+            raise value
+        manifest, line = value
+        return "f" * 64, SimpleNamespace(custody=line, manifest=manifest, role="sec\x1b")
+
+    monkeypatch.setattr("hfship.archive.signature.bundle_facts", bundle_facts)
+    return [Path("/there", name) for name in signed]
+
+
+@pytest.mark.parametrize("keys", ["", "/keys"])
+def test_signatures_of_what_lies_there_name_lines_of_the_log(keys, monkeypatch):
+    chain = read_chain(log(2))
+    first, second = (line.sha256 for line in chain.lines)
+    bundles = bundle(
+        monkeypatch,
+        broken=ValueError("no bundle"),
+        gone=OSError("gone"),
+        odd=IntegrityError("odd", "", ""),
+        plain=("m1", ""),
+        other=("m2", first),
+        one=("m1", first),
+        two=("m1", second),
+        lost=("m1", "9" * 64),
+    )
+    found = [
+        SimpleNamespace(bundle="one", key="kim.pem", problem=""),
+        SimpleNamespace(bundle="two", key="eve.pem", problem="its key is revoked"),
+    ]
+
+    def find_approvals(asked, policy, day):
+        assert (asked, policy.keys, len(day)) == (bundles, "/keys", 10)
+        return SimpleNamespace(found=found)
+
+    monkeypatch.setattr("hfship.archive.approval.find_approvals", find_approvals)
+    place = SimpleNamespace(path=Path("/l"), bundles=bundles, manifest="m1")
+    rows = _signed_lines(place, chain, SimpleNamespace(keys=keys))
+    short = "key " + "f" * 12
+    assert "\x1b" not in rows[0].role
+    assert [(row.bundle, row.key, row.line, row.proven, row.problem) for row in rows] == [
+        ("one", "kim.pem" if keys else short, 1, bool(keys), ""),
+        ("two", "eve.pem" if keys else short, 2, bool(keys), "its key is revoked" if keys else ""),
+        ("lost", short, 0, False, ""),
+    ]
+    place.manifest = ""  # nobody knows what lies there
+    names = [row.bundle for row in _signed_lines(place, chain, SimpleNamespace(keys=keys))]
+    assert names == ["other", "one", "two", "lost"]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem", "broken"),
+    [
+        ("9" * 64, "", True),
+        ("9" * 64, "its key is revoked", False),
+        (None, "", False),
+        (None, "its key is revoked", False),
+    ],
+)
+def test_a_line_that_was_signed_and_is_gone_breaks_the_log(line, problem, broken, monkeypatch):
+    content = log(2)
+    chain = read_chain(content)
+    bundles = bundle(monkeypatch, one=("ab" * 32, line or chain.lines[0].sha256))
+    found = [SimpleNamespace(bundle="one", key="kim.pem", problem=problem)]
+    monkeypatch.setattr(
+        "hfship.archive.approval.find_approvals", lambda *_: SimpleNamespace(found=found)
+    )
+    place = SimpleNamespace(path=Path("/l"), bundles=bundles, manifest="ab" * 32)
+    told = _checked_log(place, content, SimpleNamespace(keys="/keys"))
+    assert bool(told.error) == broken
+    if broken:
+        assert "one: sec" in told.error.why and "not in this log" in told.error.why
+    assert [one.bundle for one in told.signatures] == ["one"]
+
+
+def test_a_last_line_that_is_no_entry_breaks_the_log_by_itself():
+    content = log(1) + b"odd\n"
+    place = SimpleNamespace(path=Path("/l"), bundles=[], manifest="cd" * 32)
+    told = _checked_log(place, content, SimpleNamespace(keys=""))
+    assert "another version" not in told.error.why

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, List, Optional, Tuple, cast
 
 import pytest
 
+from hfship.base.values import replace
 from hfship.commands.repairing import repaired
 from hfship.commands.repairing_hosts import groups_of, without_docker
 from hfship.serve.deployments import Deployment
@@ -57,3 +58,25 @@ def test_a_member_is_not_repaired_alone(tmp_path: Path) -> None:
     _, status = row("h1", "down", "down")
     told = repaired(cast("Context", None), deployment, status)
     assert told.state == "down" and not told.repair and "starts again as one" in told.note
+
+
+def told_of(name: str, host: str, state: str, fault: str = "") -> Tuple[str, DeploymentStatus]:
+    """What a host tells of a deployment."""
+    return host, replace(row(host, state, fault)[1], name=name)
+
+
+def test_every_group_is_found_by_its_own_rows() -> None:
+    """Behind a model of one host, rows of others, and members that nobody tells of."""
+    places = {"single": ("h0",), "m": ("h0", "h1", "h2"), "n": ("h1", "h2")}
+    rows = [
+        told_of("n", "h1", "healthy"),
+        told_of("single", "h0", "down", "down"),
+        told_of("m", "h1", "healthy"),
+        told_of("m", "h2", "hung", "hung"),
+        told_of("n", "h2", "down", "down"),
+    ]
+    first, second = groups_of(places, rows, [])
+    assert (first.name, first.hosts, first.states) == ("m", ("h0", "h1", "h2"), [DOWN, UP, UP])
+    assert first.is_hung and first.worst == rows[3][1]
+    assert (second.name, second.states, second.is_hung) == ("n", [UP, DOWN], False)
+    assert second.worst == rows[4][1]
