@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 from collections import deque
 from pathlib import Path
@@ -168,3 +170,45 @@ def test_a_record_that_cannot_be_written_is_told_once(
     job._write(job._record)
     warned = [text for kind, text in job.said if kind == "warn"]
     assert len(warned) == 2 and warned[0].startswith("the disk is full; the work goes on")
+
+
+@pytest.mark.parametrize("let_go_s", [0.0, 0.05, 1e9])
+def test_a_folder_is_locked_if_that_comes_soon(
+    let_go_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, slept = [50.0], [0.0]
+    theirs, ours, third = (os.open(tmp_path, os.O_RDONLY) for _ in range(3))
+    if let_go_s:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        slept[0] += seconds
+        if slept[0] >= let_go_s:
+            fcntl.flock(theirs, fcntl.LOCK_UN)
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr("hfship.ops.keeper.time", clock)
+    keeper._lock_for_a_while(ours)
+    if let_go_s < 1e9:
+        assert slept[0] < let_go_s + 0.03
+    else:
+        assert keeper.NAMING_S <= slept[0] < keeper.NAMING_S + 0.03, "it goes on without"
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    for fd in (theirs, ours):
+        os.close(fd)
+    fcntl.flock(third, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(third)
+
+
+def test_a_folder_that_cannot_be_locked_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: List[int] = []
+
+    def refuse(fd: int, _: int) -> None:
+        tried.append(fd)
+        raise OSError(38, "not implemented")
+
+    monkeypatch.setattr("hfship.ops.keeper.fcntl.flock", refuse)
+    keeper._lock_for_a_while(7)
+    assert tried == [7]

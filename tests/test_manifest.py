@@ -23,6 +23,7 @@ from hfship.base.content import (
 from hfship.base.errors import DiskError, IntegrityError
 from hfship.base.imagefacts import ImageFacts
 from hfship.base.manifest import (
+    Declared,
     FileEntry,
     Source,
     make_manifest,
@@ -242,6 +243,37 @@ def test_an_image_keeps_what_is_known_of_it() -> None:
     with pytest.raises(IntegrityError) as refused:
         parse_manifest(text.replace('"image",', '"chart",', 1), "m")
     assert "of the kind 'chart'" in refused.value.why
+
+
+# field -> what it holds, and what stands in the text for it
+TOLD: Dict[str, Any] = {
+    "unproven": (True, {"unproven": True}),
+    "left_out": (2, {"left_out": 2}),
+    "left_out_paths": (("a", "b"), {"left_out_paths": ["a", "b"]}),
+    "partial": (("w",), {"partial": ["w"]}),
+    "faults": (("x",), {"faults": ["x"]}),
+    "card": (Card(license="mit"), {"card": {"license": "mit"}}),
+    "declared": (
+        (Declared("a.py", "code", "says", "allowed"),),
+        {"declared": [{"path": "a.py", "kind": "code", "says": "says", "outcome": "allowed"}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("field", ["", *TOLD])
+def test_what_there_is_nothing_to_tell_of_is_not_in_the_text(field: str) -> None:
+    value, text = TOLD.get(field, (None, {}))
+    manifest = make_manifest("m", [FileEntry("a", 3, "0" * 64)])
+    if field:
+        manifest = replace(manifest, **{field: value})
+    assert json.loads(manifest.to_json()) == {
+        "format": "hfship-manifest/1",
+        "name": "m",
+        "source": None,
+        "files": [{"path": "a", "size": 3, "sha256": "0" * 64}],
+        "totals": {"files": 1, "bytes": 3},
+        **text,
+    }
 
 
 def test_everything_that_a_manifest_tells_is_read_back() -> None:

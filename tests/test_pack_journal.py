@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -61,6 +62,97 @@ def test_a_disk_that_is_full_at_the_journal_is_full_for_the_run(tmp_path, monkey
     with pytest.raises(NoRoomError, match="journal"):
         journal.begin(Resumed())
     os.close(fd)
+
+
+LISTED = [DonePart(0, 2, Path("/out/m.1"), 100, "ab"), DonePart(2, 1, Path("/out/m.2"), 7, "cd")]
+
+
+def plan_of(split):
+    """A plan of nine frames, as far as its list needs one."""
+    options = SimpleNamespace(split=split, jobs=1)
+    return SimpleNamespace(
+        key="plan", options=options, count=9, edges=range(10), archive="m", parts_at_most=9
+    )
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """A journal of a plan in parts, and its file."""
+    path = tmp_path / "journal"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    yield PackJournal(fd, path, plan_of(8 << 20)), path
+    os.close(fd)
+
+
+def test_a_list_names_its_plan_and_then_each_part(listed):
+    journal, path = listed
+    path.write_text("of another plan\n[1, 2")
+    journal.begin(Resumed())
+    key = journal._plan.key
+    assert path.read_text() == f"{key}\n"
+    for part in LISTED:
+        journal.add(part)
+    rows = ['[0, 2, "/out/m.1", 100, "ab"]', '[2, 1, "/out/m.2", 7, "cd"]']
+    assert path.read_text().splitlines() == [key, *rows]
+    journal.clear()
+    assert path.read_text() == ""
+
+
+def test_a_list_is_gone_on_with_behind_its_last_whole_line(listed, monkeypatch):
+    journal, path = listed
+    journal.begin(Resumed())
+    for part in LISTED:
+        journal.add(part)
+    whole = path.read_text()
+    path.write_text(whole + '[9, 1, "/out')
+    monkeypatch.setattr(
+        PackJournal, "_prove", lambda _, parts, __: [found(p.first, 1) for p in parts]
+    )
+    resumed = journal.resumable(a.QUIET)
+    assert [one.first for one in resumed.parts] == [0, 2]
+    journal.begin(resumed)
+    assert path.read_text() == whole
+
+
+# line -> whether it is a part of the plan
+ROWS = {
+    '[0, 2, "/out/m.1", 100, "ab"]': True,
+    '[0, 2, "/out/m.1", 100]': False,
+    '[0, 2, "/out/m.1", 100, "ab", 1]': False,
+    '["x", 2, "/out/m.1", 100, "ab"]': False,
+    '[0, 2, null, 100, "ab"]': False,
+    "7": False,
+    "torn": False,
+    '[-1, 2, "/out/m.1", 100, "ab"]': False,
+    '[0, -1, "/out/m.1", 100, "ab"]': False,
+    '[0, 10, "/out/m.1", 100, "ab"]': False,
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_line_that_is_no_part_of_the_plan_is_passed_over(row, listed, monkeypatch):
+    journal, path = listed
+    proven = []
+    monkeypatch.setattr(PackJournal, "_prove", lambda _, parts, __: proven.extend(parts) or [])
+    path.write_text(f"{journal._plan.key}\n{row}\n")
+    assert journal.resumable(a.QUIET) == Resumed()
+    assert proven == ([LISTED[0]] if ROWS[row] else [])
+    proven.clear()
+    path.write_text(f"of another plan\n{row}\n")
+    assert journal.resumable(a.QUIET) == Resumed() and not proven
+
+
+def test_an_archive_in_one_file_has_no_list(tmp_path):
+    path = tmp_path / "archive"
+    path.write_text("content")
+    fd = os.open(path, os.O_RDWR)
+    journal = PackJournal(fd, path, plan_of(None))
+    journal.begin(Resumed())
+    journal.add(LISTED[0])
+    assert journal.resumable(a.QUIET) == Resumed()
+    journal.clear()
+    os.close(fd)
+    assert path.read_text() == "content"
 
 
 @pytest.mark.parametrize("name", ["open_in", "_lock"])

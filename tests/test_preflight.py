@@ -12,7 +12,9 @@ from typing import Any, Dict, List
 import pytest
 
 from hfship.base.errors import HostError
+from hfship.base.processes import Completed
 from hfship.base.pyz import own_entry
+from hfship.serve import preflight
 from hfship.serve.docker import IN_IMAGE, parse_info, read_image
 from hfship.serve.images import image_that_says, parse_images
 from hfship.serve.in_image import MARK, Refused, checked, sentence
@@ -65,6 +67,22 @@ READ = {
 def test_what_the_image_says(case: str) -> None:
     output, expected = READ[case]
     assert read_check(output) == expected
+
+
+def test_an_image_gets_its_variables_through_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: List[Any] = []
+
+    def run(argv: List[str], **options: Any) -> Completed:
+        asked.append((argv, options))
+        return Completed(0, lines({"stage": "version", "version": "0.32.0"}), "")
+
+    monkeypatch.setattr(preflight, "run_program", run)
+    plan = replace(PLAN, env={"A": "1", "B": "two words"})
+    assert preflight.run_check(plan, beside=True) == Check(version="0.32.0")
+    program = own_entry(IN_IMAGE).decode()
+    argv = ["docker", *docker_arguments(plan, True, program)]
+    limit_s = preflight.CHECK_TIMEOUT_S
+    assert asked == [(argv, {"stdin": "A=1\nB=two words\n", "timeout_s": limit_s})]
 
 
 def test_what_docker_is_asked_tells_no_secret() -> None:

@@ -38,9 +38,14 @@ def test_what_is_cut_is_what_pack_writes_in_parts(
 ) -> None:
     whole = a.pack(model, tmp_path / "whole", profile=profile)
     a.pack(model, tmp_path / "parts", profile=profile, split=split)
-    packed = recut(whole, [tmp_path / "cut"], RecutOptions(split), a.QUIET)
+    packed = recut(whole, [tmp_path / "cut"], RecutOptions(split, force=False), a.QUIET)
     assert packed.fresh and contents(tmp_path / "cut") == contents(tmp_path / "parts")
-    joined = recut(a.files_in(tmp_path / "cut"), [tmp_path / "joined"], RecutOptions(), a.QUIET)
+    joined = recut(
+        a.files_in(tmp_path / "cut"),
+        [tmp_path / "joined"],
+        RecutOptions(None, force=False),
+        a.QUIET,
+    )
     assert joined.fresh and contents(tmp_path / "joined") == contents(tmp_path / "whole")
 
 
@@ -50,7 +55,7 @@ def test_tables_that_fill_a_part_are_cut_alike(limit: int, tmp_path: Path) -> No
     whole = a.pack(tmp_path / "m", tmp_path / "whole", frame_size=2 << 20)
     split = limit + 2_110_000
     a.pack(tmp_path / "m", tmp_path / "parts", split=split)
-    recut(whole, [tmp_path / "cut"], RecutOptions(split), a.QUIET)
+    recut(whole, [tmp_path / "cut"], RecutOptions(split, force=False), a.QUIET)
     assert contents(tmp_path / "cut") == contents(tmp_path / "parts")
 
 
@@ -120,7 +125,7 @@ def test_a_killed_run_is_gone_on_with(split: Any, model: Path, tmp_path: Path) -
     source = a.pack(model, tmp_path / "source", split=None if split else 3_000_000)
     target = tmp_path / "target"
     whole = tmp_path / "right"
-    recut(source, [whole], RecutOptions(split), a.QUIET)
+    recut(source, [whole], RecutOptions(split, force=False), a.QUIET)
     for size in (0, 1000, 2_500_000):
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir()
@@ -130,7 +135,7 @@ def test_a_killed_run_is_gone_on_with(split: Any, model: Path, tmp_path: Path) -
             content = path.read_bytes()[:size]
             (target / f"{path.name}.incomplete").write_bytes(content + b"not synced")
             break
-        recut(source, [target], RecutOptions(split), a.QUIET)
+        recut(source, [target], RecutOptions(split, force=False), a.QUIET)
         assert contents(target) == contents(whole)
 
 

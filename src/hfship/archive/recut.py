@@ -60,8 +60,8 @@ class RecutOptions:
     """`split` is the bytes of a part, None to join them. `force` replaces another archive of that
     name; `read_back` reads from the medium what was written to it."""
 
-    split: Optional[int] = None
-    force: bool = False
+    split: Optional[int]
+    force: bool
     read_back: bool = False
 
 

@@ -527,6 +527,7 @@ class HttpServer(ThreadingMixIn, TCPServer):
             first = request.recv(1, socket.MSG_PEEK)
             if first != b"\x16":  # a handshake begins with that: RFC 8446, section 5.1
                 request.sendall(short_answer(400, "this port speaks https"))
+                request.recv(_PIECE)  # a close with something unread would reset the connection
                 return
             request = self.tls.wrap_socket(request, server_side=True)
         with request:

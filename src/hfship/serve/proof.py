@@ -80,7 +80,7 @@ class HashedFile(NamedTuple):
 
     identity: FileIdentity
     sha256: str
-    settled: bool = True
+    settled: bool  # else it may be changed again and look the same
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def unproven(trusted: TrustedFolder, known: Mapping[str, HashedFile]) -> List[Fi
     for entry in trusted.entries:
         with disk_errors("read", folder / entry.path):
             now = identity_of(stat_below(folder, entry.path))
-        untouched = HashedFile(now, entry.sha256)
+        untouched = HashedFile(now, entry.sha256, settled=True)
         if known.get(entry.path) != untouched:
             found.append(entry)
 
@@ -260,8 +260,7 @@ def _hashed(
 def hash_below(folder: Path, path: str, count: Callable[[int], None]) -> HashedFile:
     """Read a file below a folder. `count` is called with the bytes of each piece. Raises DiskError.
 
-    A file that was changed a moment ago, or meanwhile, is not settled: it may be changed again and
-    look the same.
+    A file that was changed a moment ago, or meanwhile, is not settled.
     """
     digest = hashlib.sha256()
     with disk_errors("read", folder / path), opened_below(folder, path) as fd:
@@ -298,7 +297,7 @@ def read_proven(deployment: Path) -> Dict[str, HashedFile]:
         for path, row in value["files"].items():
             numbers = [row[field] for field in FileIdentity._fields]
             identity = FileIdentity(*numbers)
-            found[path] = HashedFile(identity, row["sha256"])
+            found[path] = HashedFile(identity, row["sha256"], settled=True)
     return found
 
 
