@@ -13,6 +13,7 @@ from hfship.base.errors import HostError, UsageError
 from hfship.base.values import replace
 from hfship.commands import serve_host
 from hfship.commands.context import Context
+from hfship.serve.survey import Purpose
 from hfship.serve.terms import Gpu, Host, Plan
 
 HOST = Host((Gpu(0, "GPU-1", "H200", 143771),))
@@ -129,3 +130,62 @@ def test_on_a_machine_that_is_assumed_nothing_runs(machine: Any) -> None:
     facts = machine.placed[0][1]
     assert len(facts.offer.gpus) == 2 and facts.plans == () and facts.running == frozenset()
     assert replace(facts.offer, gpus=HOST.gpus) == HOST
+
+
+# -- the runs and pairs of one command
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_all_runs_know_the_plans_of_all(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can be planned they are as they were."""
+    table: Any = SimpleNamespace(text=lambda: "TABLE") if there else None
+    asked: List[Any] = []
+
+    def together_of(words: Any) -> Any:
+        asked.append([word for _, word in words])
+        return table
+
+    monkeypatch.setattr(serve_host, "together_of", together_of)
+    runs = {"a": context_of(names=["a", "b"]), "c": context_of(names=["c"])}
+    found = serve_host.planned_together(runs)
+    pairs = [(runs["a"], "x"), (runs["c"], "y")]
+    both = serve_host.pairs_together(pairs)
+    assert asked == [["a", "b", "c"], ["x", "y"]]
+    assert [run.together for run in found.values()] == [table, table] and list(found) == ["a", "c"]
+    assert [(run.together, word) for run, word in both] == [(table, "x"), (table, "y")]
+    said = ["info TABLE", "info TABLE"] if there else []
+    assert runs["a"].reporter.said == said and runs["c"].reporter.said == []
+    if not there:
+        assert found == runs and both == pairs
+
+
+def test_each_is_decided_for_this_machine_without_a_word(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def place(wishes: Any, hosts: Any, facts: Any, plan_of: Any, in_use: Any) -> Any:
+        [here] = hosts
+        assert here.local and list(facts) == [here.name]
+        request = SimpleNamespace(options="options")
+        assert in_use(request, 8001) == ("ports", "options", 8001)
+        *words, quiet = plan_of(request, "left", None)
+        quiet.info("said to nobody")
+        assert words == [request, "left", None]
+        return SimpleNamespace(plans={"x": 1})
+
+    def read_request(context: Any, word: str) -> Any:
+        context.reporter.info("said to nobody")
+        return SimpleNamespace(name=word)
+
+    def read_machine(image: str, purpose: Purpose, quiet: Any) -> Any:
+        assert (image, purpose) == ("", Purpose.SHOW)
+        quiet.info("said to nobody")
+        return SimpleNamespace(host=HOST, docker_answers=True)
+
+    monkeypatch.setattr(serve_host, "place", place)
+    monkeypatch.setattr(serve_host, "read_request", read_request)
+    monkeypatch.setattr(serve_host, "read_machine", read_machine)
+    monkeypatch.setattr(serve_host, "ports_in_use", lambda *words: ("ports", *words))
+    monkeypatch.setattr(serve_host, "decide", lambda *words: words)
+    context = context_of()
+    assert serve_host.together_of([(context, "m"), (context, "n")]) is not None
+    assert "".join(capsys.readouterr()) == "" and context.reporter.said == []
