@@ -299,6 +299,7 @@ def test_for_the_next_request_is_waited_longer_where_there_is_room(
 
     def poll(milliseconds: float) -> List[Any]:
         polled.append(milliseconds)
+        assert len(polled) < 99, "it waits for ever"
         now.now += milliseconds / 1000
         return []
 

@@ -12,7 +12,6 @@ containers-auth.json(5).
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import os
 import re
@@ -141,7 +140,7 @@ def _read_entry(entry: Any, source: str, warn: Warn) -> Optional[RegistryLogin]:
     try:
         user, _, password = base64.b64decode(entry.get("auth", "")).decode().partition(":")
         token = str(entry.get("identitytoken") or "")
-    except (binascii.Error, UnicodeDecodeError, AttributeError, TypeError, ValueError):
+    except (ValueError, TypeError, AttributeError):  # no base64, no text, no table
         warn(f"{source}: a login there has another form than docker writes; it is not used")
         return None
     if not token and not password:
