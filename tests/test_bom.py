@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import subprocess
+import uuid
 from dataclasses import replace
 
 import pytest
 
-from hfship.archive.bom import bill_of
+from hfship.archive.bom import bill_of, statement_of
 from hfship.archive.bundle import Bundle, bundle_item, read_me_text
 from hfship.archive.signature import read_key
 from hfship.base.card import SPDX, Card, card_in, card_of
@@ -104,6 +105,191 @@ def test_what_a_bill_says():
         "component"
     ]["licenses"]
     assert other["license"]["name"] == "llama3.1"
+
+
+def prop(name, value):
+    return {"name": f"hfship:{name}", "value": value}
+
+
+def file_of(entry):
+    return {
+        "type": "file",
+        "bom-ref": f"model:m/{entry.path}",
+        "name": entry.path,
+        "hashes": [{"alg": "SHA-256", "content": entry.sha256}],
+        "properties": [prop("bytes", str(entry.size))],
+    }
+
+
+MODEL_COMPONENT = {
+    "type": "machine-learning-model",
+    "bom-ref": "model:m",
+    "name": "m",
+    "version": SOURCE.commit,
+    "publisher": "org",
+    "purl": f"pkg:huggingface/org/m@{SOURCE.commit}",
+    "externalReferences": [
+        {"type": "distribution", "url": f"https://huggingface.co/org/m/tree/{SOURCE.commit}"}
+    ],
+    "licenses": [{"license": {"id": "Apache-2.0", "url": "https://example.org/license"}}],
+    "pedigree": {
+        "ancestors": [
+            {"type": "machine-learning-model", "name": "org/base"},
+            {"type": "machine-learning-model", "name": "org/other"},
+        ]
+    },
+    "properties": [
+        prop("bytes", "5"),
+        prop("files", "2"),
+        prop("manifest-sha256", hashlib.sha256(MODEL.to_json().encode()).hexdigest()),
+        prop("terms", "accepted"),
+        prop("left-out", "x.onnx"),
+        prop("gated", "auto"),
+        prop("revision", "main"),
+        prop("fetched-at", "2026-11-29T07:00:00.123Z"),
+        prop("declared", "a/ü.bin: pickle: weights only; allowed: Kim"),
+    ],
+}
+IMAGE_COMPONENT = {
+    "type": "container",
+    "bom-ref": "image:docker.io/vllm/vllm-openai:v1",
+    "name": "docker.io/vllm/vllm-openai",
+    "version": "v1",
+    "properties": [
+        prop("platform", "linux/amd64"),
+        prop("manifest-digest", SHA),
+        prop("image-id", SHA),
+        prop("bytes", "1"),
+        prop("diff-id", SHA),
+    ],
+    "hashes": [{"alg": "SHA-256", "content": "56" * 32}],
+    "purl": f"pkg:oci/vllm-openai@sha256%3A{'56' * 32}"
+    "?repository_url=docker.io%2Fvllm%2Fvllm-openai",
+    "externalReferences": [
+        {"type": "bom", "url": f"oci://docker.io/vllm/vllm-openai@{SHA}"},
+    ],
+}
+
+
+def bill_with(**fields):
+    """A bill without its number."""
+    package = {"type": "library", "version": "1.7.1", "purl": "pkg:pypi/pysocks@1.7.1"}
+    tool = {
+        "type": "application",
+        "name": "hfship",
+        "version": "0.3.0",
+        "licenses": [{"license": {"id": "Apache-2.0"}}],
+        "components": [{**package, "name": "PySocks"}],
+    }
+    metadata = {"tools": {"components": [tool]}, **fields.pop("metadata", {})}
+    return {
+        "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": metadata,
+        **fields,
+    }
+
+
+TIME = "2026-11-29T07:00:00.123Z"
+LATER = replace(MODEL, name="n", source=replace(SOURCE, fetched_at="2026-12-01T07:00:00Z"))
+WHOLE = {
+    "a model": (
+        [MODEL],
+        bill_with(
+            metadata={"timestamp": TIME, "component": MODEL_COMPONENT},
+            components=[file_of(entry) for entry in FILES],
+        ),
+    ),
+    "an image": ([IMAGE], bill_with(metadata={"component": IMAGE_COMPONENT}, components=[])),
+    "both": (
+        [MODEL, IMAGE],
+        bill_with(
+            metadata={"timestamp": TIME},
+            components=[
+                IMAGE_COMPONENT,
+                {**MODEL_COMPONENT, "components": [file_of(entry) for entry in FILES]},
+            ],
+        ),
+    ),
+    "nothing": ([], bill_with(components=[])),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_bill_to_its_last_field(name):
+    manifests, wanted = WHOLE[name]
+    text = bill_of(manifests, "0.3.0", "PySocks==1.7.1 \\\n")
+    bill = json.loads(text)
+    number = bill.pop("serialNumber")
+    assert bill == wanted
+    content = json.dumps(bill, sort_keys=True)
+    space = uuid.UUID("7a3f3f0e-5d0b-5c6e-9d55-3a2c1f6b1c6e")
+    assert number == f"urn:uuid:{uuid.uuid5(space, content)}"
+    whole = {**bill, "serialNumber": number}
+    assert text == json.dumps(whole, sort_keys=True, ensure_ascii=False, indent=1) + "\n"
+
+
+def test_a_bill_has_the_time_of_the_latest():
+    bill = json.loads(bill_of([MODEL, LATER], "1", ""))
+    assert bill["metadata"]["timestamp"] == "2026-12-01T07:00:00Z"
+    assert "components" not in bill["metadata"]["tools"]["components"][0]
+
+
+def test_what_is_not_known_is_not_told():
+    empty = make_manifest("m", ())
+    digest = hashlib.sha256(empty.to_json().encode()).hexdigest()
+    bill = json.loads(bill_of([empty], "1", ""))
+    assert bill["metadata"]["component"] == {
+        "type": "machine-learning-model",
+        "bom-ref": "model:m",
+        "name": "m",
+        "properties": [
+            prop("bytes", "0"),
+            prop("files", "0"),
+            prop("manifest-sha256", digest),
+        ],
+    }
+    assert "timestamp" not in bill["metadata"] and bill["components"] == []
+    of_docker = replace(IMAGE.image, digest="", manifest_digest="")
+    image = replace(make_manifest("vllm_v1", ()), image=of_docker)
+    component = json.loads(bill_of([image], "1", ""))["metadata"]["component"]
+    assert component["properties"] == [
+        prop("platform", "linux/amd64"),
+        prop("image-id", SHA),
+        prop("diff-id", SHA),
+    ]
+    assert not {"hashes", "purl", "externalReferences"} & component.keys()
+
+
+@pytest.mark.parametrize(
+    ("fields", "link", "licence"),
+    [
+        ({"license": "apache-2.0"}, "", {"id": "Apache-2.0"}),
+        ({"license": "Apache-2.0"}, "http://a/b", {"id": "Apache-2.0", "url": "http://a/b"}),
+        ({"license": "llama3.1"}, "LICENSE", {"name": "llama3.1"}),
+        ({"license": "mit"}, "https://a b", {"id": "MIT"}),
+        ({"license": "mit"}, "https://a|b", {"id": "MIT"}),
+        ({"license": "mit"}, "ftp://a", {"id": "MIT"}),
+        ({"license": None}, "https://a", None),
+    ],
+)
+def test_a_licence_by_its_name_of_spdx(fields, link, licence):
+    manifest = replace(MODEL, source=replace(SOURCE, **fields), card=Card(license_link=link))
+    component = json.loads(bill_of([manifest], "1", ""))["metadata"]["component"]
+    assert component.get("licenses") == ([{"license": licence}] if licence else None)
+
+
+def test_the_statement_by_which_a_bill_is_signed():
+    assert statement_of("m.cdx.json", b"{}") == {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": [
+            {"name": "m.cdx.json", "digest": {"sha256": hashlib.sha256(b"{}").hexdigest()}}
+        ],
+        "predicateType": "https://cyclonedx.org/bom",
+        "predicate": {"specVersion": "1.6"},
+    }
 
 
 def test_equal_input_gives_equal_bytes():
