@@ -110,11 +110,11 @@ def bundle_item(manifest: Manifest, archive: str, size: int) -> BundleItem:
 
 def read_bundle(path: Path) -> Bundle:
     """The delivery that a file describes. Raises NotFoundError, IntegrityError, DiskError."""
-    try:
-        with disk_errors("read", path):
+    with disk_errors("read", path):
+        try:
             content = read_small(path)
-    except FileNotFoundError as exc:
-        raise NotFoundError(f"there is no {path}", "", "hfship list") from exc
+        except FileNotFoundError as exc:
+            raise NotFoundError(f"there is no {path}", "", "hfship list") from exc
     try:
         return _bundle_in(parse_json(content))
     except _FAULTS as exc:
