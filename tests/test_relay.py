@@ -79,3 +79,18 @@ def test_a_tree_takes_little_longer_than_one_host(hosts: int, files: int, most_r
     """One by one it would be hosts x files; one host alone takes as many rounds as there are files."""
     rounds = Schedule(names("f", files), names("h", hosts), slots=1).rounds()
     assert files <= rounds <= most_rounds
+
+
+def test_where_hosts_reach_no_other_this_machine_sends_as_many_at_a_time_as_it_may() -> None:
+    """It is the only one that sends then, and the line of each host may be slower than its own."""
+    schedule = Schedule(["f", "g"], names("h", 4), slots=3)
+    first = schedule.next()
+    assert first and first.source == HERE and schedule.next() is None
+    schedule.arrived(first)
+    running = [schedule.next(), schedule.next()]
+    relayed = next(one for one in running if one and one.source != HERE)
+    schedule.failed(relayed)
+    while len(running) < 10:
+        running.append(schedule.next())
+    from_here = [one for one in running if one and one.source == HERE]
+    assert len(from_here) == 3
