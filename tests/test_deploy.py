@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from conftest import missing
 from hfship.base.errors import DiskError, HostError, IntegrityError, UsageError
 from hfship.base.report import Reporter
+from hfship.serve import deployments
 from hfship.serve.deployments import (
     NotOursError,
     list_deployments,
+    look_at_deployment,
     read_deployment,
     read_key,
     write_deployment,
@@ -396,3 +399,138 @@ def test_gpus_by_cdi() -> None:
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     names = [f"nvidia.com/gpu={uuid}" for uuid in PLAN.gpus]
     assert device == {"driver": "cdi", "device_ids": names, "capabilities": ["gpu"]}
+
+
+# A folder whose files are of another user and group, and what is done to it: what is said of it when
+# it is looked at. Root may look at all but what everybody may write to.
+LOOKED_AT: Dict[str, Tuple[Callable[[Path], Any], str]] = {
+    "theirs": (lambda folder: None, ""),
+    "the folder is open to all": (lambda folder: folder.chmod(0o777), "belongs to user 4242"),
+    "the plan is open to all": (
+        lambda folder: (folder / "plan.json").chmod(0o666),
+        "belongs to user 4242",
+    ),
+    "it names another": (
+        lambda folder: (folder / "plan.json").write_text(plan_text(replace(PLAN, name="x"))),
+        "is not of this deployment",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOOKED_AT)
+def test_of_another_users_deployment_the_plan_alone_is_looked_at(case: str, tmp_path: Path) -> None:
+    change, said = LOOKED_AT[case]
+    folder = in_deploy_dir(tmp_path)
+    for path in (folder, *folder.iterdir()):
+        another_user(path)
+    change(folder)
+    reporter = Reporter("none", -1)
+    if said:
+        with pytest.raises(NotOursError, match=said):
+            look_at_deployment(folder, reporter)
+        return
+    found = look_at_deployment(folder, reporter)
+    assert found and (found.plan.name, found.key, found.owner) == ("m", "", "user 4242")
+    (folder / "plan.json").unlink()
+    assert look_at_deployment(folder, reporter) is None
+
+
+def test_our_own_deployment_is_looked_at_with_its_key(tmp_path: Path) -> None:
+    found = look_at_deployment(in_deploy_dir(tmp_path), Reporter("none", -1))
+    assert found and (found.key, found.owner) == ("sk-planted", "")
+
+
+@pytest.mark.parametrize(
+    "mode, group, may",
+    [
+        (0o750, "own", True),
+        (0o750, "one of ours", True),
+        (0o750, "theirs", False),
+        (0o757, "own", False),
+    ],
+)
+def test_of_other_users_those_of_our_groups_are_looked_at(
+    mode: int, group: str, may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "getegid", lambda: 100)
+    monkeypatch.setattr(os, "getgroups", lambda: [200])
+    gid = {"own": 100, "one of ours": 200, "theirs": 300}[group]
+    status = os.stat_result((0o040000 | mode, 1, 1, 1, 4242, gid, 0, 0, 0, 0))
+    assert deployments._may_be_looked_at(status) == may
+
+
+def test_what_cannot_be_read_is_told_and_hides_no_other(tmp_path: Path) -> None:
+    folder = in_deploy_dir(tmp_path)
+    for name in ("a", "z", "_site", ".hidden", "xs"):
+        (folder.parent / name).mkdir(mode=0o700)
+    (folder.parent / "a/plan.json").write_bytes(b"\xff")
+    for name in ("_site", ".hidden", "xs"):
+        (folder.parent / name / "plan.json").write_text(plan_text(replace(PLAN, name=name)))
+    found, wrong = list_deployments(folder.parent, Reporter("none", -1))
+    assert [one.plan.name for one in found] == ["m", "xs"]
+    assert list(wrong) == ["a"] and "not text in UTF-8" in wrong["a"].what
+
+
+@pytest.mark.parametrize(
+    "number, why", [(13, "the folder belongs to the user who ran serve"), (5, "")]
+)
+def test_a_disk_that_gives_nothing_is_told(
+    number: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise OSError(number, "no")
+
+    folder = in_deploy_dir(tmp_path)
+    monkeypatch.setattr(deployments, "read_whole", refuse)
+    with pytest.raises(HostError, match="cannot read .*plan.json: no") as caught:
+        read_deployment(folder, Reporter("none", -1))
+    assert caught.value.why == why and not isinstance(caught.value, NotOursError)
+
+
+def test_only_who_owns_it_reads_the_key_and_what_stays_is_not_written(tmp_path: Path) -> None:
+    reporter = Reporter("none", -1)
+    folder = tmp_path / "m"
+    first = write_deployment(folder, PLAN, reporter)
+    assert re.fullmatch(r"sk-[A-Za-z0-9_-]{43}", first.key), "256 bits"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes == {"plan.json": 0o644, ".env": 0o600, "docker-compose.yml": 0o644}
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    assert write_deployment(folder, replace(PLAN, port=8009), reporter).key == first.key
+    after = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    assert [name for name in before if before[name] == after[name]] == [".env"]
+    assert write_deployment(folder, PLAN, reporter, "sk-of-all-replicas").key == "sk-of-all-replicas"
+    assert read_key(folder, reporter) == "sk-of-all-replicas"
+
+
+def test_files_of_a_deployment_are_closed_again(tmp_path: Path) -> None:
+    folder = in_deploy_dir(tmp_path)
+    open_before = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        read_deployment(folder, Reporter("none", -1))
+    assert len(os.listdir("/proc/self/fd")) == open_before
+
+
+def test_a_network_of_the_gateway_is_there_already_and_no_port_leads_in() -> None:
+    value = compose(replace(PLAN, network="hfship-site", model_version="v2"))
+    service = value["services"]["vllm"]
+    assert value["networks"] == {"hfship-site": {"external": True}}
+    assert service["networks"] == ["hfship-site"] and "ports" not in service
+    assert service["labels"]["hfship.model-version"] == "v2"
+    alone = compose(PLAN)
+    assert "networks" not in alone and alone["services"]["vllm"]["ports"]
+    assert "hfship.model-version" not in alone["services"]["vllm"]["labels"]
+
+
+@pytest.mark.parametrize(
+    "nodes, bind, address",
+    [
+        ((), "192.0.2.1", "127.0.0.1"),  # in a network of its own
+        (("10.0.0.1", "10.0.0.2"), "192.0.2.1", "192.0.2.1"),  # in that of the host
+        (("10.0.0.1", "10.0.0.2"), "0.0.0.0", "127.0.0.1"),
+        (("10.0.0.1", "10.0.0.2"), "::", r"\[::1\]"),
+    ],
+)
+def test_the_health_check_asks_where_the_api_listens(nodes: Any, bind: str, address: str) -> None:
+    service = compose(replace(PLAN, nodes=nodes, bind=bind))["services"]["vllm"]
+    assert re.search(rf"http://{address}:\d+/health", str(service["healthcheck"]["test"]))

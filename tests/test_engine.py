@@ -14,7 +14,16 @@ import pytest
 
 from hfship.serve import status as status_room
 from hfship.serve.deployments import Deployment
-from hfship.serve.engine import Heartbeat, ask_model, parse_heartbeat, read_health, read_heartbeat
+from hfship.serve.engine import (
+    Heartbeat,
+    ask_model,
+    likely_of,
+    missing_names,
+    parse_heartbeat,
+    read_health,
+    read_heartbeat,
+    wait_until_idle,
+)
 from hfship.serve.messages import Answer, Container
 from hfship.serve.status import ask_and_watch, deployment_state, read_vitals
 from hfship.serve.terms import Plan
@@ -43,6 +52,7 @@ class Engine:
         self.delay_s = 0.0  # of a real answer
         self.steps: Callable[[], str] = lambda: ""
         self.asked: List[str] = []
+        self.kinds: List[str] = []  # the Content-Type of each that was asked
         engine = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -61,6 +71,7 @@ class Engine:
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers["Content-Length"]))
                 engine.asked.append(self.path)
+                engine.kinds.append(self.headers["Content-Type"])
                 is_ours = self.headers["Authorization"] == f"Bearer {KEY}"
                 status, text = engine.post(self.path) if is_ours else (401, "Unauthorized")
                 try:
@@ -166,6 +177,72 @@ def test_a_wrong_key_is_no_proof(engines: Any, tmp_path: Path) -> None:
     assert ask_model(engine.deployment(tmp_path, "completion", key="sk-2"), 5).status == 401
 
 
+def test_what_is_sent_is_json_and_what_is_answered_has_its_route_and_time(
+    engines: Any, tmp_path: Path
+) -> None:
+    engine = engines(["/v1/completions"])
+    answer = ask_model(engine.deployment(tmp_path, "completion"), 5)
+    assert engine.kinds == ["application/json"]
+    assert answer.route == "/v1/completions" and 0 <= answer.seconds < 60
+
+
+@pytest.mark.parametrize(
+    "tasks, embeds, likely",
+    [
+        (("rerank", "score"), True, ["rerank", "score"]),
+        ((), True, ["embedding"]),
+        ((), False, []),
+    ],
+)
+def test_what_a_plan_is_likely_for(tasks: Any, embeds: bool, likely: List[str]) -> None:
+    assert likely_of(Plan(name="m", tasks=tasks, embeds=embeds)) == likely
+
+
+def test_the_first_refusal_is_what_is_told_of_a_model_of_a_known_task(
+    engines: Any, tmp_path: Path
+) -> None:
+    engine = engines(["/v1/chat/completions", "/v1/completions"])
+    engine.refuses = {"/v1/chat/completions": (400, "no chat"), "/v1/completions": (400, "no more")}
+    answer = ask_model(engine.deployment(tmp_path, "chat", "completion"), 5)
+    assert (answer.works, answer.task, answer.text) == (False, "chat", "no chat")
+
+
+def test_a_model_of_no_task_that_is_asked_is_there_by_health_and_its_name(
+    engines: Any, tmp_path: Path
+) -> None:
+    engine = engines(["/v1/completions"])
+    engine.refuses["/v1/completions"] = (400, "not for this model")
+    answer = ask_model(engine.deployment(tmp_path), 5)
+    assert (answer.works, answer.task, answer.route) == (True, "unknown", "/v1/models")
+    engine.models = "theirs"
+    answer = ask_model(engine.deployment(tmp_path), 5)
+    assert (answer.works, answer.status, answer.text) == (False, 400, "not for this model")
+    engine.health = 503
+    answer = ask_model(engine.deployment(tmp_path), 5)
+    assert (answer.works, answer.status, answer.task) == (False, 503, "unknown")
+
+
+def test_a_chat_that_nobody_expects_is_refused_without_a_word(engines: Any, tmp_path: Path) -> None:
+    engine = engines(["/v1/chat/completions", "/v1/completions"])
+    engine.refuses["/v1/chat/completions"] = (400, "no chat template")
+    answer = ask_model(engine.deployment(tmp_path, "completion"), 5)
+    assert answer.works and not answer.note
+
+
+def test_an_api_that_lists_nothing_lacks_no_name(engines: Any, tmp_path: Path) -> None:
+    engine = engines([])
+    engine.get = lambda path: (200, '{"data": []}')
+    assert missing_names(engine.deployment(tmp_path)) == ()
+    engine.get = lambda path: (401, '{"data": [{"id": "theirs"}]}')
+    assert missing_names(engine.deployment(tmp_path)) == ()
+
+
+def test_no_address_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfship.serve.engine.api_address", lambda plan: ("", 0))
+    answer = read_health(Plan(name="m", network="n"))
+    assert (answer.status, answer.text) == (0, "its container has no address")
+
+
 def test_nobody_there_is_no_answer(tmp_path: Path) -> None:
     answer = read_health(Plan(name="m", port=1))
     assert (answer.status, answer.silent) == (0, False)
@@ -190,6 +267,53 @@ def test_the_heart_of_several_engines_is_one() -> None:
 @pytest.mark.parametrize("text", ["", "# HELP", "vllm:num_requests_running 1.0\n", "\x00" * 99])
 def test_what_has_no_counter_has_no_heart(text: str) -> None:
     assert parse_heartbeat(text) is None
+
+
+def test_the_heart_tells_requests_tokens_and_the_fullest_cache() -> None:
+    text = beats(3, running=2)
+    for engine, cache in ((0, 0.25), (1, 0.75)):
+        label = f'{{engine="{engine}"}}'
+        text += f"vllm:num_requests_waiting{label} 4\n"
+        text += f"vllm:generation_tokens_total{label} 100\n"
+        text += f"vllm:kv_cache_usage_perc{label} {cache}\n"
+    assert parse_heartbeat(text) == Heartbeat(3, 30, running=2, waiting=8, made=200, kv=0.75)
+    older = beats(3) + "vllm:gpu_cache_usage_perc{} 0.5\n"
+    assert parse_heartbeat(older) == Heartbeat(3, 30, running=1, kv=0.5)
+
+
+# What /metrics says, poll by poll (running, waiting; None: nothing): whether the engine is idle, and
+# after how many polls that is known.
+IDLE = {
+    "twice": ([(0, 0), (0, 0)], True, 2),
+    "runs at first": ([(1, 0), (0, 0), (0, 0)], True, 3),
+    "waits at first": ([(0, 2), (0, 0), (0, 0)], True, 3),
+    "as many run as wait": ([(2, 2), (0, 0), (0, 0)], True, 3),
+    "one comes in between": ([(0, 0), (1, 0), (0, 0), (0, 0)], True, 4),
+    "tells nothing": ([None], True, 1),
+    "never": ([(1, 0)] * 6, False, 5),
+}
+
+
+@pytest.mark.parametrize("case", IDLE)
+def test_idle_is_who_has_no_request_twice_in_a_row(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    polls, is_idle, asked = IDLE[case]
+    clock = [1000.0]
+    left = list(polls)
+
+    def read(plan: Plan) -> Any:
+        beat = left.pop(0)
+        return beat and Heartbeat(1, 1, running=beat[0], waiting=beat[1])
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+
+    monkeypatch.setattr("hfship.serve.engine.read_heartbeat", read)
+    monkeypatch.setattr("hfship.serve.engine.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("hfship.serve.engine.time.sleep", sleep)
+    assert wait_until_idle(Plan(name="m"), patience_s=4.0) == is_idle
+    assert len(polls) - len(left) == asked
 
 
 @pytest.fixture
