@@ -143,6 +143,7 @@ def test_no_tools_means_none() -> None:
 def test_warning_names_the_versions_that_have_the_parser() -> None:
     (said,) = parser_warnings(_facts(("minimax_m2",), ()), (0, 8, 3))
     assert "minimax_m2 from 0.11.1 on" in said and "refused" in said
+    assert list(parser_warnings(_facts(("minimax_m2",), ()), (0, 11, 1))) == []
 
 
 # -- templates in files
@@ -151,6 +152,30 @@ FILES = {
     "none": ({}, ""),
     "jinja": ({"chat_template.jinja": "J", "tokenizer_config.json": {"chat_template": "T"}}, "J"),
     "settings": ({"tokenizer_config.json": {"chat_template": "T"}}, "T"),
+    "beside others": (
+        {
+            "chat_template.jinja": "J",
+            "additional_chat_templates/tool_use.jinja": "U",
+            "additional_chat_templates/rag.jinja": "R",
+            "tokenizer_config.json": {"chat_template": "T"},
+        },
+        "J\nR\nU",
+    ),
+    "settings that another reader has, too": (
+        {
+            "additional_chat_templates/tool_use.jinja": "U",
+            "chat_template.json": {"chat_template": "P"},
+        },
+        "U",
+    ),
+    "others alone": ({"additional_chat_templates/tool_use.jinja": "U"}, "U"),
+    "processor and settings": (
+        {
+            "chat_template.json": {"chat_template": "P"},
+            "tokenizer_config.json": {"chat_template": "T"},
+        },
+        "P",
+    ),
     "processor": ({"chat_template.json": {"chat_template": "P"}}, "P"),
     "two": (
         {"tokenizer_config.json": {"chat_template": [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "U"}]}},
@@ -165,6 +190,7 @@ def test_where_a_template_lies(case: str, tmp_path: Path) -> None:
     files, expected = FILES[case]
     for name, content in files.items():
         text = content if isinstance(content, str) else json.dumps(content)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     assert read_template(tmp_path) == expected
 
@@ -177,14 +203,21 @@ def test_a_given_template_wins_over_the_models(tmp_path: Path) -> None:
     found = with_clients(facts, tmp_path, ServeOptions(chat_template=str(given)))
     assert found.chat_template and found.tool_parsers == ("hermes",)
     assert with_clients(facts, tmp_path, ServeOptions()).tool_parsers == ()
+    (tmp_path / "chat_template.jinja").write_text(TOOLS + "<tool_call>" + THINKS)
+    found = with_clients(facts, tmp_path, ServeOptions())
+    assert (found.tool_parsers, found.reasoning_parsers) == (("hermes",), ("qwen3",))
     embeds = replace(facts, embeds=True)
     assert with_clients(embeds, tmp_path, ServeOptions()) == embeds
+    asked = with_clients(embeds, tmp_path, ServeOptions(chat_template=str(given)))
+    assert asked.tool_parsers == ("hermes",)
 
 
 def test_a_template_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.jinja"
     with pytest.raises(NotFoundError):
         with_clients(facts_of("Qwen3-8B"), tmp_path, ServeOptions(chat_template=str(path)))
+    with pytest.raises(HostError, match="Is a directory"):
+        with_clients(facts_of("Qwen3-8B"), tmp_path, ServeOptions(chat_template=str(tmp_path)))
     for content in (b"", b"\xff\xfe", b"x" * (1 << 20) + b"x"):
         path.write_bytes(content)
         with pytest.raises(HostError, match="is no chat template"):

@@ -404,7 +404,7 @@ def test_gpus_by_cdi() -> None:
 # A folder whose files are of another user and group, and what is done to it: what is said of it when
 # it is looked at. Root may look at all but what everybody may write to.
 LOOKED_AT: Dict[str, Tuple[Callable[[Path], Any], str]] = {
-    "theirs": (lambda folder: None, ""),
+    "theirs": (lambda _: None, ""),
     "the folder is open to all": (lambda folder: folder.chmod(0o777), "belongs to user 4242"),
     "the plan is open to all": (
         lambda folder: (folder / "plan.json").chmod(0o666),
@@ -499,7 +499,9 @@ def test_only_who_owns_it_reads_the_key_and_what_stays_is_not_written(tmp_path: 
     assert write_deployment(folder, replace(PLAN, port=8009), reporter).key == first.key
     after = {path.name: path.stat().st_ino for path in folder.iterdir()}
     assert [name for name in before if before[name] == after[name]] == [".env"]
-    assert write_deployment(folder, PLAN, reporter, "sk-of-all-replicas").key == "sk-of-all-replicas"
+    assert (
+        write_deployment(folder, PLAN, reporter, "sk-of-all-replicas").key == "sk-of-all-replicas"
+    )
     assert read_key(folder, reporter) == "sk-of-all-replicas"
 
 

@@ -52,7 +52,7 @@ class Engine:
         self.delay_s = 0.0  # of a real answer
         self.steps: Callable[[], str] = lambda: ""
         self.asked: List[str] = []
-        self.kinds: List[str] = []  # the Content-Type of each that was asked
+        self.sent: List[Tuple[str, bytes]] = []  # Content-Type and body of each that was asked
         engine = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -69,9 +69,9 @@ class Engine:
                 self.say(*engine.get(self.path))
 
             def do_POST(self) -> None:
-                self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.rfile.read(int(self.headers["Content-Length"]))
                 engine.asked.append(self.path)
-                engine.kinds.append(self.headers["Content-Type"])
+                engine.sent.append((self.headers["Content-Type"], body))
                 is_ours = self.headers["Authorization"] == f"Bearer {KEY}"
                 status, text = engine.post(self.path) if is_ours else (401, "Unauthorized")
                 try:
@@ -182,7 +182,8 @@ def test_what_is_sent_is_json_and_what_is_answered_has_its_route_and_time(
 ) -> None:
     engine = engines(["/v1/completions"])
     answer = ask_model(engine.deployment(tmp_path, "completion"), 5)
-    assert engine.kinds == ["application/json"]
+    ((kind, body),) = engine.sent
+    assert kind == "application/json" and json.loads(body)["model"] == "m"
     assert answer.route == "/v1/completions" and 0 <= answer.seconds < 60
 
 
@@ -205,6 +206,7 @@ def test_the_first_refusal_is_what_is_told_of_a_model_of_a_known_task(
     engine.refuses = {"/v1/chat/completions": (400, "no chat"), "/v1/completions": (400, "no more")}
     answer = ask_model(engine.deployment(tmp_path, "chat", "completion"), 5)
     assert (answer.works, answer.task, answer.text) == (False, "chat", "no chat")
+    assert not answer.made
 
 
 def test_a_model_of_no_task_that_is_asked_is_there_by_health_and_its_name(
@@ -231,14 +233,14 @@ def test_a_chat_that_nobody_expects_is_refused_without_a_word(engines: Any, tmp_
 
 def test_an_api_that_lists_nothing_lacks_no_name(engines: Any, tmp_path: Path) -> None:
     engine = engines([])
-    engine.get = lambda path: (200, '{"data": []}')
+    engine.get = lambda _: (200, '{"data": []}')
     assert missing_names(engine.deployment(tmp_path)) == ()
-    engine.get = lambda path: (401, '{"data": [{"id": "theirs"}]}')
+    engine.get = lambda _: (401, '{"data": [{"id": "theirs"}]}')
     assert missing_names(engine.deployment(tmp_path)) == ()
 
 
 def test_no_address_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hfship.serve.engine.api_address", lambda plan: ("", 0))
+    monkeypatch.setattr("hfship.serve.engine.api_address", lambda _: ("", 0))
     answer = read_health(Plan(name="m", network="n"))
     assert (answer.status, answer.text) == (0, "its container has no address")
 
@@ -362,6 +364,8 @@ def test_a_process_that_stands_still_is_hung(tmp_path: Path, quick: None) -> Non
         answer, still_s = ask_and_watch(Deployment(tmp_path, plan, KEY), 0.5, mute)
         assert answer.silent and still_s >= 0.5
         assert read_heartbeat(plan, 0.1) is None
+        answer = read_health(plan, 0.1)
+        assert answer.silent and 0.1 <= answer.seconds < 60
 
 
 def test_of_another_operators_deployment_nothing_is_asked(engines: Any, tmp_path: Path) -> None:
