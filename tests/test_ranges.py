@@ -21,6 +21,7 @@ from hfship.hub.ranges import (
     MIN_SHARE,
     MIN_STEAL,
     MIN_WINDOW,
+    OVERDUE_S,
     REQUEST_SECONDS,
     START_CONNECTIONS,
     ConnectionCount,
@@ -238,31 +239,38 @@ def test_what_is_soon_there_is_taken_over_by_nobody(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "speed, size, taken_over",
+    "speed, now, size, taken_over",
     [
-        (0.0, 2 * MIN_SHARE - 1, False),
-        (0.0, 2 * MIN_SHARE, True),
-        (1.0, 2 * MIN_STEAL - 1, False),
-        (1.0, 2 * MIN_STEAL, True),
+        (0.0, 0.0, 2 * MIN_SHARE - 1, False),
+        (0.0, 0.0, 2 * MIN_SHARE, True),
+        (1.0, 0.0, 2 * MIN_STEAL - 1, False),
+        (1.0, 0.0, 2 * MIN_STEAL, True),
+        (1e9, OVERDUE_S, 2 * MIN_STEAL, False),  # the machine may be busy
+        (1e9, 2 * OVERDUE_S, 2 * MIN_STEAL, True),
     ],
 )
 def test_little_is_taken_over_only_of_what_takes_long(
-    speed: float, size: int, taken_over: bool
+    speed: float, now: float, size: int, taken_over: bool
 ) -> None:
     scheduler = RangeScheduler([size], [Intervals()])
     first = scheduler.next_flight(ONE_REQUEST)
     assert first
     first.expect(speed, 0.0)
-    assert (scheduler.next_flight(ONE_REQUEST) is not None) == taken_over
+    assert (scheduler.next_flight(ONE_REQUEST, now) is not None) == taken_over
 
 
 @pytest.mark.parametrize(
-    "left, size",
-    [(1e12, MAX_REQUEST), (100 << 20, 50 << 20), (20 << 20, 10 << 20), (1 << 20, MIN_REQUEST)],
+    "left, size, first",
+    [
+        (1e12, MAX_REQUEST, FIRST_REQUEST),
+        (100 << 20, 50 << 20, FIRST_REQUEST),
+        (10 << 20, 5 << 20, 5 << 20),
+        (1 << 20, MIN_REQUEST, MIN_SHARE),
+    ],
 )
-def test_the_last_requests_are_small(left: float, size: int) -> None:
+def test_the_last_requests_are_small(left: float, size: int, first: int) -> None:
     """So that little is taken over from others at the end."""
-    assert request_size(1e12, left) == size
+    assert (request_size(1e12, left), request_size(0.0, left)) == (size, first)
 
 
 @pytest.mark.parametrize(

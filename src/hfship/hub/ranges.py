@@ -32,6 +32,7 @@ REQUEST_SECONDS = 3.0  # in between, what a connection brings in this time, but 
 REQUEST_SHARE = 2
 MIN_SHARE = 2 << 20  # bytes; for less, a second connection costs more than it brings ...
 MIN_STEAL = 128 << 10  # ... but where the first is known to take long
+OVERDUE_S = 0.25  # a range that is late by so much may take long; by less, a busy machine is late
 SOON_S = 1.0  # a range that is there so soon is left to its connection: closing that costs more
 BLOCK_SIZE = 8 << 20  # bytes between the marks by which a damaged file is repaired in part
 
@@ -168,12 +169,13 @@ class Flight:
         """Is all of it there in SOON_S? One that is late already may not come at all."""
         return now <= self.due_at <= now + SOON_S
 
-    @property
-    def least_share(self) -> int:
+    def least_share(self, now: float) -> int:
         """Bytes that another worker must get of it to be worth a request."""
-        if self.due_at == float("-inf"):
-            return MIN_SHARE
-        return MIN_STEAL
+        takes_long = self.due_at > now + SOON_S
+        is_overdue = float("-inf") < self.due_at < now - OVERDUE_S
+        if takes_long or is_overdue:
+            return MIN_STEAL
+        return MIN_SHARE
 
     @property
     def left(self) -> int:
@@ -360,7 +362,7 @@ class RangeScheduler:
         victim = None
         for flight in self._flights:
             file = self._files[flight.file]
-            if flight.is_soon_there(now) or flight.free < 2 * flight.least_share:
+            if flight.is_soon_there(now) or flight.free < 2 * flight.least_share(now):
                 continue
             if file.ranged and flight.free > most:
                 victim = flight
@@ -556,8 +558,10 @@ class EndpointChoice:
 def request_size(bytes_per_second: float, left: float) -> int:
     """Bytes of the next request of a connection that runs at this speed, where each connection has
     `left` bytes still to bring."""
-    size = bytes_per_second * REQUEST_SECONDS or FIRST_REQUEST
-    size = min(size, left / REQUEST_SHARE)
+    share = left / REQUEST_SHARE
+    if not bytes_per_second:
+        return min(FIRST_REQUEST, max(MIN_SHARE, int(share)))
+    size = min(bytes_per_second * REQUEST_SECONDS, share)
     return min(MAX_REQUEST, max(MIN_REQUEST, int(size)))
 
 
