@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+from http.client import HTTPResponse
 from types import SimpleNamespace
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, Iterator, List, Mapping, Tuple
 
 import pytest
 
 from hfship.base.manifest import Source
 from hfship.base.values import replace
 from hfship.hub.protocol import MAX_CHANGES, RemoteFile
-from hfship.hub.reader import Address, FileAddress, SharedAddress
+from hfship.hub.reader import Address, FileAddress, SharedAddress, direct_body
 from hfship.hub.retry import ObjectChanged, RetryableError
 
 CDN = "https://cdn/w.bin?signature=1"
@@ -159,3 +161,62 @@ def test_what_readers_learn_at_the_same_time(name: str) -> None:
     with pytest.raises(ObjectChanged):
         shared.learn(given, found)
     assert shared.known.changes == 1 and not shared.known.usable
+
+
+BODY = bytes(range(256)) * 64
+
+
+@pytest.fixture
+def line() -> Iterator[Tuple[socket.socket, socket.socket]]:
+    """Our end of a connection, and the server's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def answer_with(line: Tuple[socket.socket, socket.socket], head: str, body: bytes) -> HTTPResponse:
+    """The answer of a server that sends the beginning of its body with the head."""
+    ours, theirs = line
+    theirs.sendall(f"HTTP/1.1 200 OK\r\n{head}\r\n\r\n".encode() + body)
+    response = HTTPResponse(ours)
+    response.begin()
+    return response
+
+
+def body_of(response: HTTPResponse) -> Any:
+    return direct_body(SimpleNamespace(raw=SimpleNamespace(_fp=response)))
+
+
+def test_a_body_is_read_past_its_buffer(line: Tuple[socket.socket, socket.socket]) -> None:
+    response = answer_with(line, f"Content-Length: {len(BODY)}", BODY[:100])
+    body = body_of(response)
+    line[1].sendall(BODY[100:])
+    found = bytearray(len(BODY) + 10)
+    assert response.readinto(found) == len(BODY) and found[: len(BODY)] == BODY
+    assert response.isclosed() and body.waiting == 0  # and the connection can be used again
+    line[1].sendall(b"x")
+    assert line[0].recv(1) == b"x"
+
+
+def test_a_body_that_hardly_comes_is_not_waited_for(
+    line: Tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfship.hub.reader.REPORT_S", -1.0)
+    response = answer_with(line, f"Content-Length: {len(BODY)}", b"")
+    body = body_of(response)
+    line[1].sendall(BODY[:7])
+    assert body.waiting == 7
+    assert response.readinto(bytearray(100)) == 7
+    response.close()  # before all of it was read
+
+
+def test_a_body_that_ends_early_ends(line: Tuple[socket.socket, socket.socket]) -> None:
+    response = answer_with(line, f"Content-Length: {len(BODY)}", BODY[:7])
+    assert body_of(response)
+    line[1].close()
+    found = bytearray(100)
+    assert (response.readinto(found), response.readinto(found)) == (7, 0)
+
+
+def test_chunks_are_not_read_directly(line: Tuple[socket.socket, socket.socket]) -> None:
+    assert body_of(answer_with(line, "Transfer-Encoding: chunked", b"1\r\nx")) is None

@@ -42,7 +42,7 @@ MOST_READERS = 8  # processes of 8 MB each, one per core; further connections ar
 READ_SIZE = 1 << 20  # bytes; the most that one call takes from a connection
 MIN_WINDOW = 16 << 10  # bytes that a reader writes before it reports; a kill loses so much ...
 MAX_WINDOW = 8 << 20  # ... up to so much
-WINDOW_S = 0.02  # in between, what its connection brings in this time
+WINDOW_S = 0.05  # in between, what its connection brings until the next journal
 REPORT_S = 0.2  # a reader whose window takes longer reports in between
 # Bytes of a connection that came and wait for its reader: from so many on, the reader is what is
 # slow, on a machine that has too much to do. Dialling again would lose them, and help nobody.

@@ -502,6 +502,7 @@ class RangeReader(threading.local):  # the threads of a process have a state eac
         self._endpoints = endpoints
         self._buffer: Optional[memoryview] = None
         self._response: Any = None
+        self._body: Optional[DirectBody] = None  # of the response
         self._fd = -1
         self._position = 0  # in the file: the next byte to come
         self._end = 0  # in the file: where the body of the response ends
@@ -544,7 +545,7 @@ class RangeReader(threading.local):  # the threads of a process have a state eac
         self._end = size
         if ranged:
             self._end = stop
-        self._direct = DirectRead(response)
+        self._body = direct_body(response)
         return Opened(address.known, ranged)
 
     def _fetch_small(self, buffer: memoryview, asked: OpenRange) -> Fetched:
@@ -578,15 +579,14 @@ class RangeReader(threading.local):  # the threads of a process have a state eac
             self._write(buffer[:count])
 
         waiting = 0
-        if self._position < self._end:  # else the connection may be closed
-            waiting = self._direct.waiting
+        if self._body and self._position < self._end:  # else the connection may be closed
+            waiting = self._body.waiting
         return Written(self._position, waiting=waiting)
 
     def _receive(self, room: memoryview) -> int:
         """Fill `room` with what comes, for about REPORT_S."""
         inner = self._response.raw._fp
         if not inner.chunked:
-            self._direct.begin()
             count: int = inner.readinto(room)
             return count
 
@@ -635,51 +635,67 @@ class RangeReader(threading.local):  # the threads of a process have a state eac
         self._response = None
 
 
-class DirectRead:
-    """Lets the buffered reader of an answer call the C function of its connection: three Python
-    functions are in between, for each TLS record, 180,000 calls in a GB.
+class DirectBody:
+    """The body of an answer as the C function of its connection reads it: a buffer and three Python
+    functions are in between, for each TLS record, 60,000 in a GB.
 
-    Left alone, that reader waits until its buffer is full, however slowly it fills. It ends with
-    what it has when it is told that nothing is there now: so it is told after REPORT_S.
+    Takes the place of that buffer in the answer, and gives first what is in it. The buffer would
+    wait until all is there that is asked for, however slowly it comes; this waits for REPORT_S.
     """
 
-    def __init__(self, response: Any) -> None:
-        self._until: Optional[float] = None  # monotonic time in seconds; None: nothing was read yet
-        self._connection: Any = None
-        inner = response.raw._fp
-        raw: Any = getattr(inner.fp, "raw", None)  # None: an answer without a body, closed
-        connection = getattr(raw, "_sock", None)
-        if connection is None or inner.chunked:
-            return
-
-        tls = getattr(connection, "_sslobj", None)
-        if tls is None:
-            self._receive = connection.recv_into
-        else:
-            self._receive = functools.partial(tls.read, READ_SIZE)
-        raw.readinto = self._readinto
+    def __init__(self, buffered: Any, connection: Any) -> None:
+        self._buffered = buffered
         self._connection = connection
+        self._receive = connection.recv_into
+        tls = getattr(connection, "_sslobj", None)
+        if tls is not None:
+            self._receive = functools.partial(tls.read, READ_SIZE)
+        buffered.raw.readinto = lambda _: None  # nothing more comes into the buffer
+        self._is_buffered = True  # maybe
+
+    def readinto(self, room: memoryview) -> int:
+        """Fill `room`, or as much of it as comes in REPORT_S. 0 at the end of the connection."""
+        receive, size = self._receive, len(room)
+        filled = self._from_buffer(room)
+        until = time.monotonic() + REPORT_S
+        while filled < size:
+            count = receive(room[filled:])
+            filled += count
+            if not count or time.monotonic() > until:
+                break
+        return filled
+
+    def _from_buffer(self, room: memoryview) -> int:
+        if not self._is_buffered:
+            return 0
+        found = self._buffered.read1(len(room))
+        self._is_buffered = bool(found)
+        room[: len(found)] = found
+        return len(found)
 
     @property
     def waiting(self) -> int:
         """Bytes that came and wait in the kernel."""
-        if self._connection is None:
-            return 0
         count = fcntl.ioctl(self._connection.fileno(), termios.FIONREAD, bytes(4))
         return int.from_bytes(count, sys.byteorder)
 
-    def begin(self) -> None:
-        """Fill another buffer."""
-        self._until = None
+    def flush(self) -> None:
+        """The answer asks for it before it closes."""
 
-    def _readinto(self, buffer: memoryview) -> Optional[int]:
-        now = time.monotonic()
-        if self._until is None:
-            self._until = now + REPORT_S
-        elif now > self._until:
-            return None
-        count: int = self._receive(buffer)
-        return count
+    def close(self) -> None:
+        """The answer does so when all of it was read."""
+        self._buffered.close()
+
+
+def direct_body(response: Any) -> Optional[DirectBody]:
+    """Have the body of an answer read directly. None for one without a body, and for chunks, which
+    have lines in between."""
+    inner = response.raw._fp
+    connection = getattr(getattr(inner.fp, "raw", None), "_sock", None)
+    if connection is None or inner.chunked:
+        return None
+    inner.fp = DirectBody(inner.fp, connection)
+    return inner.fp  # type: ignore[no-any-return]
 
 
 class Readers:
