@@ -618,3 +618,72 @@ def test_a_decoder_has_its_own_layers_beside_those_of_the_encoder() -> None:
     turbo = {"num_hidden_layers": 32, "encoder_layers": 32, "decoder_layers": 4}
     facts = facts_from_config({"model_type": "whisper", "d_model": 1280, **turbo}, {})
     assert (facts.layers, facts.full_layers, facts.cross_layers) == (4, 4, 4)
+
+
+BLOCKS = [
+    {"attention": {"n_heads_in_group": 8}},
+    {"attention": {"n_heads_in_group": 4}},
+    7,
+    {"attention": {"no_op": True}},
+]
+SIZES = {"num_hidden_layers": 4, "num_attention_heads": 32, "hidden_size": 4096}
+
+# What a config has beside SIZES: what the facts are then.
+PARTS_OF_FACTS: Dict[str, Tuple[Dict[str, Any], Dict[str, Any]]] = {
+    "no window": ({}, {"window": 0, "kv_heads": 32, "dense_layers": 0, "padded_channels": 0}),
+    "a class": ({"architectures": ["A", "B"]}, {"architecture": "A"}),
+    "no class": ({"architectures": []}, {"architecture": ""}),
+    "Nemotron-NAS": ({"block_configs": BLOCKS}, {"kv_heads": 8, "full_layers": 2}),
+    "first layers without experts": ({"first_k_dense_replace": 3}, {"dense_layers": 3}),
+    "an encoder of any size": (
+        {"vision_config": {"hidden_size": 8, "intermediate_size": 24, "spatial_merge_size": 2}},
+        {"encoder_hidden": 8, "encoder_channels": 24, "encoder_patches": 4, "encoder_tokens": 16384},
+    ),
+    "merged by the whole model": (
+        {"vision_config": {"hidden_size": 8}, "spatial_merge_size": 3},
+        {"encoder_patches": 9, "encoder_channels": 32},
+    ),
+    "Gemma's inputs of each layer": (
+        {"hidden_size_per_layer_input": 256},
+        {"replicated": 2 * 4 * 4096 * 256},
+    ),
+    "Kimi-Linear": ({"model_type": "kimi_linear"}, {"padded_channels": 256}),
+    "Kimi-Linear that says it": (
+        {"model_type": "kimi_linear", "min_moe_intermediate_per_partition": 512},
+        {"padded_channels": 512},
+    ),
+    "several lengths": (
+        {"max_position_embeddings": 8192, "max_sequence_length": 4096},
+        {"max_length": 4096},
+    ),
+    "quantised in the text's part": (
+        {"text_config": {**SIZES, "quantization_config": {"quant_method": "awq", "bits": 4}}},
+        {"quantization": Quantization("awq", 4)},
+    ),
+    "blocks of compressed-tensors": (
+        {
+            "quantization_config": {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"g": {"weights": {"block_structure": [128, 128]}}},
+            }
+        },
+        {"quantization": Quantization("compressed-tensors", block=(128, 128))},
+    ),
+    "blocks that are none": (
+        {"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 0, -1, True]}},
+        {"quantization": Quantization("fp8", block=(128,))},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PARTS_OF_FACTS)
+def test_a_part_of_a_config_is_a_fact(case: str) -> None:
+    parts, expected = PARTS_OF_FACTS[case]
+    facts = facts_from_config({**SIZES, **parts}, {})
+    assert {name: getattr(facts, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize("factor, length", [(4, 16384), (0.5, 2048), (1, 4096)])
+def test_positions_are_stretched_by_any_factor(factor: float, length: int) -> None:
+    rope = {"rope_type": "linear", "factor": factor}
+    assert longest_context({"max_position_embeddings": 4096, "rope_scaling": rope}) == length

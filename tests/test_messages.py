@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, Tuple
+from typing import Any, Dict, Tuple
 
 import pytest
 
-from hfship.serve.messages import KNOWN_FAILURES, explain
+from hfship.serve.messages import KNOWN_FAILURES, Answer, Container, container_trouble, explain
 
 # As they stand in the source of vLLM 0.33, torch, CUDA, docker and NVIDIA's toolkit: part of the cause, of the step.
 SAID: Dict[str, Tuple[str, str]] = {
@@ -116,3 +116,35 @@ def test_every_row_is_shown_by_a_real_message() -> None:
 
 def test_every_row_has_a_cause_and_a_step() -> None:
     assert all(cause and step for _, cause, step in KNOWN_FAILURES)
+
+
+ENDED = "the machine ran out of memory"
+
+
+@pytest.mark.parametrize(
+    "container, trouble",
+    [
+        (None, "it is gone"),
+        (Container("1", "running", restarts=2), ""),
+        (Container("1", "running", restarts=3), "it restarted"),
+        (Container("1", "created"), ""),
+        (Container("1", "exited", exit_code=1), "it ended (exit code 1)"),
+        (Container("1", "dead", exit_code=1), "it ended (exit code 1)"),
+        (Container("1", "restarting", exit_code=1), "it restarted (exit code 1)"),
+        (
+            Container("1", "exited", exit_code=137, oom_killed=True),
+            f"it ended (exit code 137: {ENDED})",
+        ),
+        (
+            Container("1", "exited", exit_code=137),
+            f"it ended (exit code 137: killed, by hand or because {ENDED})",
+        ),
+        (Container("1", "exited", exit_code=138), "it ended (exit code 138)"),
+    ],
+)
+def test_what_became_of_a_container_that_starts(container: Any, trouble: str) -> None:
+    assert container_trouble(container, 2) == trouble
+
+
+def test_an_answer_is_told_with_its_status_and_its_beginning() -> None:
+    assert str(Answer(500, "x" * 300)) == "HTTP 500: " + "x" * 200

@@ -12,8 +12,11 @@ import pytest
 
 from hfship.base.errors import HostError, NotFoundError, UsageError
 from hfship.serve.mounts import (
+    Adapter,
+    Mount,
     folder_mounts,
     mounts_of,
+    rank_limit,
     read_adapter,
     refuse_host_paths,
     require_mount,
@@ -176,3 +179,51 @@ def test_root_of_a_container_reads_files_of_others_by_a_right_alone(
     file.chmod(mode)
     os.chown(file, owner, owner)
     assert rights_to_read([str(tmp_path)]) == rights
+
+
+@pytest.mark.parametrize("ranks, limit", [([], 0), ([8], 8), ([8, 24, 16], 32), ([64, 8], 64)])
+def test_the_rank_that_holds_all_adapters(ranks: Any, limit: int) -> None:
+    adapters = [Adapter("a", Path("/a"), rank) for rank in ranks]
+    assert rank_limit(adapters) == limit
+
+
+def test_a_folder_of_any_name_has_a_plain_one_in_the_container() -> None:
+    (mount,) = folder_mounts(["/data/my media (ü)"])
+    assert mount.container == "/mnt/my_media____"
+
+
+@pytest.mark.parametrize("place", ["", "/in/it"])
+def test_what_the_container_has_under_that_name_is_not_the_hosts(
+    place: str, tmp_path: Path
+) -> None:
+    """The same path may be there on both sides; with two mounts, below the second alone."""
+    inside = tmp_path / "seen"
+    (inside / "in").mkdir(parents=True)
+    (inside / "in/it").write_text("x")
+    (tmp_path / "seen-not").mkdir()
+    mounts = [Mount("/a", "/mnt/a"), Mount("/b", str(inside))]
+    refuse_host_paths([f"--config={inside}{place}"], mounts, "m")
+    with pytest.raises(UsageError, match="vLLM would not find"):
+        refuse_host_paths([f"--config={tmp_path}/seen-not"], mounts, "m")
+
+
+def test_the_root_of_all_is_no_path_of_the_host() -> None:
+    refuse_host_paths(["--root-path=/", "--x=//"], [], "m")
+
+
+@pytest.mark.parametrize(
+    "mode, uid, needs", [(0o755, 0, False), (0o744, 1000, True), (0o700, 1000, True)]
+)
+def test_a_folder_is_read_by_who_may_enter_and_list_it(
+    mode: int, uid: int, needs: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    os.chown(folder, uid, uid)
+    folder.chmod(mode)
+    assert bool(rights_to_read([str(folder)])) == needs
+    file = tmp_path / "file"
+    file.write_text("x")
+    os.chown(file, uid, uid)
+    file.chmod(0o600)
+    assert bool(rights_to_read([str(file)])) == bool(uid), "also what is no folder"
