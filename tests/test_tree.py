@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import List
+from typing import List, Tuple
 
 import pytest
 
@@ -109,3 +109,27 @@ def test_no_link_is_followed(where: str, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError) as caught, Tree(tmp_path / "m") as tree:
         tree.status("sub/w")
     assert str(tmp_path / where) in caught.value.next_step
+
+
+def test_a_copy_is_whole_on_the_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(CONTENT)
+    source.chmod(0o666)
+    synced: List[Tuple[bool, int]] = []
+    sync = os.fsync
+
+    def fsync(fd: int) -> None:
+        status = os.fstat(fd)
+        if status.st_size == len(CONTENT) or not status.st_size:
+            synced.append(((tmp_path / "m/sub/w").exists(), status.st_size))
+        sync(fd)
+
+    monkeypatch.setattr("hfship.archive.tree.os.fsync", fsync)
+    with Tree(tmp_path / "m") as tree:
+        monkeypatch.setattr(tree, "_link", lambda *_: False)
+        tree.link_or_copy(source, ENTRY)
+    assert (tmp_path / "m/sub/w").read_bytes() == CONTENT
+    whole = [there for there, size in synced if size == len(CONTENT)]
+    assert whole[0] is False and whole[-1] is True, synced
