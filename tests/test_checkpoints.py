@@ -298,6 +298,59 @@ CASES = {
 }  # fmt: skip
 
 
+# kind of a storage of torch before 1.6 -> bytes of its elements
+WIDTHS = {
+    **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),
+    **dict.fromkeys(("Float", "Int"), 4),
+    **dict.fromkeys(("Half", "BFloat16", "Short"), 2),
+    **dict.fromkeys(("Char", "Byte", "Bool"), 1),
+    "ComplexDouble": 16,
+}
+
+
+def storage(kind, elements=3, module="torch"):
+    """A storage as torch.save wrote it: a pickle that names its kind, how many, and their bytes,
+    which are no pickles."""
+    numbers = b"\xff" * (elements * WIDTHS[kind])
+    named = f"c{module}\n{kind}Storage\n.".encode()
+    return named + struct.pack("<Q", elements) + numbers
+
+
+def old_tar(storages=b"", tensors=b"", pickled=None):
+    """A checkpoint of torch before 1.6."""
+    members = [
+        ("storages", pickle.dumps(1, 2) + storages),
+        ("tensors", pickle.dumps(1, 2) + tensors),
+    ]
+    return tar(
+        *((name, content, FILE) for name, content in [*members, ("pickle", pickled or ONLY)])
+    )
+
+
+@pytest.mark.parametrize("kind", WIDTHS)
+@pytest.mark.parametrize("elements", [0, 1, 7])
+def test_numbers_between_old_pickles_are_passed_over(kind, elements):
+    content = storage(kind, elements) + storage("Byte", 2)
+    assert look(old_tar(content), ".pt") == "weights only"
+    assert look(old_tar(content + EVIL), ".pt") == "imports posix.system"
+    assert look(old_tar(content + pickle.dumps([], 2) + b"\xff" * 9), ".pt") == "weights only"
+
+
+@pytest.mark.parametrize("dimensions", [0, 1, 4])
+def test_shapes_between_old_pickles_are_passed_over(dimensions):
+    # how many dimensions, as 4 bytes and 4 more; then sizes, strides, and where it begins
+    tensor = (
+        pickle.dumps(1, 2) + struct.pack("<I", dimensions) + b"\xff" * (4 + 16 * dimensions + 8)
+    )
+    assert look(old_tar(tensors=tensor + tensor), ".pt") == "weights only"
+    assert look(old_tar(tensors=tensor + EVIL + b"\0" * 16), ".pt") == "imports posix.system"
+
+
+def test_a_storage_of_another_module_has_no_numbers_behind_it():
+    strange = storage("Float", module="os")
+    assert look(old_tar(strange), ".pt").startswith("imports os.FloatStorage")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_wrong_is_told(name):
     content, suffix, said = CASES[name]

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import itertools
 import os
 import random
 import struct
 import threading
+from pathlib import Path
+from typing import Any, Dict, List, Optional
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hfship.archive import zstd as room
 from hfship.archive.zstd import (
     ZSTD_BACKENDS,
     ZSTD_MAGIC,
@@ -277,3 +281,116 @@ def test_a_forced_backend_is_the_only_one_tried(
     with pytest.raises(error) as caught:
         load_zstd()
     assert "system" not in caught.value.why
+
+
+# -- where compiled code may lie
+
+
+@pytest.mark.parametrize(
+    ("env", "places"),
+    [
+        ({"HOME": "/h"}, ["/h/.cache/hfship"]),
+        ({"HOME": "/h", "XDG_CACHE_HOME": "/x"}, ["/x/hfship"]),
+        ({"HOME": "/h", "HFSHIP_CACHE": "/c"}, ["/c", "/h/.cache/hfship"]),
+        ({"HOME": "relative"}, []),
+    ],
+)
+def test_where_compiled_code_may_lie(
+    env: Dict[str, str], places: List[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "HFSHIP_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(room, "own_file", lambda: Path("/media/hfship.pyz"))
+    found = [str(folder) for folder in room._cache_folders()]
+    assert found == [*places, "/media/.hfship-cache"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "fits"),
+    [
+        (0o700, "folder", True),
+        (0o755, "folder", True),
+        (0o775, "folder", False),
+        (0o702, "folder", False),
+        (0o700, "link", False),
+        (0o700, "of another", False),
+        (0o700, "nothing", True),
+    ],
+)
+def test_only_a_folder_of_our_own_holds_compiled_code(
+    mode: int, kind: str, fits: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "far/cache"
+    if kind != "nothing":
+        folder.mkdir(parents=True)
+        folder.chmod(mode)
+    if kind == "link":
+        (tmp_path / "link").symlink_to(folder)
+        folder = tmp_path / "link"
+    if kind == "of another":
+        monkeypatch.setattr(room.os, "geteuid", lambda: folder.stat().st_uid + 1)
+    if fits:
+        room._require_private(folder)
+        assert kind != "nothing" or folder.stat().st_mode & 0o777 == 0o700
+    else:
+        with pytest.raises(PermissionError):
+            room._require_private(folder)
+
+
+class Carried:
+    """A library that hfship carries, and what is loaded of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.image = b"image"
+        self.digest = hashlib.sha256(self.image).hexdigest()
+        self.loaded: List[Any] = []
+        self.fails: Optional[Exception] = None
+        monkeypatch.setattr(room, "_carried_backend", lambda: (self.image, self.digest))
+        monkeypatch.setattr(room, "_load_extension", self.load)
+        monkeypatch.setattr(room, "_Zstandard", lambda module, source: (module, source))
+
+    def load(self, path: str) -> str:
+        """What lies there."""
+        self.loaded.append((path, Path(path).read_bytes()))
+        if self.fails:
+            raise self.fails
+        return "module"
+
+
+def test_a_library_is_loaded_from_memory_where_nobody_can_change_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    carried = Carried(monkeypatch)
+    sealed: List[Any] = []
+    monkeypatch.setattr(room.fcntl, "fcntl", lambda *words: sealed.append(words[1:]))
+    assert room._zstd_from_memfd() == ("module", "hfship.pyz, in memory")
+    ((path, content),) = carried.loaded
+    assert content == b"image" and sealed == [(room._F_ADD_SEALS, room._ALL_SEALS)]
+    assert not os.path.exists(path), "the descriptor is closed"
+    monkeypatch.delattr(room.os, "memfd_create")
+    with pytest.raises(ImportError, match="without memfd_create"):
+        room._zstd_from_memfd()
+
+
+def test_a_library_is_loaded_from_the_first_place_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carried = Carried(monkeypatch)
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    shared.chmod(0o777)
+    monkeypatch.setattr(room, "_cache_folders", lambda: [shared, own])
+    path = own / f"backend_c-{carried.digest}.so"
+    for content in (None, b"changed", b"image"):
+        if content is not None:
+            path.write_bytes(content)
+        assert room._zstd_from_cache() == ("module", f"hfship.pyz, by way of {path}")
+        assert carried.loaded[-1] == (str(path), b"image")
+    assert path.stat().st_mode & 0o777 == 0o600 and not list(shared.iterdir())
+    carried.fails = ImportError("another machine")
+    with pytest.raises(ImportError) as told:
+        room._zstd_from_cache()
+    assert "others can write there" in str(told.value)
+    assert f"; {own}: another machine" in str(told.value)
