@@ -20,7 +20,7 @@ from hfship.base.content import (
     content_files,
     folder_content,
 )
-from hfship.base.errors import DiskError, IntegrityError
+from hfship.base.errors import DiskError, IncompleteError, IntegrityError
 from hfship.base.imagefacts import ImageFacts
 from hfship.base.manifest import (
     Declared,
@@ -28,6 +28,8 @@ from hfship.base.manifest import (
     Source,
     make_manifest,
     parse_manifest,
+    require_finished,
+    write_manifest,
 )
 
 entries = st.builds(
@@ -139,6 +141,15 @@ GOOD = {
         {"files": [{"path": p, "size": 1, "sha256": "0" * 64} for p in ("a", "a/b")]},
         {"files": None},
         {"source": {"surprise": 1}},
+        {"files": [{"path": "a", "size": 2**63, "sha256": "0" * 64}]},
+        {"files": [{"path": "a", "size": 1.0, "sha256": "0" * 64}]},
+        *({"left_out": one} for one in (-1, True, "1", 2**63)),
+        *({name: {}} for name in ("left_out_paths", "partial", "faults", "declared")),
+        *({name: [one]} for name in ("left_out_paths", "partial", "faults") for one in (7, "\x1b")),
+        *({"declared": one} for one in ("", "x", [7], [{"path": 7}], [{"says": "\x1b"}])),
+        *({"card": one} for one in ([], "x", {"terms": 7}, {"terms": "\x1b"})),
+        {"kind": "dataset"},
+        {"kind": "image"},
         {"name": "evil\n"},
         {"files": [{"path": "a", "size": 1, "sha256": "0" * 64 + "\n"}]},
         *({"source": {**SOURCE, **change}} for change in WRONG_SOURCES),
@@ -148,6 +159,46 @@ def test_a_lying_manifest_is_refused(change: Dict[str, Any]) -> None:
     parse_manifest(json.dumps({**GOOD, "source": SOURCE}), "here")
     with pytest.raises(IntegrityError):
         parse_manifest(json.dumps({**GOOD, **change}), "here")
+
+
+def test_what_may_be_left_out_of_a_manifest() -> None:
+    plain = make_manifest("m", [FileEntry("a", 1, "0" * 64)])
+    assert parse_manifest(json.dumps(GOOD), "here") == plain
+    assert parse_manifest(json.dumps({**GOOD, "unproven": "yes"}), "here") == plain
+    largest = {
+        "files": [{"path": "a", "size": 2**63 - 1, "sha256": "0" * 64}],
+        "left_out": 2**63 - 1,
+    }
+    found = parse_manifest(json.dumps({**GOOD, **largest, "kind": "model"}), "here")
+    assert found.size == found.left_out == 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    ("trace", "told"),
+    [
+        (".hfship/partial", True),
+        (".hfship/verified.jsonl", True),
+        (".hfship/lease", True),
+        (".cache/huggingface/download/sub/x.incomplete", True),
+        (".cache/huggingface/download/x.metadata", False),
+        ("", False),
+    ],
+)
+def test_a_folder_under_way_is_not_taken_for_a_model(
+    trace: str, told: bool, tmp_path: Path
+) -> None:
+    if trace:
+        (tmp_path / trace).parent.mkdir(parents=True)
+        (tmp_path / trace).touch()
+    if told:
+        with pytest.raises(IncompleteError) as refused:
+            require_finished(tmp_path)
+        assert refused.value.what == f"{tmp_path} is not complete yet"
+        assert refused.value.why == f"there is {tmp_path / trace}"
+    else:
+        require_finished(tmp_path)
+    write_manifest(tmp_path, make_manifest("m", []))
+    require_finished(tmp_path)
 
 
 def test_a_deep_manifest_is_refused() -> None:
