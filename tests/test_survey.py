@@ -168,7 +168,7 @@ def test_what_is_left_for_a_deployment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of `a`, which does not run, while `b` does, and what runs in another container is nobody's."""
-    monkeypatch.setattr(room, "port_is_free", lambda bind, port: port != 8003)
+    monkeypatch.setattr(room, "port_is_free", lambda _, port: port != 8003)
     containers = frozenset({"vllm_b", "a"}) if answers else frozenset()
     machine = Machine(Host(assumed_gpus("2x80GB")), answers, containers)
     left, own = survey(machine, DEPLOYMENTS, "a", ServeOptions(), beside)
