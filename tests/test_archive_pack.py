@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Iterator, List
 
 import pytest
 
 from hfship.archive import pack_run
-from hfship.archive.pack import holes_in
+from hfship.archive.pack import holes_in, pack_model
+from hfship.archive.pack_plan import PackOptions, plan_pack
 from hfship.archive.pack_run import require_read_back
 from hfship.base.errors import Exit, HfshipError
+from hfship.base.report import Reporter
+from support import archives as a
 
 MIB = 1 << 20
 
@@ -60,3 +64,25 @@ def test_a_medium_that_gives_back_other_bytes_is_refused(tmp_path: Path) -> None
             require_read_back(path, fd, "0" * 64)
     finally:
         os.close(fd)
+
+
+@pytest.mark.parametrize("split", [None, 3 << 20])
+def test_files_and_bytes_are_counted_as_they_are_packed(split: Any, tmp_path: Path) -> None:
+    files = {"a": b"a", "empty": b"", "w": a.noise(5 << 20), "z": b"z" * 3000}
+    manifest = a.make_model(tmp_path / "m", files)
+    reporter = Reporter("none", -1)
+    seen: List[Any] = []
+    stage_of = reporter.stage
+
+    @contextlib.contextmanager
+    def stage(*words: Any, **options: Any) -> Iterator[Any]:
+        with stage_of(*words, **options) as found:
+            seen.append(found)
+            yield found
+
+    reporter.stage = stage  # type: ignore[method-assign]
+    plan = plan_pack(tmp_path / "m", manifest, PackOptions(split=split, jobs=2))
+    pack_model(plan, tmp_path / "out", reporter)
+    packing = next(one for one in seen if one.name == "pack")
+    assert packing.files == packing.finished >= len(files)
+    assert packing.done == packing.total > manifest.size

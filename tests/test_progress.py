@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import pytest
@@ -168,3 +170,162 @@ def test_a_clock_goes_on_after_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.monotonic()
     monkeypatch.setattr(progress.time, "monotonic", lambda: began + 3700.5)
     assert clock.text() == "waiting 1:01:40 of at most 2:00:00"
+
+
+# -- bars
+
+
+class Bar:
+    """Stands for a bar of tqdm."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+        self.n = 0
+        self.total = options["total"]
+        self.initial = 0
+        self.calls: List[Any] = []
+
+    def update(self, count: int) -> None:
+        """So much more."""
+        self.n += count
+        self.calls.append(("update", count))
+
+    def refresh(self) -> None:
+        """Draw it anew."""
+        self.calls.append("refresh")
+
+    def close(self) -> None:
+        """It stays as it is."""
+        self.calls.append("close")
+
+    def clear(self) -> None:
+        """Take it away."""
+
+    def set_description(self, text: str, refresh: bool) -> None:
+        """What it is of."""
+        self.calls.append((text, refresh))
+
+    def set_postfix_str(self, text: str) -> None:
+        """What stands behind it."""
+        self.calls.append(("behind", text))
+
+
+@pytest.fixture
+def bars(monkeypatch: pytest.MonkeyPatch) -> List[Bar]:
+    """Those that were made."""
+    made: List[Bar] = []
+
+    def tqdm(**options: Any) -> Bar:
+        made.append(Bar(**options))
+        return made[-1]
+
+    monkeypatch.setitem(sys.modules, "tqdm", SimpleNamespace(tqdm=tqdm))
+    return made
+
+
+def display_of(mode: str = "bar") -> Any:
+    reporter = Reporter(mode, 0, io.StringIO(), io.StringIO())
+    return reporter._progress
+
+
+@pytest.mark.parametrize(
+    ("unit", "options"),
+    [
+        ("B", {"unit": "B", "unit_scale": True, "unit_divisor": 1000}),
+        ("files", {"unit": " files"}),
+    ],
+)
+def test_a_bar_follows_its_stage(unit: str, options: Dict[str, Any], bars: List[Bar]) -> None:
+    display = display_of()
+    stage = Stage("pack", 100, unit, "1/2 m")
+    display._show(stage, final=False)
+    (bar,) = bars
+    err = display._output.err
+    same = {
+        "desc": "pack 1/2 m",
+        "total": 100,
+        "file": err,
+        "dynamic_ncols": True,
+        "mininterval": 0,
+    }
+    assert bar.options == {**same, **options}
+    assert stage.bar is bar and display._bar is bar and display._output.last_line is bar
+    stage.skip(10)
+    stage.add(20)
+    stage.total = 120
+    display._show(stage, final=False)
+    assert (bar.n, bar.total, bar.initial) == (30, 120, 10)
+    display._show(stage, final=False)
+    display.countdown(7)
+    display.countdown(0)
+    display._show(stage, final=True)
+    named = ("pack 1/2 m", False)
+    moved = [named, ("update", 30), named, "refresh"]
+    assert bar.calls == [
+        *moved,
+        ("behind", "waiting 7 s"),
+        ("behind", ""),
+        named,
+        "refresh",
+        "close",
+    ]
+    assert display._bar is None and display._output.last_line is None and len(bars) == 1
+
+
+def test_without_tqdm_there_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    display = display_of()
+    display._show(Stage("pack", 100), final=False)
+    assert display.mode == "plain"
+
+
+def test_a_wait_without_a_bar_stands_on_the_last_line() -> None:
+    display = display_of()
+    display.countdown(7)
+    assert display._output.err.getvalue() == "\r\x1b[Kwaiting 7 s"
+    assert display._output.last_line is not None
+    display._output.last_line.clear()
+    display.countdown(0)
+    assert display._output.err.getvalue().endswith("\r\x1b[K") and display._output.last_line is None
+
+
+@pytest.mark.parametrize(("mode", "left"), [("bar", "none"), ("plain", "none"), ("json", "json")])
+def test_who_leaves_the_terminal_draws_nothing(mode: str, left: str) -> None:
+    display = display_of(mode)
+    display.leave_terminal()
+    assert display.mode == left
+
+
+@pytest.mark.parametrize(
+    ("asked", "terminal", "mode", "times"),
+    [
+        ("auto", True, "bar", False),
+        ("auto", False, "plain", True),
+        ("bar", False, "bar", False),
+        ("plain", True, "plain", True),
+        ("json", True, "json", False),
+    ],
+)
+def test_how_progress_is_shown(asked: str, terminal: bool, mode: str, times: bool) -> None:
+    display = display_of("none")
+    display._output.has_times = False
+    display._output.err.isatty = lambda: terminal
+    display.set_mode(asked)
+    assert display.mode == mode and display._output.has_times == times
+
+
+def test_the_speed_can_be_measured_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    stage = Stage("s", 4000)
+    stage.add(1000)
+    now[0] = 110.0
+    assert (stage.seconds, stage.rate) == (10.0, 100.0)
+    assert stage.line() == "s:  25 %  1.0 kB of 4.0 kB  100 B/s, 30.0 s left"
+    assert stage.counts == {"done": 1000, "total": 4000, "unit": "B", "rate": 100}
+    stage.restart_clock()
+    now[0] = 112.0
+    assert stage.rate == 500.0
+    stage.stop_clock()
+    now[0] = 200.0
+    assert stage.seconds == 2.0
