@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Callable, Dict
+from typing import Callable, Dict, List
 
 import pytest
 
@@ -162,3 +162,21 @@ def test_a_file_gets_its_name_below_a_folder_or_not_at_all(tmp_path: Path) -> No
     with pytest.raises(OSError, match="link is a symbolic link"):
         publish_below(model, "a/b/x", "link/x")
     assert not any(outside.iterdir())
+
+
+@pytest.mark.parametrize(
+    "journaled, order", [(False, ["old", "x", "new"]), (True, ["new"])], ids=["FAT", "ext4"]
+)
+def test_what_a_name_needs_to_be_durable(
+    journaled: bool, order: List[str], model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a rename is one step, its folder is enough. On FAT the old entry goes first, and the new
+    one leads to nothing until the file is written once more."""
+    for folder in ("old", "new"):
+        (model / folder).mkdir()
+    (model / "old" / "part").write_text("text")
+    synced: List[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    publish_below(model, "old/part", "new/x", journaled)
+    assert [os.path.basename(path) for path in synced] == order
+    assert (model / "new" / "x").read_text() == "text"

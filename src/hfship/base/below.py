@@ -279,19 +279,21 @@ def remove_below(root: Path, path: str) -> None:
         os.unlink(name, dir_fd=parent)
 
 
-def publish_below(root: Path, source: str, target: str) -> None:
+def publish_below(root: Path, source: str, target: str, journaled: bool = False) -> None:
     """Give a file below `root`, whose content is durable, its name there, durably. Folders that are
-    missing are made. Raises OSError."""
+    missing are made. `journaled`: the filesystem makes a rename durable as one step. Raises
+    OSError."""
     folder, name = place_of(source)
     new_folder, new_name = place_of(target)
     with folder_below(root, folder) as old, folder_below(root, new_folder, make=True) as new:
         os.replace(name, new_name, src_dir_fd=old, dst_dir_fd=new)
-        # FAT has no journal. After a power cut it may have lost an entry, but two must not lead to
-        # the same blocks: the old one goes first.
-        sync_folder(old)
-        fd = open_in(new, new_name)
-        try:
-            os.fsync(fd)  # again: on FAT the new entry leads to nothing until then
-        finally:
-            os.close(fd)
+        if not journaled:
+            # After a power cut FAT may have lost an entry, but two must not lead to the same
+            # blocks: the old one goes first.
+            sync_folder(old)
+            fd = open_in(new, new_name)
+            try:
+                os.fsync(fd)  # again: on FAT the new entry leads to nothing until then
+            finally:
+                os.close(fd)
         sync_folder(new)

@@ -38,6 +38,8 @@ MOUNT_TABLE = Path("/proc/self/mountinfo")  # proc_pid_mountinfo(5)
 
 # Where posix_fallocate reserves blocks; elsewhere glibc emulates it by writing every block.
 FALLOCATE_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs", "overlay", "f2fs"})
+# Where both folders of a rename are in one transaction, which a sync of either makes durable.
+JOURNALED_FILESYSTEMS = frozenset({"ext4", "xfs", "btrfs"})
 
 SPARE_INODES = 16  # for our own files and the folders of a model
 WORK_DIR = ".hfship"  # our folder inside a model folder
@@ -53,6 +55,11 @@ class Filesystem:
 
     kind: str
     max_file_size: Optional[int]
+
+    @property
+    def journaled(self) -> bool:
+        """Is a rename durable, as one step, when its folder is?"""
+        return self.kind in JOURNALED_FILESYSTEMS
 
 
 def existing_ancestor(path: Path) -> Path:
@@ -329,13 +336,15 @@ def _replace_in(
     """Put a file into an open folder, in the place of what has the name there. Raises OSError."""
     temporary = f".{name}.{os.getpid()}.tmp"
     data = content.encode() if isinstance(content, str) else content
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary, dir_fd=folder)  # of a killed run, or somebody's trap
     if durable:
         _remove_temporaries(folder, name)
 
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    fd = os.open(temporary, flags, mode or 0o666, dir_fd=folder)
+    try:
+        fd = os.open(temporary, flags, mode or 0o666, dir_fd=folder)
+    except FileExistsError:  # of a killed run, or somebody's trap
+        os.unlink(temporary, dir_fd=folder)
+        fd = os.open(temporary, flags, mode or 0o666, dir_fd=folder)
     with contextlib.suppress(OSError):  # a filesystem without locks
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     try:

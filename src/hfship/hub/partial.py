@@ -134,8 +134,9 @@ class Transfer:
                     os.unlink(name, dir_fd=partial)
             return open_in(partial, name, flags | os.O_CLOEXEC)
 
-    def publish(self) -> None:
-        """Give the content, which is proven and durable, its name, durably. Raises OSError.
+    def publish(self, journaled: bool = False) -> None:
+        """Give the content, which is proven and durable, its name, durably; `journaled` as for
+        publish_below. Raises OSError.
 
         Before that goes the manifest that it makes untrue: a folder of two commits must not pass
         for a model if we are killed now.
@@ -143,7 +144,7 @@ class Transfer:
         if self.outdates:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{self.folder}/{MANIFEST_PATH}")
-        publish_below(self.folder, self.work_path, self.remote.path)
+        publish_below(self.folder, self.work_path, self.remote.path, journaled)
 
     def record(self, status: os.stat_result, hasher: FileHasher) -> None:
         """Remember that the file, which has its name, was proven by `hasher`."""
@@ -282,7 +283,8 @@ class PartialFile:
         with self._lock, disk_errors_below("create", transfer.folder, transfer.work_path):
             if self._fd < 0:
                 self._fd = transfer.open_work_file(os.O_RDWR | os.O_CREAT)
-                preallocate(self._fd, transfer.remote.size, self._filesystem)
+                if transfer.remote.size > SMALL_FILE:  # else one request brings it
+                    preallocate(self._fd, transfer.remote.size, self._filesystem)
             return self._fd
 
     def publish(self, spans: Spans) -> None:
@@ -375,7 +377,7 @@ class PartialFile:
                 status = os.fstat(fd)
                 os.close(fd)
                 self._fd = -1
-            transfer.publish()
+            transfer.publish(self._filesystem.journaled)
             if self._may_have_journals:
                 for suffix in ("now", "json"):
                     remove_below(transfer.folder, transfer.journal_path(suffix))
