@@ -124,7 +124,7 @@ TESTS: Dict[str, str] = {
     "commands/serve_bundle": "bundle",
     "archive/kept": "update",
     "commands/restore": "signatures approval",
-    "commands/rollback": "update serve",
+    "commands/rollback": "update serve serve_bundle",
     "archive/layer_tars": "model_layers",
     "commands/fetch_layers": "model_layers",
     "ops/sync_plan": "sync",

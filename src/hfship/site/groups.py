@@ -144,7 +144,7 @@ def require_way(plan: Plan, each: int) -> None:
         what = "data parallelism over hosts cannot be used"
         why = f"vLLM {version} does not know it: it is there from 0.9.0 on"
         raise HostError(what, why, "choose another --image")
-    if copy > each or each % copy:
+    if each % copy:  # also where a copy takes more than a host has
         what = "data parallelism cannot be spread over these hosts"
         why = f"each of its copies takes {copy} GPUs ({sizes}), a host has {each}"
         step = "fewer GPUs for a copy, or none of data_parallel_size"
