@@ -74,12 +74,21 @@ def test_figures_are_of_the_time_in_between() -> None:
         "m": (Heartbeat(1, 0, made=100), Heartbeat(2, 0, running=3, waiting=1, kv=0.25, made=160)),
         "m.2": (None, Heartbeat(1, 0, made=7)),
     }
-    uses = [KeyUse("alice", 2, 9, 40), KeyUse("idle", 0, 0, 5)]
+    uses = [KeyUse("alice", 2, 9, 40), KeyUse("idle", 0, 0, 5), KeyUse("long", 1, 0, 5)]
     view = site_view(GATEWAY, PLANS, [state("m", "UP"), state("m.2", "UP")], loads, 2.0, uses)
     first, second = view.replicas
     assert (first.running, first.waiting, first.tokens_per_second, first.kv) == (3, 1, 30.0, 0.25)
     assert second.tokens_per_second is None and second.running == 0
-    assert [use.name for use in view.keys] == ["alice"]
+    assert [use.name for use in view.keys] == ["alice", "long"]
+    assert {first.cells()[name] for name in ("running", "waiting", "tok/s", "kv")} == {
+        *"31",
+        "30",
+        "25%",
+    }
+    unknown = replace(second, running=None, waiting=None, tokens_per_second=None, kv=None)
+    assert [unknown.cells()[name] for name in ("running", "waiting", "tok/s", "kv", "gpus")] == [
+        "-"
+    ] * 5
     for width in (200, 80):
         text = view.text(width)
         assert max(map(len, text.splitlines())) <= width and "25%" in text

@@ -49,6 +49,8 @@ def test_one_on_demand_is_meant_where_it_is_named() -> None:
     file = file_of(ListedModel("day"), night, gateway={})
     assert [one.name for one in deployments_of(file, file.models, [])] == ["day"]
     assert [one.name for one in deployments_of(file, (night,), ["night"])] == ["night"]
+    plain = file_of(night)
+    assert [one.name for one in deployments_of(plain, plain.models, [])] == ["night"]
 
 
 def test_what_the_gateway_stands_before() -> None:

@@ -21,7 +21,7 @@ from hfship.site.terms import Gateway, GatewayModel, Replica
 
 MODEL = GatewayModel("m", ("m",), (Replica("m", "a:1"), Replica("m.2", "b:1", True)))
 ALONE = GatewayModel("n", ("n",), (Replica("n", "c:1"),))
-GATEWAY = Gateway((MODEL, ALONE), (3, 4))
+GATEWAY = Gateway((ALONE, MODEL), (3, 4))
 
 # What is seen of an engine each second: (steps, busy); the last is silent for so many seconds.
 LOOKS: List[Tuple[str, List[Look], float]] = [
