@@ -592,6 +592,7 @@ def test_a_plan_is_shown_and_nothing_is_asked(site: PlayedSite) -> None:
     run = site.everywhere(Work(begin=(step("m-1", "a"),)))
     run.placement = Placement({}, {"n": HostError("n finds no place", "", "")})
     assert run.told() == Exit.HOST
+    assert site.text.endswith("\n\nnote  n finds no place:\nstart m-1")
     assert [(row["name"], row.get("state")) for row in site.rows] == [
         ("m-1", "planned"),
         ("n", None),
@@ -651,7 +652,9 @@ class PlayedGateways:
         self, _: Any, settings: Any, image: str, certificate: str, models: Any, keys: Any
     ) -> None:
         addresses = {one.name: one.address for model in models for one in model.replicas}
-        self.put.append({"image": image, "certificate": certificate, "addresses": addresses})
+        names = [model.names for model in models]
+        found = {"image": image, "certificate": certificate, "addresses": addresses, "names": names}
+        self.put.append(found)
         assert settings.host == "10.0.0.9" and set(keys) == set(self.site.record.keys)
 
     def keepalived_files(self, settings: Any, hosts: Any, facts: Any, deploy: Path) -> Any:
@@ -716,6 +719,7 @@ def test_a_gateway_is_put_before_what_runs_and_again_when_all_is_done(
         "image": "image haproxy:3",
         "certificate": "PEM c.pem k.pem",
         "addresses": {"m": "10.0.0.a:8000"},
+        "names": [()],
     }
     assert gateways.put == [put, put] and gateways.log == ["network"]
     assert site.said[-1].endswith("\nthe gateway is at https://10.0.0.9:8443/v1")
@@ -730,17 +734,19 @@ def test_without_a_gateway_none_is_put(site: PlayedSite, gateways: PlayedGateway
 def test_a_gateway_knows_copies_that_run_also_where_nobody_answers(
     site: PlayedSite, gateways: PlayedGateways
 ) -> None:
-    """m is started, m.2 runs on a host that tells its plan, m.3 on one that is silent."""
-    replicas = tuple(Replica(name, "x:1") for name in ("m", "m.2", "m.3"))
-    models = (GatewayModel("m", ("m", "org/m"), replicas),)
+    """m is on a host that is silent, m.2 is started, m.3 runs on a host that tells its plan; m.4 was
+    never served, and where m.5 is reached nobody remembers."""
+    replicas = (Replica("m", "x:1"), Replica("m.2", "x:2"))
+    models = (GatewayModel("m", ("m", "org/m", "chat"), replicas),)
     folder = site.deploy / "_gateway"
     folder.mkdir(mode=0o700)
     (folder / "gateway.json").write_text(gateway_text(Gateway(models, (3, 4))))
-    site.facts["b"] = site.fact("b", plans=(plan_of("m.2", "b"), plan_of("m.4", "b")))
-    known = {name: f"{name}:1" for name in ("m.2", "m.3")}
+    site.facts["b"] = site.fact("b", plans=(plan_of("m.3", "b"), plan_of("m.5", "b")))
+    known = {name: f"{name}:1" for name in ("m", "m.3")}
     write_record(site.deploy, SiteRecord(addresses=known))
-    assert gateways.run(Work(begin=(step("m", "a"),)), copies=4).serve() == Exit.OK
-    assert gateways.put[0]["addresses"] == {"m": "10.0.0.a:8000", **known}
+    assert gateways.run(Work(begin=(step("m.2", "a"),)), copies=5).serve() == Exit.OK
+    assert gateways.put[0]["addresses"] == {**known, "m.2": "10.0.0.a:8000"}
+    assert gateways.put[0]["names"] == [("m", "org/m", "chat")], "as clients call it until now"
 
 
 def test_the_gateways_of_other_hosts_are_sent_the_same(
