@@ -19,6 +19,7 @@ from hfship.base.errors import (
     NotFoundError,
     UsageError,
 )
+from hfship.base.locks import InUseError, lock_within
 from hfship.base.settings import ListedModel, ModelsFile
 from hfship.base.values import replace
 from hfship.commands import gateway_hosts
@@ -136,6 +137,12 @@ def test_a_set_is_kept_to_be_sent_again(tmp_path: Path) -> None:
     assert gateway_hosts.read_set(tmp_path) == SET
     path = tmp_path / "_site/gateway.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600 and path.parent.stat().st_mode & 0o007 == 0
+
+
+def test_what_is_told_is_locked_in_a_folder_of_our_own(tmp_path: Path) -> None:
+    with gateway_hosts.telling(tmp_path), pytest.raises(InUseError):
+        lock_within(tmp_path / "_site", 0.0).__enter__()
+    assert (tmp_path / "_site").stat().st_mode & 0o007 == 0
 
 
 @pytest.mark.parametrize("given", [True, False])

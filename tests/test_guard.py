@@ -164,6 +164,11 @@ def test_what_is_done_how_often(site: Site) -> None:
     ]
 
 
+def test_right_after_a_boot_deployments_are_read_too(site: Site) -> None:
+    watchdog = guard.Guard(site.context())
+    assert looked(site, watchdog, 0.0) == [["read", LOOK, *PROVE]]
+
+
 def test_without_a_gateway_deployments_are_proven_alone(site: Site) -> None:
     site.gateway = None
     watchdog = guard.Guard(site.context())

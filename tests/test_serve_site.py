@@ -18,7 +18,7 @@ from hfship.commands.serve_site import address_of
 from hfship.serve.terms import Plan
 from hfship.site.gateway_run import Applied, HaproxyImage
 from hfship.site.settings import GatewaySettings
-from hfship.site.store import gateway_folder, gateway_text, read_keys, write_keys
+from hfship.site.store import gateway_folder, gateway_text, read_keys, read_rights, write_keys
 from hfship.site.terms import AccessKey, Gateway, GatewayModel, Replica
 
 IMAGE = HaproxyImage("haproxy:3", (3, 4))
@@ -140,6 +140,9 @@ def test_the_gateway_is_proven_first_and_put_last_whatever_became_of_the_models(
     assert applied == ("apply", UPSTREAM)
     [alice] = read_keys(gateway_folder(site.deploy))
     assert alice.rate == 6, "as the models file says"
+    rights = read_rights(gateway_folder(site.deploy))
+    everything = {"models": ("*",), "rate": 6}
+    assert rights == {"alice": everything, "bob": {"models": ("big",), "ops": True}}
     assert site.said == [
         "warning: of (3, 4)",
         "warning: there is no key bob yet: hfship key add bob",

@@ -171,7 +171,7 @@ def tell_plan(context: Context, settings: GatewaySettings) -> None:
     try:
         image = find_image(settings.image)
         read_certificate(settings.tls_cert, settings.tls_key)
-        known = {**{name: _to_come(context.file, name) for name in states}, **plans}
+        known = {**_to_come(context.file), **plans}
         models = gateway_models(context.file, known)
         gateway = gateway_of(settings, models, image.version)
         found = gateway_changes(read_gateway(folder), gateway)
@@ -214,12 +214,13 @@ def _replica_states(file: ModelsFile, plans: Mapping[str, Plan]) -> Dict[str, st
     return states
 
 
-def _to_come(file: ModelsFile, name: str) -> Plan:
-    """A stand-in for the plan of a replica that was never served: its names."""
+def _to_come(file: ModelsFile) -> Dict[str, Plan]:
+    """Stand-ins for the plans of replicas that were never served: their names."""
+    found = {}
     for model in file.models:
-        if name in copies_of(model).deployments(model.deployment):
-            return Plan(name=name, served_names=tuple(api_names(model)))
-    return Plan(name=name)
+        plan = Plan(served_names=tuple(api_names(model)))
+        found.update(dict.fromkeys(copies_of(model).deployments(model.deployment), plan))
+    return found
 
 
 def _upstream(models: tuple[GatewayModel, ...], keys: Mapping[str, str]) -> Dict[str, str]:
