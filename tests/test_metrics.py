@@ -8,6 +8,7 @@ import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import pytest
@@ -16,7 +17,15 @@ from hypothesis import strategies as st
 
 from conftest import ROOT, Program
 from hfship.ops.jobs import Job, JobRecord
-from hfship.ops.metrics import FAMILIES, Disk, Hardware, Sample, escaped, metrics_text
+from hfship.ops.metrics import (
+    FAMILIES,
+    Disk,
+    Hardware,
+    Sample,
+    escaped,
+    metrics_text,
+    read_disks,
+)
 from hfship.serve.status import DeploymentStatus
 from support import components
 from test_serve import Site, site  # noqa: F401
@@ -179,3 +188,38 @@ def test_what_does_not_go_together_is_refused(pyz: Program, tmp_path: Path) -> N
 def test_the_names_are_documented() -> None:
     documented = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
     assert [name for name in FAMILIES if f"`{name}`" not in documented] == []
+
+
+def test_the_room_of_each_folder_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    purposes = ("models", "package", "transfer", "site_models", "deploy", "log")
+    folders = {f"{purpose}_dir": tmp_path / purpose for purpose in purposes}
+    for purpose in purposes[1:]:
+        (tmp_path / purpose).mkdir()
+    room = SimpleNamespace(f_bavail=5, f_bfree=6, f_blocks=7, f_frsize=4096, f_bsize=1)
+    real = os.statvfs
+
+    def statvfs(path: Any) -> Any:
+        real(path)  # raises for what is not there
+        return room
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    names = ("packages", "transfer", "site_models", "deployments", "logs")
+    found = read_disks(SimpleNamespace(**folders))  # type: ignore[arg-type]
+    expected = []
+    for name, purpose in zip(names, purposes[1:]):
+        expected.append(Disk(name, tmp_path / purpose, 5 * 4096, 7 * 4096))
+    assert found == expected
+
+
+def test_disks_and_hardware_have_their_labels() -> None:
+    disk = Disk("models", Path("/m"), 5, 7)
+    text = metrics_text((), (), (disk,), Hardware(12.346, (("0", 79), ("1", 0))))
+    assert lines_of(text)[-5:] == [
+        'hfship_disk_free_bytes{purpose="models",folder="/m"} 5',
+        'hfship_disk_size_bytes{purpose="models",folder="/m"} 7',
+        "hfship_certificate_days 12.35",
+        'hfship_gpu_xid{gpu="0"} 79',
+        'hfship_gpu_xid{gpu="1"} 0',
+    ]
