@@ -191,6 +191,15 @@ def test_images_are_loaded_then_models_unpacked_and_served_with_them(
     assert context.args.image == asked.get("image", "")
 
 
+def test_a_delivery_of_models_alone_names_no_image(place: Any) -> None:
+    value = json.loads(place.path.read_text())
+    value["items"] = value["items"][1:]
+    place.path.write_text(json.dumps(value))
+    context = context_of()
+    found = bundles.unpacked_bundle(context, str(place.path), _never, lambda _: Path("/site/m"))
+    assert [run for run, _ in found] == [context, context]
+
+
 def test_a_delivery_that_is_not_whole_brings_nothing(place: Any) -> None:
     context = context_of()
     (place.folder / "n.tar.zst").unlink()

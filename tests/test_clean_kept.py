@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
-from typing import Any, List, Tuple
+from types import SimpleNamespace
+from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 
 from hfship.archive.kept import KeptVersion
 from hfship.archive.versions import Version
+from hfship.base.errors import Exit
 from hfship.commands import clean_kept
 from hfship.serve.terms import Plan
 
@@ -39,6 +42,51 @@ def test_what_versions_share_is_free_with_the_last_of_them(tmp_path: Path) -> No
     ]
     assert rows[1]["what"].endswith(", in place until 2026-01-02")
     assert clean_kept._rows([kept(first)])[0]["bytes"] == 10, "the other has the rest still"
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_what_nobody_runs_with_goes(
+    yes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("m", "m~1", "m~2", "n"):
+        (tmp_path / name).mkdir()
+    versions = {"m": [kept(tmp_path / "m~1"), kept(tmp_path / "m~2")]}
+    plans = [SimpleNamespace(plan=Plan(name="d", model_dir=str(tmp_path / "m")))]
+    dropped: List[Any] = []
+    said: List[str] = []
+    told: Dict[str, Any] = {}
+
+    def served_by(target: Path, one: KeptVersion, found: List[Plan]) -> str:
+        assert target == tmp_path / "m" and [plan.name for plan in found] == ["d"]
+        return "d" if one.folder.name == "m~1" else ""
+
+    def kept_beyond(target: Path, keep: int) -> List[KeptVersion]:
+        assert keep == 3
+        return versions.get(target.name, [])
+
+    @contextlib.contextmanager
+    def locked_tree(folder: Path) -> Iterator[None]:
+        dropped.append(f"lock {folder.name}")
+        yield
+
+    patched: Dict[str, Any] = {
+        "readable_deployments": lambda *_: plans,
+        "kept_of": lambda name: name.partition("~")[0] if "~" in name else "",
+        "kept_beyond": kept_beyond,
+        "_served_by": served_by,
+        "locked_tree": locked_tree,
+        "drop": lambda folder: dropped.append(folder.name),
+    }
+    for name, fake in patched.items():
+        monkeypatch.setattr(clean_kept, name, fake)
+    reporter = SimpleNamespace(info=said.append, warn=None, result_json=told.update)
+    settings = SimpleNamespace(site_models_dir=tmp_path)
+    args = SimpleNamespace(kept=3, json=True, dry_run=not yes, yes=yes)
+    context: Any = SimpleNamespace(args=args, settings=settings, reporter=reporter)
+    assert clean_kept.clean_kept(context) is Exit.OK
+    assert said == [f"kept: {tmp_path}/m~1: the deployment d runs with it"]
+    assert [row["where"] for row in told["leftovers"]] == [str(tmp_path / "m~2")]
+    assert dropped == (["lock m~incomplete", "m~2"] if yes else [])
 
 
 # (model of a deployment, first digits of its version) -> whether its container has these files

@@ -71,6 +71,7 @@ def test_repositories_are_those_of_small_manifests(
     (folder / "a_damaged/.hfship/manifest.json").write_text("{")
     path = folder / "b_large/.hfship/manifest.json"
     monkeypatch.setattr(known_names, "LARGE_MANIFEST", path.stat().st_size)
+    assert names_of("repos", settings) == ["org/b_large", "org/org_m"]
     path.write_text(path.read_text() + "\n")
     assert names_of("repos", settings) == ["org/org_m"]
     monkeypatch.setattr(known_names, "MOST_MANIFESTS", 4)
@@ -82,3 +83,32 @@ def test_models_of_a_file_are_called_as_a_command_knows_them() -> None:
     file = ModelsFile(Path("/m.toml"), {}, models, models[0])
     assert listed_names("fetch", file) == ["org/m", "m", "n", "org/o"]
     assert listed_names("serve", file) == ["m", "n"]
+
+
+PATHS = ["b.zst", "a.zst", "a.txt", "sub/c.zst", "a-sub/x", ".hidden.zst", "_own.zst"]
+
+
+@pytest.mark.parametrize(
+    ("start", "found"),
+    [
+        ("", ["a-sub/", "a.zst", "b.zst", "sub/"]),
+        ("a", ["a-sub/", "a.zst"]),
+        ("b", ["b.zst"]),
+        ("sub/", ["sub/c.zst"]),
+        ("./a.", ["./a.zst"]),
+        ("~/b", ["~/b.zst"]),
+        ("none/", []),
+    ],
+)
+def test_files_and_folders_that_begin_as_it_was_typed(
+    start: str, found: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in PATHS:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert known_names.paths_that_end(start, [".zst", ".x"]) == found
+    absolute = [f"{tmp_path}/{name}" for name in found if start in ("", "a", "b")]
+    if absolute:
+        assert known_names.paths_that_end(f"{tmp_path}/{start}", [".zst"]) == absolute

@@ -133,7 +133,7 @@ def test_a_plan_that_starts_nothing_anew_is_not_asked_about(why: str, image: Ima
 
 
 def test_what_passed_before_is_known(image: Image) -> None:
-    image.known, image.written = SHORTER, OTHER
+    image.known, image.written, image.runs = SHORTER, OTHER, True
     assert image.preflight().settle(PLAN).max_model_len == 2048
     assert [one for one in image.log if one == "ask"] == []
 

@@ -31,11 +31,12 @@ from hfship.base.values import replace
 
 if TYPE_CHECKING:
     from hfship.archive.pack import Packed
-    from hfship.base.manifest import Manifest
+    from hfship.base.imagefacts import ImageFacts
     from hfship.base.settings import Settings
     from hfship.commands.context import Context
 
 SMALL_JSON = parse_size("16M")
+Images = Dict[Path, Tuple[str, "ImageFacts"]]  # by folder, each with the name in its manifest
 
 
 # -- pack
@@ -52,9 +53,8 @@ def image_folder(wanted: str, model: Path, settings: Settings) -> Path:
         return _newest(found, model)
 
     name = wanted.partition("docker://")[2] or wanted
-    for folder, manifest in found.items():
-        image = manifest.image
-        if image and name in (image.name, image.reference, manifest.name, str(folder)):
+    for folder, (own_name, image) in found.items():
+        if name in (image.name, image.reference, own_name, str(folder)):
             return folder
     path = Path(wanted)
     manifest_there = read_manifest(path) if path.is_dir() else None
@@ -64,35 +64,35 @@ def image_folder(wanted: str, model: Path, settings: Settings) -> Path:
     raise NotFoundError(f"the image {name} is not here", _here(found), fetch)
 
 
-def _image_folders(root: Path) -> Dict[Path, Manifest]:
-    """The folders of images that were fetched, with their manifests."""
+def _image_folders(root: Path) -> Images:
+    """The folders of images that were fetched."""
     found = {}
     for path in sorted(root.glob("*/oci-layout")):
         folder = path.parent
         manifest = read_manifest(folder)
         if manifest and manifest.image:
-            found[folder] = manifest
+            found[folder] = (manifest.name, manifest.image)
     return found
 
 
-def _here(found: Dict[Path, Manifest]) -> str:
-    names = [manifest.image.name for manifest in found.values() if manifest.image]
+def _here(found: Images) -> str:
+    names = [image.name for _, image in found.values()]
     if not names:
         return "no image was fetched"
     return f"here are: {shorten(names)}"
 
 
-def _newest(found: Dict[Path, Manifest], model: Path) -> Path:
+def _newest(found: Images, model: Path) -> Path:
     """The image that `serve` would choose. Raises NotFoundError."""
     from hfship.serve.images import choose_image, image_called
 
     folders = {}
-    for folder, manifest in found.items():
-        if manifest.image and "vllm" in manifest.image.name:
-            folders[manifest.image.name] = folder
+    for folder, (_, image) in found.items():
+        if "vllm" in image.name:
+            folders[image.name] = folder
     images = [image_called(name, "") for name in folders]
     device = "gpu"
-    if images and all(image.cpu for image in images):
+    if images and all(one.cpu for one in images):
         device = "cpu"
     try:
         chosen = choose_image(images, None, device, _architecture(model))
@@ -116,7 +116,7 @@ def has_image(targets: Sequence[Path], settings: Settings) -> bool:
     opening them would take long."""
     from hfship.archive.files import archives_in
 
-    names = {manifest.name for manifest in _image_folders(settings.models_dir).values()}
+    names = {name for name, _ in _image_folders(settings.models_dir).values()}
     for target in targets:
         if bundles_at(target):
             return True
