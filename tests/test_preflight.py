@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List
@@ -18,12 +19,15 @@ from hfship.serve import preflight
 from hfship.serve.docker import IN_IMAGE, parse_info, read_image
 from hfship.serve.images import image_that_says, parse_images
 from hfship.serve.in_image import MARK, Refused, checked, sentence
+from hfship.serve.mounts import Mount
 from hfship.serve.preflight import (
     MOST_CHECKS,
     Check,
+    Running,
     as_derived,
     check_key,
     docker_arguments,
+    mount_text,
     read_check,
     refusal,
     remember,
@@ -335,3 +339,87 @@ def test_a_check_has_the_devices_and_rights_of_the_plan() -> None:
     devices = [words[at + 1] for at, word in enumerate(words) if word == "--device"]
     assert devices == [f"nvidia.com/gpu={uuid}" for uuid in PLAN.gpus] and "--gpus" not in words
     assert words[words.index("--cap-add") + 1] == "DAC_OVERRIDE"
+
+
+# -- beside a start
+
+
+@pytest.mark.parametrize(
+    "answer, stops",
+    [
+        (Check(refused="no", finished=True), 1),
+        (Check(version="0.32.0", finished=True), 0),
+        (HostError("docker is gone", "", ""), 0),
+        (OSError(28, "No space left on device"), 0),
+    ],
+)
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_check_beside_a_start_stops_what_is_refused(
+    answer: Any, stops: int, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    asked: List[Any] = []
+
+    def run(plan: Plan, beside: bool = False) -> Check:
+        asked.append((plan.name, beside))
+        assert go_on.wait(60)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    stopped: List[int] = []
+
+    def stop() -> None:
+        stopped.append(1)
+        if fails:
+            raise HostError("it does not stop", "", "")
+
+    monkeypatch.setattr("hfship.serve.preflight.run_check", run)
+    running = Running(replace(PLAN, name="m"), True, stop)
+    assert running.so_far() is None
+    go_on.set()
+    expected = Check() if isinstance(answer, Exception) else answer
+    assert running.result() == running.so_far() == expected
+    assert len(stopped) == stops and asked == [("m", True)]
+
+
+def test_a_check_that_is_forgotten_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    def run(*_: Any) -> Check:
+        assert go_on.wait(60)
+        return Check(refused="no", finished=True)
+
+    stopped: List[int] = []
+    monkeypatch.setattr("hfship.serve.preflight.run_check", run)
+    running = Running(PLAN, False, lambda: stopped.append(1))
+    running.forget()
+    go_on.set()
+    assert running.result().refused == "no" and not stopped
+
+
+def test_of_checks_the_newest_are_kept_with_all_that_they_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HFSHIP_CACHE", str(tmp_path))
+    clock = [1000.0]
+    monkeypatch.setattr("hfship.serve.preflight.time.time", lambda: clock[0])
+    plans = [
+        replace(PLAN, image_id="sha256:ab", max_num_seqs=n + 1) for n in range(MOST_CHECKS + 2)
+    ]
+    for number, plan in enumerate(plans):
+        clock[0] += 1
+        remember(plan, Check("", f"0.{number}", 8, 256, finished=True))
+    assert [remembered(plan) is None for plan in plans[:3]] == [True, True, False]
+    last = MOST_CHECKS + 1
+    assert remembered(plans[-1]) == Check("", f"0.{last}", 8, 256, finished=True)
+
+
+def test_a_mount_with_quotes_is_a_line_of_csv() -> None:
+    mount = mount_text(Mount('/a"b', "/models/m"))
+    assert mount == 'type=bind,"source=/a""b",target=/models/m,readonly'
+
+
+def test_who_knows_better_is_told_how_to_say_so() -> None:
+    error = refusal(PLAN, Check(refused="something new"))
+    assert f"hfship serve {PLAN.name} --no-preflight" in error.next_step

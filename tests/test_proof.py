@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from pathlib import Path
@@ -16,11 +18,15 @@ from hfship.serve import proof
 from hfship.serve.model_folder import require_complete
 from hfship.serve.proof import (
     PROVEN_FILE,
+    PROVEN_FORMAT,
     TrustedFolder,
+    hash_below,
     prove_content,
     read_proven,
+    refuse_changed,
     trust_folder,
     unproven,
+    write_proven,
 )
 from support import archives as a
 
@@ -239,3 +245,77 @@ def test_a_folder_that_nobody_vouches_for_must_look_whole(case: str, tmp_path: P
     with pytest.raises(HfshipError, match=said) as caught:
         trust_folder(folder, None, (), None, a.QUIET)
     assert name in caught.value.why
+
+
+# -- what is written, and what is said
+
+
+class Said:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.warnings: List[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_what_was_proven_is_written_for_programs_and_read_back(served: Served) -> None:
+    served.read()
+    proven = read_proven(served.deployment)
+    assert sorted(proven) == sorted(FILES)
+    path = served.deployment / PROVEN_FILE
+    value = json.loads(path.read_text())
+    assert value["format"] == PROVEN_FORMAT and path.stat().st_mode & 0o777 == 0o600
+    row = value["files"]["model.safetensors"]
+    assert row["sha256"] == hashlib.sha256(b"weights").hexdigest()
+    assert row["size"] == 7 and len(path.read_text().splitlines()) > len(FILES), "for people, too"
+    other = served.deployment.parent / "n"
+    write_proven(other, proven)
+    assert read_proven(other) == proven
+
+
+def test_what_is_wrong_is_not_remembered_and_what_is_right_is(served: Served) -> None:
+    served.read()
+    same_size(served.folder / "modeling.py")
+    os.utime(served.folder / "config.json")
+    time.sleep(2 * proof.SETTLED_NS / 1e9)
+    with pytest.raises(IntegrityError, match="modeling.py"):
+        served.read()
+    assert sorted(read_proven(served.deployment)) == sorted(set(FILES) - {"modeling.py"})
+
+
+def test_bytes_are_counted_as_they_are_read(served: Served) -> None:
+    counted: List[int] = []
+    file = hash_below(served.folder, "model.safetensors", counted.append)
+    assert sum(counted) == 7 and file.settled
+    assert file.sha256 == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_a_small_folder_is_read_as_a_whole(served: Served) -> None:
+    trusted = served.trust()
+    refuse_changed(trusted)
+    same_size(served.folder / "modeling.py")
+    with pytest.raises(IntegrityError, match="modeling.py is changed") as caught:
+        refuse_changed(trusted)
+    assert caught.value.why == "SHA-256 other than in the manifest"
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda _: None, ""),
+        (lambda folder: os.chown(folder, 4242, 4242), "is of user 4242, or open to others"),
+        (lambda folder: os.chown(folder / "config.json", 4242, 4242), "is of user 4242, or open"),
+        (lambda folder: (folder / "config.json").chmod(0o666), "or open to others"),
+    ],
+)
+def test_who_else_can_change_what_is_served_is_said(
+    change: Callable[[Path], Any], says: str, served: Served
+) -> None:
+    if os.geteuid():
+        missing("root, to give a file to another user")
+    change(served.folder)
+    said = Said()
+    trust_folder(served.folder, served.manifest, (), None, said)  # type: ignore[arg-type]
+    assert len(said.warnings) == bool(says) and says in "".join(said.warnings)
