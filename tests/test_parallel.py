@@ -23,11 +23,19 @@ from hfship.serve.choices import Choice, choices
 from hfship.serve.docker import read_host
 from hfship.serve.explain import explanation
 from hfship.serve.files import compose_value
-from hfship.serve.fit import GpuKind, batch_limits, expert_bytes, fit, weights_per_gpu
+from hfship.serve.fit import Fit, GpuKind, batch_limits, expert_bytes, fit, weights_per_gpu
 from hfship.serve.gpus import gpu_pools, slice_memory, with_slices
 from hfship.serve.images import image_called
 from hfship.serve.measured import Measured, as_measured
-from hfship.serve.parallel import NO_NUMBER, advice_beyond, kind_of
+from hfship.serve.parallel import (
+    NO_NUMBER,
+    advice_beyond,
+    idle_advice,
+    kind_of,
+    refusal,
+    require_known_ways,
+    splits,
+)
 from hfship.serve.plan import make_plan, vllm_arguments
 from hfship.serve.split_rules import Split, split_problem
 from hfship.serve.terms import Gpu, Host, Image, Plan, ServeOptions
@@ -473,3 +481,148 @@ def test_the_next_number_of_gpus_that_does_is_named(
 ) -> None:
     options = ServeOptions(max_model_len=wanted)
     assert advice_beyond(facts_of(model), count, GpuKind(80 * 10**9), options) == advice
+
+
+# -- what is asked for, and in which words it is refused
+
+ASKED = {
+    "tensor_parallel_size": "--tensor-parallel-size 2",
+    "pipeline_parallel_size": "--pipeline-parallel-size 2",
+    "data_parallel_size": "--data-parallel-size 2",
+    "max_model_len": "--max-model-len 2",
+    "max_num_seqs": "--max-num-seqs 2",
+    "wanted_concurrency": "--concurrency 2",
+}
+
+
+@pytest.mark.parametrize("option", ASKED)
+def test_a_refusal_repeats_what_was_asked_for(option: str) -> None:
+    options = ServeOptions(**{option: 2})
+    tried = [Fit(Split(), "it is too large")]
+    error = refusal("m", facts_of("Qwen3-8B"), assumed_gpus("1x16GB"), tried, options)
+    assert error.what == f"cannot serve m on 1 GPU of 16.0 GB with {ASKED[option]}"
+    assert error.why == "TP=1: it is too large"
+
+
+def test_where_nothing_was_tried_the_split_that_was_asked_for_is_told() -> None:
+    facts = facts_of("Qwen3-8B")
+    gpus = assumed_gpus("2x80GB")
+    options = ServeOptions(tensor_parallel_size=4)
+    assert refusal("m", facts, gpus, [], options).why == "TP=4: there are only 2 free GPUs"
+    options = ServeOptions(tensor_parallel_size=3)
+    assert refusal("m", facts, gpus, [], options).why.startswith("TP=3: 32 attention heads")
+
+
+@pytest.mark.parametrize(
+    "options, flag",
+    [
+        ({"pipeline_parallel_size": 2}, "--pipeline-parallel-size"),
+        ({"data_parallel_size": 2}, "--data-parallel-size"),
+        ({"enable_expert_parallel": True}, "--enable-expert-parallel"),
+        ({"pipeline_parallel_size": 1, "data_parallel_size": 1}, ""),
+        ({"tensor_parallel_size": 2}, ""),
+    ],
+)
+def test_ways_are_for_gpus_and_versions_that_have_them(
+    options: Dict[str, Any], flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = facts_of("Mixtral-8x7B")
+    require_known_ways("m", facts, (0, 32, 0), ServeOptions(device="gpu", **options))
+    monkeypatch.setattr("hfship.serve.parallel.knows_flag", lambda _, name: name != flag)
+    on_cpu = ServeOptions(device="cpu", **options)
+    on_gpu = ServeOptions(device="gpu", **options)
+    if not flag:
+        require_known_ways("m", facts, (0, 32, 0), on_cpu)
+        require_known_ways("m", facts, (0, 32, 0), on_gpu)
+        return
+    with pytest.raises(UsageError, match=f"{flag} is for GPUs"):
+        require_known_ways("m", facts, (0, 32, 0), on_cpu)
+    with pytest.raises(HostError, match=f"{flag} cannot be used") as caught:
+        require_known_ways("m", facts, (0, 8, 3), on_gpu)
+    assert "vLLM 0.8.3 does not know it" in caught.value.why
+
+
+def test_what_else_was_asked_for_stays_in_the_advice_about_experts() -> None:
+    options = ServeOptions(
+        enable_expert_parallel=True,
+        tensor_parallel_size=2,
+        pipeline_parallel_size=3,
+        data_parallel_size=4,
+    )
+    with pytest.raises(UsageError, match="makes no sense here") as caught:
+        require_known_ways("m", facts_of("Qwen3-8B"), (0, 32, 0), options)
+    assert caught.value.next_step == (
+        "hfship serve m --tensor-parallel-size 2 --pipeline-parallel-size 3 --data-parallel-size 4"
+    )
+
+
+@pytest.mark.parametrize(
+    "count, options, with_stages, expected",
+    [
+        (4, {}, False, [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 1, 1)]),
+        (4, {}, True, [(1, 2, 1), (1, 3, 1), (2, 2, 1), (1, 4, 1)]),
+        (4, {"tensor_parallel_size": 2}, False, [(2, 1, 1)]),
+        (4, {"tensor_parallel_size": 8}, False, []),
+        (4, {"pipeline_parallel_size": 2}, False, [(1, 2, 1), (2, 2, 1)]),
+        (4, {"pipeline_parallel_size": 2}, True, []),
+        (4, {"data_parallel_size": 2}, False, [(1, 1, 2), (2, 1, 2)]),
+        (2, {"wanted_concurrency": 2}, False, [(1, 1, 1), (1, 1, 2), (2, 1, 1)]),
+        (2, {"wanted_concurrency": 1}, False, [(1, 1, 1), (2, 1, 1)]),
+    ],
+)
+def test_splits_come_with_the_fewest_gpus_first(
+    count: int, options: Dict[str, Any], with_stages: bool, expected: List[Any]
+) -> None:
+    found = splits(facts_of("Qwen3-8B"), count, ServeOptions(**options), with_stages)
+    assert [(split.tp, split.pp, split.dp) for split in found] == expected
+
+
+def test_of_a_model_with_experts_copies_come_last() -> None:
+    found = splits(facts_of("Mixtral-8x7B"), 2, ServeOptions(wanted_concurrency=2), False)
+    assert [(split.tp, split.dp) for split in found] == [(1, 1), (2, 1), (1, 2)]
+
+
+def test_the_smallest_gpu_decides_and_an_a100_by_its_name() -> None:
+    (large,), (small,) = assumed_gpus("1x80GB"), assumed_gpus("1x24GB")
+    assert kind_of([large, small]) == GpuKind(small.total)
+    named = replace(small, name="NVIDIA A100-SXM4-40GB")
+    assert kind_of([large, named]) == GpuKind(small.total, small_batches=True)
+
+
+def test_gpus_that_stay_idle_are_for_other_models_where_they_hold_nothing_more() -> None:
+    facts, gpus = facts_of("Qwen3-8B"), assumed_gpus("2xH100")
+    found = Fit(Split(), kv=1 << 30, length=1 << 30)  # longer than any other split holds
+    assert idle_advice("m", facts, gpus, found, ServeOptions()) == "GPU 1: for other models"
+    assert idle_advice("m", facts, gpus[:1], found, ServeOptions()) == ""
+    slices = [replace(gpu, slice=f"0:{index}") for index, gpu in enumerate(gpus)]
+    said = idle_advice("m", facts, slices, found, ServeOptions())
+    assert said == "GPU 0:1: for other models, a slice serves one alone"
+
+
+def test_requests_that_are_too_many_are_refused_with_the_number_that_fits() -> None:
+    with pytest.raises(HostError) as caught:
+        plan("Qwen3-8B", "1xH100", wanted_concurrency=1000, max_model_len=40960)
+    found = re.search(r"--concurrency (\d+) --max-model-len 40960", caught.value.next_step)
+    assert found, caught.value.next_step
+    count = int(found[1])
+    assert plan("Qwen3-8B", "1xH100", wanted_concurrency=count, max_model_len=40960)
+    with pytest.raises(HostError):
+        plan("Qwen3-8B", "1xH100", wanted_concurrency=count + 1, max_model_len=40960)
+
+
+@pytest.mark.parametrize("held", [0, 50 << 30])
+def test_a_share_that_is_too_small_is_refused_with_the_least_that_does(held: int) -> None:
+    """As far as others leave it."""
+    (gpu,) = assumed_gpus("1xH100")
+    host = Host((replace(gpu, used=held),))
+    options = ServeOptions(device="gpu", gpu_memory_utilization=0.1)
+    with pytest.raises(HostError) as caught:
+        make_plan("m", "/m", facts_of("Qwen3-8B"), host, IMAGE, options)
+    found = re.search(r"--gpu-memory-utilization (0\.\d+)", caught.value.next_step)
+    assert found, caught.value.next_step
+    least = float(found[1])
+    wanted = replace(options, gpu_memory_utilization=least)
+    assert make_plan("m", "/m", facts_of("Qwen3-8B"), host, IMAGE, wanted)
+    less = replace(options, gpu_memory_utilization=least - 0.05)
+    with pytest.raises(HostError):
+        make_plan("m", "/m", facts_of("Qwen3-8B"), host, IMAGE, less)
