@@ -27,9 +27,10 @@ FACTS = HostFacts(
     plans=(
         Plan(name="m", bind="10.0.0.1", port=8000, gpus=("GPU-0",)),
         Plan(name="n", bind="10.0.0.1", port=8001),
+        Plan(name="o", bind="10.0.0.1", port=8002),
     ),
     running=frozenset({"m", "n"}),
-    healthy=frozenset({"m"}),
+    healthy=frozenset({"m", "gone"}),
     models={"z": "1", "b": "2"},
     docker="28.5.2",
     architecture="x86_64",
@@ -47,7 +48,7 @@ def test_hosts_are_a_table_with_what_is_wrong_below() -> None:
     header, *rows = [line.split() for line in found.text().splitlines()]
     assert header == ["host", "GPUs", "free", "docker", "models", "deployments"]
     assert rows == [
-        ["a", "2x", "H200", "2.0", "GB", "28.5.2", "2", "1", "of", "2", "healthy", "drained"],
+        ["a", "2x", "H200", "2.0", "GB", "28.5.2", "2", "1", "of", "3", "healthy", "drained"],
         ["b", "?", "does", "not", "answer"],
         ["c", "none", "1", "B", "no", "0"],
         ["b", "does", "not", "answer:", "it", "took;", "too", "long"],
@@ -74,6 +75,7 @@ def test_hosts_are_json_for_programs() -> None:
         "deployments": [
             {**deployment, "url": FACTS.plans[0].url},
             {**other, "url": FACTS.plans[1].url},
+            {**other, "name": "o", "running": False, "url": FACTS.plans[2].url},
         ],
         "clock_offset_s": 1.3,
         "drained": True,
@@ -111,13 +113,17 @@ def test_what_most_have_is_usual_and_silent_hosts_are_no_misfits() -> None:
     hosts = [
         HostFacts("a", docker="28.1", architecture="x86_64"),
         HostFacts("b", docker="28.5", architecture="x86_64", clock_offset_s=5.0),
+        HostFacts("g", docker="28.5", clock_offset_s=5.1),
         HostFacts("c", docker="27.0", architecture="aarch64", clock_offset_s=-5.1),
         HostFacts("d", "no answer", docker="20.0", clock_offset_s=99.0),
         HostFacts("e", free=1),
+        HostFacts("f", docker="27.9", architecture="x86_64"),
     ]
     assert misfits(hosts) == [
+        ("g", "its clock is 5.1 s ahead of ours: set up NTP"),
         ("c", "its clock is 5.1 s behind ours: set up NTP"),
         ("c", "has docker 27, most have 28"),
+        ("f", "has docker 27, most have 28"),
         ("c", "has processor aarch64, most have x86_64"),
     ]
     assert misfits([]) == [] == misfits([HostFacts("a"), HostFacts("b")])
@@ -156,6 +162,18 @@ def test_the_time_that_an_answer_takes_is_not_the_clocks_fault(
     monkeypatch.setattr(room.time, "time", lambda: clock[0])
     found = room._facts(FarHost(SiteHost("a")))
     assert found.clock_offset_s == offset
+
+
+def test_what_hosts_answer_is_kept_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look(host: FarHost) -> HostFacts:
+        if host.name == "b":
+            raise DOWN
+        return FACTS
+
+    monkeypatch.setattr(room, "_facts", look)
+    found = take_inventory([FarHost(SiteHost("a")), FarHost(SiteHost("b"))], limit_s=0)
+    assert found.facts == {"a": FACTS, "b": HostFacts("b", problem=DOWN.what)}
+    assert found.failures == {"b": DOWN}
 
 
 def test_one_that_answers_nothing_sensible_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:

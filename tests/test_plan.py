@@ -28,9 +28,15 @@ from hfship.serve.gpus import gpu_pools, parse_nvidia_smi, with_claims
 from hfship.serve.images import choose_device, choose_image, parse_images, require_capability
 from hfship.serve.parallel import sizing, smallest_gpu
 from hfship.serve.plan import (
+    PORTS,
+    choose_dtype,
     choose_port,
     concurrent_requests,
+    context_length,
+    environment,
     make_plan,
+    plan_warnings,
+    requests_at_a_time,
     require_supported,
     vllm_arguments,
     vllm_settings,
@@ -919,3 +925,128 @@ def test_what_an_operator_passes_on_wins(
 ) -> None:
     words = " ".join(vllm_arguments(replace(MADE, **changed)))
     assert there in words and not_there not in words
+
+
+# -- what a plan takes over, and what it says
+
+
+def test_a_plan_has_what_the_model_and_the_image_say() -> None:
+    facts = replace(
+        facts_of("Qwen3-8B"), embeds=True, tool_parsers=("hermes",), reasoning_parsers=("qwen3",)
+    )
+    image = replace(IMAGE, entrypoint=("python3", "-m", "x"))
+    options = ServeOptions(device="gpu")
+    found = make_plan("m", "/m", facts, Host(gpus("1x80GB")), image, options)
+    assert (found.entrypoint, found.embeds) == (("python3", "-m", "x"), True)
+    assert (found.tool_parser, found.reasoning_parser) == ("hermes", "qwen3")
+    assert "embedding" in found.tasks
+
+
+def test_what_no_plan_can_be_made_of_is_refused() -> None:
+    with pytest.raises(HostError, match="cannot serve m") as caught:
+        plan_of(replace(facts_of("Qwen3-8B"), architecture=""), "1x80GB")
+    assert caught.value.why == "config.json names no architecture"
+    with pytest.raises(UsageError):
+        plan("Qwen3-8B", "1x80GB", extra_args=("--port", "1"))
+
+
+def test_of_kinds_that_hold_too_little_the_one_that_holds_most_is_taken() -> None:
+    """Of two kinds of GPUs, of which neither holds a useful context."""
+    small, large = gpus("1x23GB"), gpus("1x24GB")
+    cards = (
+        replace(small[0], uuid="GPU-a", name="A"),
+        replace(small[0], uuid="GPU-b", name="A", index=1),
+        replace(large[0], uuid="GPU-c", name="B", index=2),
+    )
+    wanted = ServeOptions(device="gpu", tensor_parallel_size=1, pipeline_parallel_size=1)
+    alone = make_plan("m", "/m", facts_of("Qwen3-8B"), Host(cards[2:]), IMAGE, wanted)
+    both = make_plan("m", "/m", facts_of("Qwen3-8B"), Host(cards), IMAGE, wanted)
+    assert both.gpus == ("GPU-c",) and both.max_model_len == alone.max_model_len
+
+
+def test_a_context_that_no_model_was_made_for_is_not_believed() -> None:
+    with pytest.raises(HostError, match="cannot serve m with") as caught:
+        context_length("m", Fit(Split(), length=1 << 31), ServeOptions())
+    assert caught.value.next_step == "hfship serve m --max-model-len 32768"
+    asked = ServeOptions(max_model_len=1 << 31)
+    assert context_length("m", Fit(Split(), length=1 << 31), asked) == 1 << 31
+
+
+@pytest.mark.parametrize(
+    "asked, states, expected",
+    [(5, 100, 5), (0, 0, 0), (0, 100, 100), (0, 1024, 0), (0, 1023, 1023)],
+)
+def test_no_more_requests_are_let_in_than_have_states(
+    asked: int, states: int, expected: int
+) -> None:
+    """On a GPU of 80 GiB vLLM itself lets 1024 in."""
+    pool = gpus("1x80GB", total=80 << 30)
+    found = Fit(Split(), sequences=states)
+    assert requests_at_a_time(found, pool, ServeOptions(max_num_seqs=asked)) == expected
+    assert requests_at_a_time(found, [], ServeOptions(max_num_seqs=asked)) == asked
+
+
+def test_one_old_gpu_decides_what_is_computed_in() -> None:
+    new, old = (
+        replace(gpus("1x80GB")[0], capability=(9, 0)),
+        replace(gpus("1x16GB")[0], capability=(7, 5)),
+    )
+    facts = facts_of("Qwen3-8B")
+    assert choose_dtype("m", facts, [new, old], ServeOptions()) == "float16"
+    assert choose_dtype("m", facts, [new, new], ServeOptions()) == "auto"
+    assert choose_dtype("m", facts, [old], ServeOptions(dtype="float32")) == "float32"
+
+
+def test_where_all_ports_are_taken_one_must_be_given() -> None:
+    with pytest.raises(HostError, match="no port from 8000 to"):
+        choose_port("m", None, None, set(PORTS))
+    assert choose_port("m", None, None, set(PORTS[:-1])) == PORTS[-1]
+
+
+@pytest.mark.parametrize(
+    "device, changes, asked, expected, absent",
+    [
+        ("gpu", {}, {}, {"HF_HUB_OFFLINE": "1"}, ["VLLM_CPU_KVCACHE_SPACE", "TIKTOKEN_ENCODINGS_BASE"]),
+        ("cpu", {}, {}, {"VLLM_CPU_KVCACHE_SPACE": "5", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}, []),
+        ("gpu", {"tiktoken": True}, {}, {"TIKTOKEN_ENCODINGS_BASE": "/models/m"}, []),
+        ("gpu", {}, {"HF_HUB_OFFLINE": "0", "A": "b"}, {"HF_HUB_OFFLINE": "0", "A": "b"}, []),
+    ],
+)  # fmt: skip
+def test_variables_of_the_container(
+    device: str,
+    changes: Dict[str, Any],
+    asked: Dict[str, str],
+    expected: Dict[str, str],
+    absent: Any,
+) -> None:
+    facts = replace(facts_of("Qwen3-8B"), **changes)
+    values = environment("m", facts, ServeOptions(device=device, env=asked), 5 << 30)
+    assert expected.items() <= values.items() and list(values) == sorted(values)
+    assert not set(absent) & set(values)
+
+
+# What differs from a model and an image of which nothing need be said: what is said.
+SAID: Dict[str, Any] = {
+    "nothing": ({}, {}, {}, 40960, ""),
+    "an image of no known version": ({}, {"version": None}, {}, 40960, "is unknown; taken for the newest"),
+    "parsers that it lacks": ({"tool_parsers": ("minimax_m2",)}, {"version": (0, 8, 5)}, {}, 40960, "tool calls will be refused"),
+    "parsers that nobody wants": ({"tool_parsers": ("minimax_m2",)}, {"version": (0, 8, 5)}, {"no_tools": True}, 40960, ""),
+    "less context": ({}, {}, {}, 1024, "context shortened to 1024 of 40960 tokens"),
+    "no context": ({}, {}, {}, 0, ""),
+    "less context, as asked for": ({}, {}, {"max_model_len": 1024}, 1024, ""),
+    "no shape": ({"heads": 0}, {}, {}, 40960, "the KV cache is a guess"),
+    "an old driver": ({}, {}, {}, 40960, "the driver 470.1 is older"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_will_be_otherwise_than_expected_is_said(case: str) -> None:
+    changes, of_image, options, length, expected = SAID[case]
+    facts = replace(facts_of("Qwen3-8B"), chat_template=True, **changes)
+    image = replace(Image("ours/vllm:1", "sha256:1", (0, 27, 1), cuda="13.0.1"), **of_image)
+    driver = "470.1" if "driver" in case else "580.1"
+    found = plan_warnings(
+        facts, gpus("1x80GB", driver=driver), image, ServeOptions(**options), length
+    )
+    said = "\n".join(found)
+    assert expected in said and len(found) == bool(expected), said
