@@ -17,7 +17,7 @@ from hfship.archive.files import ArchiveFiles
 from hfship.archive.lanes import make_lanes
 from hfship.archive.opening import open_archive
 from hfship.archive.pipe import open_stream
-from hfship.archive.stream_check import Sink
+from hfship.archive.stream_check import RecordingSink, Sink
 from hfship.base.progress import Stage
 from support import archives as a
 
@@ -293,3 +293,23 @@ def test_of_a_stream_what_is_there_is_not_decoded(kept: Any, packed: ArchiveFile
         if weight.start <= frame.start and frame.stop <= weight.stop
     ]
     assert inside and not set(inside) & set(decoded) and archive.held == {}
+
+
+@pytest.mark.parametrize("ends", ["finish", "abandon"])
+def test_a_worker_lets_go_of_a_file_and_tells_how_it_ended(ends: str) -> None:
+    let_go: List[Any] = []
+    told: List[Any] = []
+    entry: Any = object()
+    sink = Sink()
+    sink.release = let_go.append  # type: ignore[method-assign]
+    sink.finish = lambda one: told.append(one)  # type: ignore[method-assign]
+    sink.abandon = lambda one, lost: told.append((one, lost))  # type: ignore[method-assign]
+    recording = RecordingSink(sink)
+    if ends == "finish":
+        recording.finish(entry)
+    else:
+        recording.abandon(entry, lost=True)
+    assert let_go == [entry] and told == []
+    (outcome,) = recording.outcomes
+    outcome.pass_on(sink)
+    assert told == ([entry] if ends == "finish" else [(entry, True)])

@@ -18,7 +18,7 @@ from conftest import Program
 from hfship.base.errors import Exit, HostError, NotFoundError, UsageError
 from hfship.base.modelsfile import (
     KeyPath,
-    json_line,
+    json_lines,
     json_schema,
     read_models_file,
     toml_lines,
@@ -257,7 +257,7 @@ def test_lines_of_json(value: Any, indent: Any, ascii_only: bool) -> None:
 
     text = json.dumps(number(value, ()), indent=indent, ensure_ascii=ascii_only)
     for path in keys:
-        line = text.split("\n")[json_line(text, path) - 1]
+        line = text.split("\n")[json_lines(text)(path) - 1]
         assert line.strip().startswith(json.dumps(path[-1], ensure_ascii=ascii_only) + ":")
 
 

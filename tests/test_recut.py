@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, Iterator
 
 import pytest
 
@@ -232,3 +233,22 @@ def test_archives_of_other_programs_are_not_cut(pyz: Program, tmp_path: Path) ->
     subprocess.run(["tar", "--zstd", "-cf", "m.tar.zst", "m"], check=True, cwd=tmp_path)
     done = pyz("pack", tmp_path / "m.tar.zst", "--split", "3M", code=6)
     assert "was not made by hfship" in done.stderr
+
+
+def test_progress_of_a_cut_ends_at_its_total(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a.make_model(tmp_path / "m", {"a": a.noise(20_000), "b": bytes(3000)})
+    whole = a.pack(tmp_path / "m", tmp_path / "whole", frame_size=2 << 20)
+    ends = []
+    stage_of = a.QUIET.stage
+
+    @contextlib.contextmanager
+    def stage(*words: Any, **options: Any) -> Iterator[Any]:
+        with stage_of(*words, **options) as found:
+            yield found
+        ends.append((found.done, found.total))
+
+    monkeypatch.setattr(a.QUIET, "stage", stage)
+    recut(whole, [tmp_path / "cut"], RecutOptions(2_116_000, force=False), a.QUIET)
+    assert ends and all(done == total > 20_000 for done, total in ends), ends

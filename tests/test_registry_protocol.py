@@ -27,7 +27,6 @@ from hfship.hub.registry_protocol import (
     digest_of,
     endpoint_of,
     is_local,
-    is_reference,
     layout_texts,
     manifest_url,
     media_type_of,
@@ -39,7 +38,6 @@ from hfship.hub.registry_protocol import (
     parse_reference,
     read_descriptor,
     read_tags,
-    reference_of,
     require_platform,
     tags_url,
 )
@@ -73,7 +71,6 @@ READ = {
 def test_a_reference_is_read(text: str) -> None:
     reference = parse_reference(text)
     assert reference == ImageReference(*READ[text])
-    assert is_reference(text) and not is_reference(text[len("docker:") :])
     assert parse_reference(reference.url) == reference
 
 
@@ -122,17 +119,6 @@ def test_what_is_no_reference_is_told(text: str) -> None:
 
 def test_the_longest_names_that_fit() -> None:
     assert parse_reference(f"docker://h.example/{'a' * 245}:{'t' * 128}").tag == "t" * 128
-
-
-@pytest.mark.parametrize(
-    ("wanted", "reference"),
-    [
-        ("v1", ImageReference("h:5000", "a/b", "v1")),
-        (SUM, ImageReference("h:5000", "a/b", "", SUM)),
-    ],
-)
-def test_a_reference_of_what_a_manifest_tells(wanted: str, reference: ImageReference) -> None:
-    assert reference_of("h:5000/a/b", wanted) == reference
 
 
 @pytest.mark.parametrize(

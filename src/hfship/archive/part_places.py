@@ -34,11 +34,6 @@ class Places:
         self._behind: Dict[Path, int] = {}  # folder -> the first frame behind its last part
         self._writing: Dict[int, Path] = {}  # the first frame of a group -> its folder
 
-    @property
-    def all_given(self) -> bool:
-        """Whether every group has its place."""
-        return not self._left
-
     def next(self, coming: Mapping[Path, int]) -> Optional[Tuple[Group, Path]]:
         """A group, and the folder it goes to; None while none takes another. `coming` are bytes
         that are still to be written to a folder."""

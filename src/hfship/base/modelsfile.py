@@ -430,17 +430,12 @@ def json_tables(text: str) -> Any:
     return json.loads(text, object_pairs_hook=table_of, parse_int=whole_number)
 
 
-def json_line(text: str, path: KeyPath) -> int:
-    """The line (from 1) of valid JSON on which the last key of `path` stands; 1 without a key.
-
-    >>> json_line('{"model": [\\n {"a": "{"},\\n {"a":\\n 1}]}', ("model", 1, "a"))
-    3
-    """
-    return json_lines(text)(path)
-
-
 def json_lines(text: str) -> LineOf:
-    """Where the keys of valid JSON are.
+    """Where the keys of valid JSON are: the line (from 1) on which the last key of a path stands; 1
+    without a key.
+
+    >>> json_lines('{"model": [\\n {"a": "{"},\\n {"a":\\n 1}]}')(("model", 1, "a"))
+    3
 
     Parsers do not tell lines, but carry them: `text` is parsed with every key followed by its own.
     """

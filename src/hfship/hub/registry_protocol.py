@@ -115,11 +115,6 @@ class ImageReference:
         return f"{self.repository}:{self.local_tag}"
 
 
-def is_reference(text: str) -> bool:
-    """Whether an argument means an image in a registry."""
-    return text.startswith(SCHEME)
-
-
 def parse_reference(text: str) -> ImageReference:
     """The image that docker://[REGISTRY/]REPO[:TAG][@DIGEST] means; `latest` without a tag and a
     digest. Raises UsageError.
@@ -172,14 +167,6 @@ def _is_usable(reference: ImageReference, with_digest: bool) -> bool:
     if reference.tag and not TAG.match(reference.tag):
         return False
     return not with_digest or bool(DIGEST.match(reference.digest))
-
-
-def reference_of(repository: str, wanted: str) -> ImageReference:
-    """The reference of a repository with its host, and a tag or digest."""
-    registry, _, path = repository.partition("/")
-    if wanted.startswith("sha256:"):
-        return ImageReference(registry, path, digest=wanted)
-    return ImageReference(registry, path, wanted)
 
 
 def is_local(registry: str) -> bool:
