@@ -17,6 +17,7 @@ from hfship.base.values import replace
 from hfship.ops import background as room
 from hfship.ops.background import (
     ResumedJob,
+    await_job,
     command_of,
     resume_job,
     resume_jobs,
@@ -94,6 +95,60 @@ def test_who_is_in_the_way_is_named(pid: int, jobs: List[Job], holder: str) -> N
     assert (told.what, told.pid) == ("m is in use", pid)
     assert told.why == f"process 7\nthat is the job {holder}"
     assert told.next_step == f"hfship logs -f {holder}   or: hfship stop {holder}"
+
+
+# -- begun in the background
+
+
+@pytest.mark.parametrize(
+    "said, code, signum, expected",
+    [
+        ("pack-m", 0, 0, ("pack-m", 0)),
+        ('{"what": "no disk"}', 6, 0, ('{"what": "no disk"}', 6)),
+        ("", 7, 0, ("", 7)),
+        ("", 0, signal.SIGKILL, ("", 128 + 9)),
+    ],
+)
+def test_a_job_has_begun_as_it_says_its_name_or_has_ended(
+    said: str, code: int, signum: int, expected: Any
+) -> None:
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.write(writer, said.encode())
+        if signum:
+            os.kill(os.getpid(), signum)
+        os._exit(code)
+    os.close(writer)
+    assert await_job(pid, reader) == expected
+    if expected[0] == "pack-m":
+        os.waitpid(pid, 0)
+
+
+def test_ctrl_c_goes_to_the_job_that_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pipe:
+        """Is interrupted once."""
+
+        reads = 0
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read(self) -> str:
+            self.reads += 1
+            if self.reads == 1:
+                raise KeyboardInterrupt
+            return "{}"
+
+    signals: List[Any] = []
+    monkeypatch.setattr(room.os, "fdopen", lambda _: Pipe())
+    monkeypatch.setattr(room.os, "kill", lambda *given: signals.append(given))
+    monkeypatch.setattr(room.os, "waitpid", lambda pid, _: (pid, 130 << 8))
+    assert await_job(4711, 9) == ("{}", 130)
+    assert signals == [(4711, signal.SIGINT)]
 
 
 # -- stop

@@ -20,7 +20,6 @@ def line(second: int, message: str) -> str:
 
 FIRST = line(1, "began: hfship pack m") + line(2, "one") + line(3, "summary: exit 4 (failed)")
 LAST = line(10, "began: hfship pack m") + line(11, "two") + line(12, "three \x1b[31m")
-SHOWN = ["began: hfship pack m", "two", "three"]
 
 
 class Said:
@@ -31,7 +30,8 @@ class Said:
 
     def show(self, text: str) -> None:
         assert text.endswith("\n") and "\x1b" not in text
-        self.lines.append(text.partition(" -: ")[2].strip().partition(" \ufffd")[0].split(" \\")[0])
+        self.lines.append(text.partition(" -: ")[2].rstrip("
+"))
 
 
 @pytest.fixture
@@ -167,3 +167,23 @@ def test_of_a_log_that_is_larger_than_ours_the_end_is_read(
     job.log.write_text("x" * 1000 + "\n" + LAST)
     with job.log.open("rb") as stream:
         assert room._last_lines(stream) == LAST.encode().splitlines()
+
+
+def test_who_does_not_follow_waits_for_nothing(job: Job, said: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(room, "_runs", lambda _: True)
+    monkeypatch.setattr(room.time, "sleep", lambda _: pytest.fail("it waits"))
+    follow_log(job, False, "1", None, said)
+    assert said.lines == ["three ?[31m"], "nothing that a terminal would obey"
+
+
+def test_what_is_no_text_is_shown_as_far_as_it_is_one(job: Job, said: Any) -> None:
+    job.log.write_bytes(LAST.encode() + line(13, "a").encode()[:-1] + b"\xff\n")
+    follow_log(job, False, "1", None, said)
+    assert said.lines[0].startswith("a")
+
+
+def test_a_log_that_is_gone_was_rotated(job: Job) -> None:
+    with job.log.open("rb") as stream:
+        assert not room._was_rotated(stream, job.log)
+        job.log.unlink()
+        assert room._was_rotated(stream, job.log)

@@ -136,6 +136,7 @@ def test_the_socket_of_one_that_is_gone_is_replaced(folder: Path, look: Look) ->
 def test_a_page_has_a_table_for_what_there_is_alone() -> None:
     text = site_page(VIEW, "now")
     assert "<h2>Replicas</h2>" in text and "<th>" in text and "<td>" in text
+    assert "<h2>Keys in use</h2><p>alice" in text
     assert "<h2>To look at</h2><ul><li>" in text and "now: " in text
     bare = site_page(replace(VIEW, replicas=(), gpus=(), troubles=(), alerts=()), "now")
     for title in ("Replicas", "GPUs", "To look at", "Alerts of Prometheus"):
