@@ -30,8 +30,7 @@ class Said:
 
     def show(self, text: str) -> None:
         assert text.endswith("\n") and "\x1b" not in text
-        self.lines.append(text.partition(" -: ")[2].rstrip("
-"))
+        self.lines.append(text.partition(" -: ")[2].rstrip("\n"))
 
 
 @pytest.fixture
