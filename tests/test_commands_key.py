@@ -152,3 +152,35 @@ def test_what_runs_and_what_was_used_is_listed(run: Run, monkeypatch: pytest.Mon
 def test_the_state_of_a_key(fields: Dict[str, Any], now: float, state: str) -> None:
     row = KeyRow(AccessKey("a", "5e", **fields), now, {}, {})
     assert row.state == state == row.json()["state"] == row.cells()["state"]
+
+
+def test_a_key_as_a_row_of_a_table() -> None:
+    used = usage_values(KeyUsage(5, 6, 7, 8000, 9000, 90.0, 1700000000))
+    key = AccessKey("a", "5e", ("m", "n"), rate=6, streams=2, expires=1700000000)
+    assert KeyRow(key, 1.0, {"running": 3, "last_minute": 4}, used).cells() == {
+        "name": "a",
+        "state": "active",
+        "models": "m, n",
+        "rate": "6/min",
+        "streams": "2",
+        "expires": "2023-11-14",
+        "running": "3",
+        "last_minute": "4",
+        "requests": "5",
+        "refused": "6",
+        "failed": "7",
+        "in": "8.0 kB",
+        "out": "9.0 kB",
+        "time": "1 min 30 s",
+        "last": "2023-11-14 22:13",
+    }
+    plain = KeyRow(AccessKey("b", "5e"), 1.0, {}, usage_values(None)).cells()
+    words = ("models", "rate", "streams", "expires", "requests", "last")
+    assert [plain[word] for word in words] == ["all", "-", "-", "never", "0", "-"]
+    assert "requests" not in KeyRow(AccessKey("b", "5e"), 1.0, {}, {}).cells()
+
+
+def test_sync_says_that_no_other_host_has_a_gateway(run: Run) -> None:
+    code, out, err = run("sync")
+    assert (code, out) == (0, "no other host has a gateway\n")
+    assert "no gateway runs here now" in err

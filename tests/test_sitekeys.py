@@ -176,6 +176,13 @@ IMAGES: List[Tuple[str, Tuple[str, ...], Tuple[str, ...]]] = [
         ("h:1", "p:1", "g:1", "a:1", "n:1", "d:1"),
         (),
     ),
+    (
+        GATEWAY + "[monitoring]\nprometheus_image = 'p:1'\nalertmanager_image = 'a:1'\n"
+        "mail_to = 'ops@site'\nmail_from = 'h@site'\nsmtp = 'mail:25'\n"
+        "host = '127.0.0.1'\nprometheus_port = 1\ngrafana_port = 2\nretention = '9d'",
+        ("h:1", "p:1", "a:1"),
+        (),
+    ),
     (GATEWAY + "[monitoring]\nprometheus_image = 'h:1'", ("h:1",), ()),
     ("[gateway]\n[monitoring]", (), ("[gateway] image", "[monitoring] prometheus_image")),
 ]
