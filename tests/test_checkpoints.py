@@ -298,6 +298,22 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\x1f\x8b", "gzip"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ\0", "xz"),
+        (b"\x5d\0\0", "lzma"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"\x04\x22\x4d\x18", "lz4"),
+        *((b"\x78" + level, "zlib") for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")),
+    ],
+)
+def test_what_is_compressed_is_told(head, name):
+    assert look(head + bytes(40)) == f"cannot be read: it is compressed ({name})"
+
+
 # kind of a storage of torch before 1.6 -> bytes of its elements
 WIDTHS = {
     **dict.fromkeys(("Double", "Long", "ComplexFloat"), 8),

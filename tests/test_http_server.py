@@ -410,6 +410,25 @@ def test_a_file_goes_by_sendfile_or_through_memory(
     assert not connection.close_connection
 
 
+def test_a_head_waits_for_its_body_to_go_in_one_packet(wire: Any) -> None:
+    _, connection = wire
+    flags: List[int] = []
+
+    class Watched:
+        def settimeout(self, _: float) -> None:
+            pass
+
+        def send(self, data: Any, how: int) -> int:
+            flags.append(how)
+            return len(data)
+
+    connection.connection = Watched()
+    connection._start_clock()
+    connection.write(b"head", body_follows=True)
+    connection.write(b"body")
+    assert flags == [socket.MSG_MORE, 0]
+
+
 def test_a_file_that_became_shorter_ends_the_connection(wire: Any, tmp_path: Path) -> None:
     _, connection = wire
     (tmp_path / "f").write_bytes(b"0123456789")

@@ -293,6 +293,7 @@ def test_layers_of_an_older_version_are_proven_and_sent(base: Path) -> None:
         (member,) = tar.getmembers()
         assert member.name == "blobs/a"
         assert tar.extractfile(member).read() == bytes(CHUNK + 1)  # type: ignore[union-attr]
+    assert len(process.got) == 512 + CHUNK + 512 + len(END_OF_TAR), "whole blocks"
     (base / "old").write_bytes(b"other")
     process = Process()
     with pytest.raises(IntegrityError, match="is not what its manifest says"):

@@ -78,7 +78,7 @@ class RegistryAuthorization:
         """Set the header of a request."""
         request.headers.pop("Authorization", None)
         header = ""
-        if self.realm and request.url.partition("?")[0] == self.realm:
+        if request.url.partition("?")[0] == self.realm:
             if self.login:
                 header = self.login.basic
         elif origin(request.url) == self._origin:
