@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -92,7 +93,7 @@ def test_a_known_failure_has_its_cause_and_step_and_the_name_of_the_model(said: 
 # -- the engine
 
 
-def test_docker_says_what_it_is_once(said: Programs) -> None:
+def test_docker_says_what_it_is_once(said: Programs, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins = [{"Name": "compose"}, {"Name": "buildx", "Err": "broken"}]
     said.answers[INFO] = {
         "ServerVersion": "28.5.2",
@@ -106,6 +107,10 @@ def test_docker_says_what_it_is_once(said: Programs) -> None:
     assert docker.cdi_devices() == expected.devices
     docker.require_docker()
     assert said.asked == [INFO, INFO], "whether it answers now is asked now"
+    for variable in ("PATH", "DOCKER_HOST"):  # another client, or another engine
+        monkeypatch.setenv(variable, "/elsewhere")
+        docker.engine_info()
+    assert said.asked == [INFO] * 4
 
 
 @pytest.mark.parametrize(
@@ -341,6 +346,7 @@ def test_the_end_of_a_log_is_in_the_order_of_time(since: float, words: str, said
     said.answers["docker logs"] = LOGGED
     tail = docker.read_log("m", 9, since)
     assert tail == LogTail("err\nout\n", 1767323045.0) and said.asked == [words]
+    assert docker.log_tail(Deployment(Path("/d/m"), Plan(name="m"), ""), 9) == tail.text
 
 
 @pytest.mark.parametrize("answer", [Completed(1, "2026-01-02T03:04:05Z x", "no"), NO_DOCKER])
@@ -388,7 +394,8 @@ def test_a_log_is_copied_until_it_ends_or_somebody_stops_it(
     logs = Logs(code, broken)
     asked: List[Sequence[str]] = []
 
-    def started(argv: Sequence[str], **_: Any) -> Logs:
+    def started(argv: Sequence[str], stdout: int, stderr: int) -> Logs:
+        assert (stdout, stderr) == (subprocess.PIPE, subprocess.STDOUT), "vLLM logs to both"
         asked.append(argv)
         return logs
 
