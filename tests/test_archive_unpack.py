@@ -16,7 +16,7 @@ from hfship.archive import unpack as room
 from hfship.archive.files import ArchiveFiles
 from hfship.archive.opening import open_archive
 from hfship.archive.unpack import PartsToFree, free_file, remove_archive
-from hfship.base.errors import DiskError
+from hfship.base.errors import DiskError, NotFoundError
 from hfship.base.manifest import FileEntry
 from support import archives as a
 
@@ -169,3 +169,16 @@ def test_how_much_room_is_asked_for(
     stream = room.Streamed.__new__(room.Streamed)
     room._require_room_for_files(stream, folder, ENTRIES, 0, False)
     assert "--consume" not in asked["room"][4]
+
+
+def test_files_that_are_asked_for_are_there(files: ArchiveFiles) -> None:
+    archive = open_archive(files)
+    everything = room._wanted(archive, ())
+    assert (everything.manifest, everything.text) == (archive.manifest, archive.text)
+    some = room._wanted(archive, ("w",))
+    assert [entry.path for entry in some.manifest.files] == ["w"]
+    assert some.text == some.manifest.to_json().encode()
+    with pytest.raises(NotFoundError) as told:
+        room._wanted(archive, ("*.none", "x"))
+    assert told.value.what == "no file of m.tar.zst matches *.none, x"
+    assert told.value.next_step == "give another --only GLOB"
