@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Dict, List, Optional, Tuple
 
 import pytest
@@ -14,8 +15,8 @@ import pytest
 from conftest import free_port, program
 from hfship.serve.engine import Heartbeat
 from hfship.serve.terms import Plan
-from hfship.site.admin import KeyUse, ServerState
-from hfship.site.overview import site_view
+from hfship.site.admin import GatewayDownError, KeyUse, ServerState
+from hfship.site.overview import read_site, site_view
 from hfship.site.readings import firing
 from hfship.site.store import gateway_text
 from hfship.site.terms import Gateway, GatewayModel, Replica
@@ -197,3 +198,42 @@ def test_alerts_that_fire_are_told_once_whatever_stands_between(
     alerts: List[Dict[str, object]], lines: List[str]
 ) -> None:
     assert firing({"data": {"alerts": alerts}}) == lines
+
+
+def test_a_site_is_read_twice_with_a_second_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPUs and alerts are asked meanwhile; a gateway that is down leaves its keys unknown."""
+    clock = SimpleNamespace(now=100.0)
+    beats = [Heartbeat(1, 0, made=100), Heartbeat(2, 0, made=130)]
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    def read_gpus() -> Tuple[str, ...]:
+        clock.now += 0.25
+        return ("gpu",)
+
+    def read_heartbeats(plans: Dict[str, Plan], _: float) -> Dict[str, Heartbeat]:
+        assert {name: plan.bind for name, plan in plans.items()} == {"m": "reached"}
+        return {"m": beats.pop(0)}
+
+    def down(_: Path) -> List[ServerState]:
+        raise GatewayDownError("down", "", "")
+
+    patched: Dict[str, object] = {
+        "read_gateway": {tmp_path / "_gateway": GATEWAY}.get,
+        "server_states": down,
+        "direct": lambda plan: Plan(name=plan.name, bind="reached"),
+        "read_heartbeats": read_heartbeats,
+        "read_gpus": read_gpus,
+        "read_alerts": lambda folder: [f"alert of {folder.name}"],
+        "certificate_days": lambda _: 3.0,
+        "time": SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep),
+    }
+    for name, fake in patched.items():
+        monkeypatch.setattr(f"hfship.site.overview.{name}", fake)
+    view = read_site(tmp_path, {**PLANS, "other": Plan(name="other")}, over_s=1.5)
+    assert clock.now == 101.5 and view.replicas[0].tokens_per_second == 20.0
+    assert (view.gateway, view.gpus, view.alerts) == ("down", ("gpu",), ("alert of _monitoring",))
+    assert view.keys == () and "the certificate ends in 3 days" in view.troubles[-1]
