@@ -233,20 +233,27 @@ def test_what_has_ended_is_left_alone(process: Process) -> None:
 
 
 @pytest.mark.parametrize(
-    "state, uid, host, pid, euid, may",
+    "state, uid, host, runs, euid, may",
     [
-        ("running", OURS, "", os.getpid(), OURS, True),
-        ("running", OURS, "elsewhere", os.getpid(), OURS, False),
-        ("running", OURS + 1, "", os.getpid(), OURS + 2, False),
-        ("running", OURS + 1, "", os.getpid(), OURS + 1, False),  # the process is another's
-        ("running", OURS + 1, "", os.getpid(), 0, False),  # a trap for root
-        ("running", OURS, "", 2**22 + 1, OURS, True),  # it has just ended
-        ("interrupted", OURS + 1, "", os.getpid(), 0, True),
+        ("running", OURS, "", True, OURS, True),
+        ("running", OURS, "elsewhere", True, OURS, False),
+        ("running", OURS + 1, "", True, OURS + 2, False),
+        ("running", OURS + 1, "", True, OURS + 1, False),  # the process is another's
+        ("running", OURS + 1, "", True, 0, False),  # a trap for root
+        ("running", OURS, "", False, OURS, True),  # it has just ended
+        ("interrupted", OURS + 1, "", True, 0, True),
     ],
 )
 def test_only_processes_of_the_user_of_the_record_are_signalled(
-    state: str, uid: int, host: str, pid: int, euid: int, may: bool, monkeypatch: pytest.MonkeyPatch
+    state: str,
+    uid: int,
+    host: str,
+    runs: bool,
+    euid: int,
+    may: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    pid = os.getpid() if runs else 2**22 + 1
     made = job(state, uid=uid, host=host or host_name(), pid=pid)
     monkeypatch.setattr(room.os, "geteuid", lambda: euid)
     assert room._may_signal(made) == may
