@@ -180,7 +180,8 @@ def test_what_does_not_go_together_is_refused(pyz: Program, tmp_path: Path) -> N
     assert "-o is for" in pyz("status", "-o", tmp_path / "x", code=2).stderr
     done = pyz("status", "--json", "--format", "prometheus", code=2)
     assert "two formats" in done.stderr
-    assert "hfship_info" in pyz("status", "--format", "prometheus").stdout
+    told = pyz("status", "--format", "prometheus").stdout
+    assert re.search(r'^hfship_info\{version="[^"]+"\} 1$', told, re.MULTILINE)
     done = pyz("status", "--format", "prometheus", "-o", tmp_path / "no/x", code=7)
     assert "cannot write" in done.stderr
 

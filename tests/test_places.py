@@ -16,7 +16,7 @@ from hfship.serve.proof import TrustedFolder
 from hfship.serve.survey import Purpose, Request
 from hfship.serve.terms import Host, Plan, ServeOptions
 from hfship.site.hosts import HostFacts, Interface, Placing, SiteHost
-from hfship.site.spread import Placement, Wish, place
+from hfship.site.spread import Placement, Wish, _Seat, place
 from test_facts import facts_of
 from test_plan import IMAGE
 from test_serve import Site, site  # noqa: F401
@@ -381,3 +381,13 @@ def test_notes_have_warnings_and_the_arithmetic_of_refusals() -> None:
     notes = found.notes()
     assert notes[0].startswith("a, a.2 are all on h0") and "no host has a place for b:" in notes
     assert notes[-1].startswith("  ") and "is in use" in "\n".join(notes)
+
+
+def test_a_copy_sees_its_own_gpus_as_free_and_all_others_as_they_are() -> None:
+    facts = host_of("h", "3x80GB")
+    gpus = [replace(gpu, used=7) for gpu in facts.offer.gpus]
+    plan = decide(wish("small").request, Host(tuple(gpus[:1])), None)
+    held = replace(facts, plans=(plan,), running=frozenset({"small"}))
+    seat = _Seat(SiteHost("h"), held, 0, {"small"}, {})
+    assert [gpu.used for gpu in seat.without_own("small", gpus)] == [0, 7, 7]
+    assert seat.without_own("other", gpus) == tuple(gpus)

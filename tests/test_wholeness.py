@@ -16,7 +16,7 @@ import pytest
 from conftest import Program
 from hfship.archive.pack_manifest import PRIVATE
 from hfship.base.manifest import read_manifest
-from hfship.base.wholeness import find_faults, leftovers
+from hfship.base.wholeness import _wrong_with, find_faults, leftovers
 from support import archives as a
 
 MB = 1 << 20
@@ -370,3 +370,21 @@ def test_what_hfship_itself_has_under_way_is_no_program_s_leftover(tmp_path: Pat
         path.parent.mkdir(exist_ok=True)
         path.touch()
     assert [fault.path for fault in leftovers(tmp_path)] == ["a/w.aria2", "b/w.aria2"]
+
+
+@pytest.mark.parametrize(
+    "content, begins",
+    [
+        ((8).to_bytes(8, "little") + b"{", True),
+        ((100_000_000).to_bytes(8, "little") + b"{", True),
+        ((100_000_001).to_bytes(8, "little") + b"{", False),  # MAX_HEADER_SIZE of safetensors
+        ((0).to_bytes(8, "little") + b"{", False),
+        ((8).to_bytes(8, "little") + b"[", False),
+    ],
+)
+def test_how_a_file_of_safetensors_begins(content: bytes, begins: bool, tmp_path: Path) -> None:
+    """Of what the Hub lists under that name, nothing else is called damaged: it may be a text."""
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(content)
+    assert bool(_wrong_with(path, path.name, 5000, listed=True)) == begins
+    assert _wrong_with(path, path.name, 5000, listed=False)
