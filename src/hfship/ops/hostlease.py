@@ -6,8 +6,8 @@ that changes the site from afar (base/locks.Owner); its time of modification, by
 says when it was last renewed. Beside it `lease.lock` carries an flock while the lease is looked at.
 
 Promises: of two control hosts that begin at once, one gets the lease of a host; one that died is
-forgotten after EXPIRY_S, or at once on the machine that it ran on. Hosts are leased in the order of
-their names, so that two never wait for each other.
+forgotten after EXPIRY_S, or at once on the machine that it ran on. Nobody waits for a lease: who
+finds one host in use gives all back, and of two that begin at the same moment both may.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def leased(hosts: Sequence[FarHost], on_loss: Callable[[str], None]) -> Iterator
     held: List[FarHost] = []
     ended = threading.Event()
     try:
-        answers = at_once(sorted(hosts, key=lambda one: one.name), lambda one: take(one, mine))
+        answers = at_once(hosts, lambda one: take(one, mine))
         held = [one for one in hosts if answers[one.name] is None]
         failures = [one for one in answers.values() if isinstance(one, HfshipError)]
         for failure in failures:
