@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Dict, Iterator, List
 
 import pytest
 
@@ -161,21 +161,6 @@ def test_hosts_that_answer_are_held_and_given_back(site: Site) -> None:
             host.stop.set()  # as Ctrl-C does
     assert sorted(site.taken) == ["a", "b", "c"]
     assert sorted(site.released) == ["a", "c"]
-
-
-def test_hosts_are_asked_in_the_order_of_their_names(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that of two control hosts none waits for the other."""
-    orders: List[List[str]] = []
-
-    def at_once(hosts: Any, work: Any, limit_s: float = 0.0) -> Dict[str, Any]:
-        orders.append([host.name for host in hosts])
-        return {host.name: work(host) for host in hosts}
-
-    monkeypatch.setattr(hostlease, "at_once", at_once)
-    with leased(far("c", "a", "b"), lambda _: None):
-        assert orders == [["a", "b", "c"]]
 
 
 def test_a_host_in_use_ends_it_and_the_others_are_given_back(site: Site) -> None:
