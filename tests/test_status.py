@@ -13,7 +13,7 @@ import pytest
 from hfship.base.errors import HostError
 from hfship.base.processes import Completed
 from hfship.commands.status import exit_of
-from hfship.serve import docker
+from hfship.serve import docker, status
 from hfship.serve.deployments import Deployment
 from hfship.serve.messages import Answer, Container
 from hfship.serve.status import DeploymentStatus, Vitals, deployment_state, troubles_of
@@ -126,3 +126,19 @@ def test_a_bar_in_the_log_is_one_line() -> None:
     assert tail.text == "one\nshards:   0%\rshards: 100%\nthree\n\n"
     assert tail.last_at == calendar.timegm((2026, 11, 29, 8, 0, 4))
     assert docker.parse_log("", "") == docker.LogTail()
+
+
+@pytest.mark.parametrize(
+    "started_at, last_at, silent_s", [(100, 0, 900), (100, 400, 600), (700, 400, 300)]
+)
+def test_an_engine_that_loads_is_silent_since_its_last_line_or_its_start(
+    started_at: int, last_at: int, silent_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines of the start before do not count."""
+    monkeypatch.setattr(status, "read_health", lambda *_: SILENT)
+    monkeypatch.setattr(status, "lost_its_gpu", lambda _: False)
+    monkeypatch.setattr(status, "read_log", lambda *_: docker.LogTail("", last_at))
+    monkeypatch.setattr(status.time, "time", lambda: 1000.0)
+    container = replace(RUNNING, started_at=started_at)
+    vitals = status.read_vitals(Deployment(Path("/d"), PLAN, ""), container, 60)
+    assert vitals.silent_s == silent_s and not vitals.answer.works
