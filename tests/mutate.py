@@ -123,7 +123,7 @@ TESTS: Dict[str, str] = {
     "commands/bundles": "bundle",
     "commands/serve_bundle": "bundle",
     "archive/kept": "update",
-    "commands/restore": "signatures approval",
+    "commands/restore": "signatures approval code_files",
     "commands/rollback": "update serve serve_bundle",
     "archive/layer_tars": "model_layers",
     "commands/fetch_layers": "model_layers",
@@ -263,7 +263,7 @@ TESTS: Dict[str, str] = {
     "commands/table": "completion errors",
     "commands/verify": "unpack media",
     "commands/version": "golden",
-    "commands/watch": "jobs",
+    "commands/watch": "jobs commands_watch",
 }
 
 # And of all rooms of a floor; and those that hold all that these make.
