@@ -139,8 +139,10 @@ class PackSchedule:
         """Take the next frame of a lane: one that is made, one ahead of making in a lane that would
         end last, or one that is the next of its group, to be made at once."""
         frame = self._next_take[lane]
-        step: Optional[PackStep] = PackStep(frame, lane, make=False, take=True)
-        if not self._given[frame]:
+        step: Optional[PackStep]
+        if self._given[frame]:
+            step = PackStep(frame, lane, make=False, take=True)
+        else:
             step = self._take_unmade(frame, lane)
         if step:
             self._count_taken(worker, lane)
