@@ -132,10 +132,12 @@ def make_model(folder: Path, kinds: Sequence[str], size: int, base_size: int = B
         if base is None:
             base = bases[kind] = gaussian(kind, base_size, number)
         pieces = max(size // len(kinds) // base_size, 1)
+        first = number * base_size // len(kinds)  # else all files would be one
+        turned = base[first:] + base[:first]
         with (folder / f"model-{number:05d}.safetensors").open("wb") as stream:
             stream.write(header_of(kind, pieces * base_size))
             for _ in range(pieces):
-                stream.write(base)
+                stream.write(turned)
 
 
 def header_of(kind: str, size: int) -> bytes:
