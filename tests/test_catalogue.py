@@ -218,6 +218,7 @@ def test_only_the_first_questions_wait_for_all_to_be_seen(
     assert site.catalogue.index() == {} and scans == [1]
     waited: List[float] = []
     now = site.catalogue._began
+    assert now > 0
     clock = SimpleNamespace(monotonic=lambda: now + 4.0)
     monkeypatch.setattr("hfship.ops.catalogue.time", clock)
     monkeypatch.setattr("hfship.ops.catalogue.FIRST_SCAN_S", 10.0)
