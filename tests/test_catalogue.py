@@ -160,6 +160,7 @@ def test_a_folder_that_cannot_be_listed_serves_nothing_and_is_no_end(site: Site)
 def test_what_was_withdrawn_is_looked_at_again(site: Site) -> None:
     site.scan(a=A, b=B)
     site.catalogue.withdraw(repo_of("a", "org/a"), "x has changed")  # of an earlier scan
+    assert site.said == [] and site.catalogue.left_out == {}
     assert site.offered() == {"org/a": "a", "org/b": "b"} and not site.catalogue._is_old()
     site.said.clear()
     site.catalogue.withdraw(A, "x has changed")

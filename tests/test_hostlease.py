@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Dict, Iterator, List
+from typing import Any, Dict, Iterator, List
 
 import pytest
 
@@ -196,3 +196,24 @@ def test_leases_are_renewed_and_a_lost_one_is_told(
         site.failures["c"] = InUseError("c is being changed", "", "")
         assert told.wait(60)
     assert set(lost) == {"c"} and site.taken.count("a") > 1
+
+
+def test_a_host_that_hangs_holds_up_neither_what_is_renewed_nor_the_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taking has no limit: there the program may be brought; all later looks have one."""
+    limits: List[float] = []
+    renewed = threading.Event()
+
+    def at_once(hosts: List[FarHost], work: Any, limit_s: float = 0.0) -> Any:
+        limits.append(limit_s)
+        if len(limits) == 3:
+            renewed.set()
+        return {host.name: work(host) for host in hosts}
+
+    monkeypatch.setattr(hostlease, "at_once", at_once)
+    monkeypatch.setattr(hostlease, "BEAT_S", 0.01)
+    with leased(far("a"), lambda _: None):
+        assert renewed.wait(60)
+    assert limits[0] == 0.0 and limits[-1] == 10.0
+    assert set(limits[1:-1]) == {0.01}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import threading
 from collections import deque
@@ -13,7 +14,8 @@ from typing import Any, Dict, List
 
 import pytest
 
-from hfship.base.errors import NetworkError
+from hfship.base.errors import DiskError, NetworkError
+from hfship.base.values import replace
 from hfship.ops import keeper
 from hfship.ops.jobs import new_record
 from hfship.ops.keeper import RATE_LOOKS, JobKeeper
@@ -155,8 +157,6 @@ def test_programs_and_the_quiet_get_no_block(events: bool, verbosity: int, job: 
 def test_a_record_that_cannot_be_written_is_told_once(
     job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hfship.base.errors import DiskError
-
     def refuse(*_: Any) -> None:
         raise DiskError("the disk is full", "", "")
 
@@ -212,3 +212,246 @@ def test_a_folder_that_cannot_be_locked_is_done_without(monkeypatch: pytest.Monk
     monkeypatch.setattr("hfship.ops.keeper.fcntl.flock", refuse)
     keeper._lock_for_a_while(7)
     assert tried == [7]
+
+
+def test_a_record_is_kept_while_the_work_goes_on(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written when something changed, and else as often as shows that it lives; the log has the
+    progress now and then, while there is a stage."""
+    running = stage("fetching", 0)
+    # Seconds on the clock, bytes, and whether a stage is under way.
+    looks = [
+        (1, 0, True),
+        (2, 100, True),
+        (3, 100, True),
+        (12, 100, True),  # LEASE_BEAT_S are 10
+        (14, 100, True),
+        (31, 100, True),
+        (32, 100, False),
+        (33, 100, False),
+        (61, 100, True),
+        (62, 200, True),
+    ]
+    written: List[float] = []
+    logged: List[Any] = []
+    rounds = iter(looks)
+    waits: List[float] = []
+
+    def wait(seconds: float) -> bool:
+        waits.append(seconds)
+        look = next(rounds, None)
+        if look is None:
+            return True
+        job.now = 100.0 + look[0]
+        running.done = look[1]
+        job._run.stages = ["an outer one", running] if look[2] else []
+        return False
+
+    def write(_: Path, record: Any) -> None:
+        written.append(job.now - 100.0)
+
+    job._run.past = []
+    job._run.working.set()
+    job._over = SimpleNamespace(wait=wait, is_set=lambda: False)
+    job._begin = lambda: written.append(-1.0)
+    job._rate = lambda _: 5
+    job._reporter.log_progress = lambda one: logged.append((job.now - 100.0, one))
+    monkeypatch.setattr("hfship.ops.keeper.write_job", write)
+    job._record = replace(job._record, updated_at=1100.0)
+    job._keep()
+    assert set(waits) == {keeper.RECORD_INTERVAL_S} and len(waits) == len(looks) + 1
+    assert logged == [(31, running), (62, running)]
+    assert written == [-1.0, 1, 2, 14, 31, 32, 61, 62]
+
+
+def test_a_run_that_is_over_before_it_began_keeps_nothing(job: Any) -> None:
+    waited: List[float] = []
+    begun: List[int] = []
+    job._run.working = SimpleNamespace(wait=waited.append)
+    job._begin = lambda: begun.append(1)
+    job._over.set()
+    job._keep()
+    assert waited == [keeper.START_WAIT_S] and not begun
+
+
+# -- how it begins
+
+
+@pytest.fixture
+def beginning(job: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A job that has not begun; what was done on the way, in order."""
+    done: List[Any] = []
+    job.done, job._has_begun, job._form = done, False, "json"
+    job._reporter.name_job = lambda name: done.append(("named", name))
+    job._reporter.open_log = lambda path, form: done.append(("log", path, form))
+    monkeypatch.setattr(keeper, "expire_jobs", lambda folder: done.append(("expired", folder)))
+    monkeypatch.setattr(keeper, "_lock_for_a_while", lambda fd: done.append(("locked", fd > 2)))
+    monkeypatch.setattr(keeper, "free_name", lambda _, record: f"{record.name}.2")
+    system = SimpleNamespace(dup2=lambda *fds: done.append(("dup2", *fds)), fdopen=os.fdopen)
+    monkeypatch.setattr(keeper, "os", system)
+    return job
+
+
+def test_a_job_takes_a_name_and_opens_its_log(beginning: Any, tmp_path: Path) -> None:
+    beginning._folder = tmp_path / "logs/hfship"
+    beginning._begin()
+    folder = beginning._folder
+    assert beginning.done == [
+        ("locked", True),
+        ("named", "fetch-m.2"),
+        ("expired", folder),
+        ("log", folder / "fetch-m.2.log", "json"),
+    ]
+    (record,) = beginning.written
+    assert (record.name, record.stage, record.updated_at) == ("fetch-m.2", "fetching", 1100.0)
+    assert beginning._has_begun and folder.is_dir()
+    assert beginning.said == [("log", ("info", "began: hfship fetch o/m"), {})]
+
+
+def test_a_detached_job_tells_its_name_and_lets_go_of_the_terminal(beginning: Any) -> None:
+    ours, beginning._pipe = os.pipe()
+    beginning._begin()
+    assert beginning.done[-1] == ("dup2", 1, 2)
+    with os.fdopen(ours) as stream:
+        assert stream.read() == "fetch-m.2", "and the pipe is closed"
+
+
+def test_nobody_may_wait_for_the_name(beginning: Any) -> None:
+    ours, beginning._pipe = os.pipe()
+    os.close(ours)
+    beginning._begin()
+    assert beginning._has_begun
+
+
+@pytest.mark.parametrize(
+    ("where", "error", "what"),
+    [
+        ("expire_jobs", DiskError("the disk is full", "", ""), "the disk is full"),
+        ("free_name", PermissionError(13, "Permission denied"), "cannot write the log in"),
+    ],
+)
+def test_without_a_log_the_work_goes_on(
+    where: str, error: Exception, what: str, beginning: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(keeper, where, refuse)
+    ours, beginning._pipe = os.pipe()
+    beginning._begin()
+    warned = [text for kind, text, *_ in beginning.said if kind == "warn"]
+    assert len(warned) == 1 and warned[0].startswith(what)
+    assert warned[0].endswith("; the work goes on, but `hfship watch` does not see it")
+    with os.fdopen(ours) as stream:
+        assert stream.read().startswith("fetch-m"), "who waits goes on, too"
+
+
+@pytest.mark.parametrize(
+    ("code", "failure", "told"),
+    [
+        (8, NetworkError("no network", "why", "again"), True),
+        (8, None, False),
+        (0, NetworkError("no network", "why", "again"), False),
+    ],
+)
+def test_who_waits_for_a_job_is_told_why_there_is_none(
+    code: int, failure: Any, told: bool, beginning: Any
+) -> None:
+    ours, beginning._pipe = os.pipe()
+    beginning._run.failure = failure
+    beginning.end(code, "failed")
+    if code and not told:
+        os.close(beginning._pipe)  # nobody said anything
+    with os.fdopen(ours) as stream:
+        said = stream.read()
+    if told:
+        row = json.loads(said)
+        assert row["error"]["what"] == "no network" and row["exit_code"] == 8
+        assert not beginning.written
+    else:
+        assert said == ("" if code else "fetch-m.2")
+
+
+# -- the block at its end
+
+
+ROWS = ("command", "result", "speed", "moved", "took", "exit", "why", "next", "log")
+
+
+@pytest.mark.parametrize(
+    ("code", "command", "took", "verbosity", "shown"),
+    [
+        (0, "pack", 60, 0, "moved took next log"),
+        (0, "fetch", 60, 0, "took next log"),
+        (0, "push", 60, 0, "took next log"),
+        (0, "pack", keeper.PLAIN_INTERVAL_S, 0, "moved took next log"),
+        (0, "pack", keeper.PLAIN_INTERVAL_S - 1, 0, "next log"),
+        (6, "pack", 60, 0, "moved took log"),
+        (0, "fetch", 1, 1, "command result moved took exit next log"),
+        (6, "pack", 1, 1, "command result moved took exit log"),
+    ],
+)
+def test_a_terminal_does_without_what_was_said_there(
+    code: int, command: str, took: float, verbosity: int, shown: str
+) -> None:
+    left_out = keeper._left_out(code, command, took, verbosity)
+    assert [row for row in ROWS if row not in {*left_out, "speed"}] == shown.split()
+
+
+def test_the_whole_block(job: Any) -> None:
+    """In the log all rows, for programs, too; on a terminal the speed comes first."""
+    job._run.past = [stage("packing", 4_000_000, skipped=2_000_000)]
+    job._record = replace(job._record, command="pack", began_at=1000.0, words=("pack", "m"))
+    job._summarize(0)
+    (_, words, logged), (_, event, fields), (_, text) = job.said
+    rows = {
+        "command": "hfship pack m",
+        "result": "one; two",
+        "moved": "packing 2.0 MB in 2.0 s (1.0 MB/s)",
+        "took": "1 min 40 s",
+        "exit": "0 (running)",
+        "next": "hfship verify x",
+        "log": f"{job._folder}/fetch-m.log",
+    }
+    assert (words, logged) == (("info", "summary"), {"rows": rows})
+    assert (event, fields) == (("summary",), rows)
+    labels = [line.split()[0] for line in text.splitlines()]
+    assert labels == ["speed", "took", "next", "log"]
+    assert text.splitlines()[0] == "  speed packing 2.0 MB in 2.0 s (1.0 MB/s)"
+
+
+def test_secrets_are_in_no_row_of_the_block(job: Any) -> None:
+    job._reporter.redacted = lambda rows: dict.fromkeys(rows, "***")
+    job._summarize(0)
+    (_, _, logged), (_, _, fields), (_, text) = job.said
+    assert set(logged["rows"].values()) == set(fields.values()) == {"***"} and "***" in text
+
+
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([], []),
+        ([stage("a", 100, unit="files"), stage("a", 50, skipped=50)], []),
+        (
+            [stage("a", 3000, seconds=1.0), stage("b", 10), stage("a", 2000, skipped=1000)],
+            ["a 4.0 kB in 3.0 s (1.3 kB/s)", "b 10 B in 2.0 s (5 B/s)"],
+        ),
+        ([stage("a", 1000, seconds=0.0)], ["a 1.0 kB in less than 0.1 s (1.0 MB/s)"]),
+    ],
+)
+def test_what_was_moved_is_said_by_the_name_of_the_stage(
+    stages: List[Any], said: List[str]
+) -> None:
+    assert keeper.speeds_of(stages) == said
+
+
+def test_a_keeper_begins_by_itself_and_ends_with_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: List[Any] = []
+    monkeypatch.setattr(JobKeeper, "_keep", lambda _: kept.append(threading.current_thread()))
+    reporter: Any = SimpleNamespace(run=SimpleNamespace())
+    made = JobKeeper(reporter, tmp_path, new_record("x", ["fetch"], False, {}), "text")
+    made._thread.join(60)
+    assert kept == [made._thread] and made._thread.daemon and made._thread.name == "job"
+    assert (made._pipe, made._has_begun, made._is_broken) == (-1, False, False)
+    assert made._looks.maxlen == RATE_LOOKS
