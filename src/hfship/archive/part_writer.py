@@ -240,7 +240,7 @@ class PartWriter:
             if first != group.first:
                 name += f"+{first - group.first}"
         path = folder / (name + INCOMPLETE)
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
         with disk_errors("create", path):
             fd = os.open(path, flags, 0o644)
 

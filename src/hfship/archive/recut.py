@@ -363,7 +363,7 @@ def _writable(unfinished: Path, path: Path) -> Iterator[int]:
     with disk_errors("create", unfinished):
         if path.is_file() and not path.is_symlink() and not unfinished.exists():
             os.replace(path, unfinished)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         fd = os.open(unfinished, flags, 0o644)
     try:
         yield fd

@@ -62,7 +62,7 @@ if TYPE_CHECKING:
 JOURNAL_PATH = f"{WORK_DIR}/journal"
 LARGEST_JOURNAL = 64 << 20  # bytes that are read of it: more than 100,000 checkpoints
 
-_NO_LINK = os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LINK = os.O_NOFOLLOW
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _NOTHING_RESERVED = Filesystem("", None)  # files get their size, but no blocks
 

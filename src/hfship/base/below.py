@@ -30,9 +30,9 @@ from typing import Iterator, List, NamedTuple, Tuple
 from hfship.base.values import dataclass
 
 # O_PATH: a folder on the way need not be readable. With O_DIRECTORY a link is ENOTDIR.
-_ON_THE_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_TOP = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-_NEVER_WAIT = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_ON_THE_WAY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+_TOP = os.O_PATH | os.O_DIRECTORY
+_NEVER_WAIT = os.O_NONBLOCK | os.O_NOCTTY
 _NOTHING_CAN_BE_MADE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 _KINDS = {
     stat.S_IFLNK: "a symbolic link",
@@ -208,7 +208,7 @@ def _refusal(parent: int, name: str) -> Refused:
 def sync_folder(fd: int) -> None:
     """Make what happened in an open folder durable, where it may be read. Raises OSError."""
     with contextlib.suppress(PermissionError):
-        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
         try:
             os.fsync(readable)
         finally:

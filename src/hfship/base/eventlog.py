@@ -64,7 +64,7 @@ def open_log(path: Path) -> int:
     """Open a log for lines at its end, or begin one. Raises OSError, Refused for what another user
     put there."""
     # A pipe that nobody reads is not waited for.
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+    flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK
     with contextlib.suppress(FileExistsError):
         return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
 

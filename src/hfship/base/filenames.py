@@ -37,7 +37,7 @@ _NOT_THE_NAME = (
     errno.ENFILE,
     errno.ESTALE,
 )
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 Pair = Tuple[str, str]
 
@@ -116,7 +116,7 @@ def _trial_folder(folder: Path) -> Iterator[int]:
     DiskError."""
     with disk_errors("try names in", folder / WORK_DIR):
         with folder_below(folder, _TRIAL, make=True) as place:
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=place)
         try:
             _empty(fd)  # of what a killed run left
             yield fd

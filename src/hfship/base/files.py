@@ -281,7 +281,6 @@ def disk_errors_below(doing: str, root: Path, path: str) -> Iterator[None]:
 def opened(path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
     """The descriptor of a file, closed at the end. A new file gets mode 0644; a link is followed
     for reading only. Raises OSError."""
-    flags |= os.O_CLOEXEC
     if flags & os.O_ACCMODE != os.O_RDONLY:
         flags |= os.O_NOFOLLOW
     fd = os.open(path, flags, 0o644)
@@ -339,7 +338,7 @@ def _replace_in(
     if durable:
         _remove_temporaries(folder, name)
 
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         fd = os.open(temporary, flags, mode or 0o666, dir_fd=folder)
     except FileExistsError:  # of a killed run, or somebody's trap
@@ -365,7 +364,7 @@ def _remove_temporaries(folder: int, name: str) -> None:
     """Remove what killed runs left of a file while they wrote it."""
     pattern = re.compile(rf"\.{re.escape(name)}\.[0-9]{{1,10}}\.tmp")
     with contextlib.suppress(OSError):
-        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+        readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=folder)
         try:
             names = os.listdir(readable)
         finally:

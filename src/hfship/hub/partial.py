@@ -132,7 +132,7 @@ class Transfer:
                 status = os.stat(name, dir_fd=partial, follow_symlinks=False)
                 if not stat.S_ISREG(status.st_mode) or self.owner.is_foreign(status):
                     os.unlink(name, dir_fd=partial)
-            return open_in(partial, name, flags | os.O_CLOEXEC)
+            return open_in(partial, name, flags)
 
     def publish(self, journaled: bool = False) -> None:
         """Give the content, which is proven and durable, its name, durably; `journaled` as for

@@ -104,7 +104,7 @@ def _carry_certificates() -> None:
     if "certifi" in sys.modules or not hasattr(os, "memfd_create"):
         return
 
-    fd = os.memfd_create("cacert.pem", os.MFD_CLOEXEC)
+    fd = os.memfd_create("cacert.pem")
     write_all(fd, bundle)
     path = f"/proc/self/fd/{fd}"
     certifi = types.ModuleType("certifi")

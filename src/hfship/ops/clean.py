@@ -445,7 +445,7 @@ def is_locked(path: Path) -> bool:
 
     The latter is filelock's SoftFileLock: it holds the process and, on a line below, its host.
     """
-    never_wait = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    never_wait = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         fd = os.open(path, never_wait)
     except OSError:
@@ -535,7 +535,7 @@ def remove_leftover(root: Path, item: Leftover) -> bool:
     Folders on the way from `root` are opened one by one, links refused. Raises DiskError.
     """
     *folders, name = item.path.relative_to(root).parts
-    of_folder = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    of_folder = os.O_RDONLY | os.O_DIRECTORY
     fd = os.open(root, of_folder)
     try:
         for folder in folders:

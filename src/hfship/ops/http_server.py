@@ -462,7 +462,7 @@ class HttpServer(ThreadingMixIn, TCPServer):
     def _keep_a_spare(self) -> None:
         """Hold a descriptor for the day when there are none."""
         with contextlib.suppress(OSError):
-            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+            self._spare = os.open(os.devnull, os.O_RDONLY)
 
     def _answer_with_the_spare(self) -> None:
         if self._spare is None:

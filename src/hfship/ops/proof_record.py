@@ -90,7 +90,7 @@ class ProofRecord:
 
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-        opened = os.open(self._path, flags | os.O_CLOEXEC, 0o600)
+        opened = os.open(self._path, flags, 0o600)
         fd = checked_file(opened, self._path)
         try:
             status = os.fstat(fd)
