@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import pwd
 import socket
+import stat
+import tempfile
 from pathlib import Path
-from typing import Callable, Dict, List
+from typing import Any, Callable, Dict, List
 
 import pytest
 
@@ -13,9 +18,14 @@ from hfship.base.below import (
     Owner,
     Refused,
     folder_below,
+    identity_of,
+    is_foreign,
+    kind_of,
+    open_in,
     open_regular,
     opened_below,
     owner_in,
+    owner_of,
     publish_below,
     remove_below,
     stat_below,
@@ -180,3 +190,181 @@ def test_what_a_name_needs_to_be_durable(
     publish_below(model, "old/part", "new/x", journaled)
     assert [os.path.basename(path) for path in synced] == order
     assert (model / "new" / "x").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    "mode, kind",
+    [
+        (stat.S_IFLNK, "a symbolic link"),
+        (stat.S_IFDIR, "a folder"),
+        (stat.S_IFIFO, "a named pipe"),
+        (stat.S_IFSOCK, "a socket"),
+        (stat.S_IFCHR, "a device"),
+        (stat.S_IFBLK, "a device"),
+        (stat.S_IFREG, "a file"),
+        (0, "no file"),
+    ],
+)
+def test_each_kind_of_file_has_its_name(mode: int, kind: str) -> None:
+    assert kind_of(mode | 0o644) == kind
+
+
+def no_file_can_be_made(number: int) -> Callable[..., Any]:
+    """What stands in for TemporaryFile on a disk that takes none."""
+
+    def refuse(**_: object) -> Any:
+        raise OSError(number, "not here")
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    "number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT]
+)
+def test_where_nothing_can_be_made_the_owner_is_who_runs_this(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_file_can_be_made(number))
+    assert owner_in(tmp_path) == Owner(os.geteuid(), os.getegid(), 0)
+
+
+def test_another_trouble_of_the_disk_is_none_of_rights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "TemporaryFile", no_file_can_be_made(errno.EIO))
+    with pytest.raises(OSError, match="not here"):
+        owner_in(tmp_path)
+
+
+def test_the_owner_of_what_we_make_is_tried_in_the_folder_itself(tmp_path: Path) -> None:
+    """Where users are mapped it is neither the folder's owner nor we; here it is we."""
+    with pytest.raises(FileNotFoundError):
+        owner_in(tmp_path / "none")
+    assert owner_in(tmp_path) == Owner(os.geteuid(), os.getegid(), 0o100600)
+
+
+def test_a_file_is_the_same_until_somebody_touches_it(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("text")
+    status = path.stat()
+    before = identity_of(status)
+    assert before == (
+        status.st_dev,
+        status.st_ino,
+        4,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    renamed = before._replace(ctime_ns=1)
+    assert before.is_same_content(renamed) and before != renamed
+    for field in ("device", "inode", "size", "mtime_ns"):
+        assert not before.is_same_content(before._replace(**{field: 1}))
+
+
+@pytest.mark.parametrize("mode, foreign", [(0o644, False), (0o646, True), (0o664, False)])
+def test_what_we_own_is_foreign_where_others_may_write(mode: int, foreign: bool) -> None:
+    status = os.stat_result((mode, 1, 1, 1, os.geteuid(), os.getegid(), 0, 0, 0, 0))
+    assert is_foreign(status) == foreign
+    others = os.stat_result((mode, 1, 1, 1, 98765, os.getegid(), 0, 0, 0, 0))
+    assert is_foreign(others)
+
+
+def test_an_owner_without_a_name_has_a_number() -> None:
+    us = pwd.getpwuid(0)
+    status = os.stat_result((0o644, 1, 1, 1, 0, 0, 0, 0, 0, 0))
+    assert owner_of(status) == us.pw_name
+    status = os.stat_result((0o644, 1, 1, 1, 98765, 0, 0, 0, 0, 0))
+    assert owner_of(status) == "user 98765"
+
+
+def test_a_folder_is_opened_for_its_path_alone(model: Path) -> None:
+    """It need not be readable, and is a folder."""
+    for path in ("", ".hfship"):
+        with folder_below(model, path) as fd:
+            assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    with pytest.raises(NotADirectoryError), folder_below(model.parent / "secret"):
+        pass
+
+
+def test_folders_on_the_way_are_made_where_that_is_asked_for_and_are_durable(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new one first: FAT must not lead to a folder that was never written."""
+    synced: List[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    with pytest.raises(FileNotFoundError), folder_below(model, "a/b"):
+        pass
+    assert not (model / "a").exists()
+    for order in (["a", "model", "b", "a"], []):
+        with folder_below(model, "a/b", make=True) as fd:
+            assert os.path.samestat(os.fstat(fd), (model / "a" / "b").stat())
+        assert [os.path.basename(path) for path in synced] == order
+        synced.clear()
+
+
+def test_a_folder_that_another_made_meanwhile_is_taken(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: List[int] = []
+    mkdir = os.mkdir
+
+    def late(name: str, dir_fd: int) -> None:
+        mkdir(name, dir_fd=dir_fd)
+        mkdir(name, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", late)
+    monkeypatch.setattr(os, "fsync", synced.append)
+    with folder_below(model, "a", make=True) as fd:
+        assert stat.S_ISDIR(os.fstat(fd).st_mode)
+    assert not synced  # who made it does that
+
+
+def test_a_new_file_has_the_mode_that_is_asked_for(model: Path) -> None:
+    flags = os.O_WRONLY | os.O_CREAT
+    umask = os.umask(0)
+    try:
+        with opened_below(model, "a", flags), opened_below(model, "b", flags, 0o600):
+            pass
+        with folder_below(model) as folder:
+            for name, mode in (("c", {}), ("d", {"mode": 0o640})):
+                os.close(open_in(folder, name, flags, **mode))
+    finally:
+        os.umask(umask)
+    modes = {name: (model / name).stat().st_mode & 0o777 for name in "abcd"}
+    assert modes == {"a": 0o666, "b": 0o600, "c": 0o666, "d": 0o640}
+
+
+def test_an_error_that_is_no_trap_stays_what_it_is(model: Path) -> None:
+    with pytest.raises(FileNotFoundError), opened_below(model, "none"):
+        pass
+    with pytest.raises(FileNotFoundError):
+        open_regular(model / "none")
+    with pytest.raises(FileNotFoundError):
+        stat_below(model, "none")
+
+
+def test_a_pipe_is_read_where_one_may_be_given(tmp_path: Path) -> None:
+    """As <(command) of a shell: what is read from it is waited for."""
+    reader, writer = os.pipe()
+    try:
+        path = Path(f"/proc/self/fd/{reader}")
+        with pytest.raises(Refused, match="it is a named pipe"):
+            open_regular(path)
+        fd = open_regular(path, or_pipe=True)
+        assert os.get_blocking(fd)
+        os.close(fd)
+        os.mkdir(tmp_path / "x")
+        with pytest.raises(Refused, match="it is a folder"):
+            open_regular(tmp_path / "x", or_pipe=True)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_of_a_link_the_link_itself_is_looked_at_and_removed(model: Path) -> None:
+    (model / "x").symlink_to(model.parent / "secret")
+    assert stat.S_ISLNK(stat_below(model, "x").st_mode)
+    remove_below(model, "x")
+    assert not (model / "x").is_symlink() and (model.parent / "secret").exists()
