@@ -248,7 +248,7 @@ def _empty_models(
 ) -> List[Leftover]:
     """The bookkeeping of models that have no manifest, and no other file once `going` are gone."""
     found = []
-    for model in models:
+    for model in sorted(models, reverse=True):  # a model may lie in another one
         if (model / MANIFEST_PATH).exists():
             continue
         left = []
@@ -264,7 +264,7 @@ def _empty_models(
             continue
         for path in left:
             found.append(Leftover(path, "empty model folder", model, files[path]))
-        going.update(left)  # a model may lie in another one
+        going.update(left)
 
     return found
 
