@@ -96,6 +96,8 @@ def test_the_rate_is_that_of_late(job: Any) -> None:
         job.now, running.done = 100.0 + seconds, done
         rates.append(job._rate(running))
     assert rates == [7, 7, 100, 100, 60]
+    running.skipped, running.done = 1100, 1400  # what is there already is no work
+    assert job._rate(running) == 60
     assert job._rate(stage("checking", 0)) == 7  # another stage begins anew
     assert len(job._looks) == 1
 

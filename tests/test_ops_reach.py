@@ -446,7 +446,11 @@ def test_a_host_is_given_up_when_its_time_is_over(
                 assert looks.acquire(timeout=30)
         return host.stop.is_set()
 
+    before = set(threading.enumerate())
     assert at_once([host], work, limit_s) == {"a": given_up}
+    for watching in set(threading.enumerate()) - before:
+        watching.join(60)
+        assert not watching.is_alive()
     assert host.asked_at == (1000.0 if limit_s else 0.0)
 
 
