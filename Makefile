@@ -46,7 +46,7 @@ fuzz: build $(VENV)/.ready
 
 golden: build $(VENV)/.ready
 	HFSHIP_GOLDEN=write $(BIN)/python -m pytest -q tests/test_golden.py -k "words or (help and source)"
-	HFSHIP_GOLDEN=write $(BIN)/python -m pytest -q $(addprefix tests/test_,arguments.py asked.py results.py texts.py commands_listing.py)
+	HFSHIP_GOLDEN=write $(BIN)/python -m pytest -q $(addprefix tests/test_,arguments.py asked.py meant.py results.py texts.py commands_listing.py)
 	git diff --stat -- tests/golden
 
 bench: build $(VENV)/.ready

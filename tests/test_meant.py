@@ -1,15 +1,20 @@
-"""Words of other programs are answered with the right ones, as a command that works."""
+"""Words of other programs are answered with the right ones, as a command that works.
+
+tests/golden/asked/meant.txt has what is said to each of them; HFSHIP_GOLDEN=write makes it anew.
+"""
 
 from __future__ import annotations
 
+import os
 import shlex
-from typing import List
+from typing import Iterator, List
 
 import pytest
 
+from conftest import ROOT
 from hfship.base.errors import UsageError
 from hfship.base.settings import parse_rate
-from hfship.commands.meant import COMMANDS_MEANT, FOR_ALL, FOR_ONE
+from hfship.commands.meant import COMMANDS_MEANT, FOR_ALL, FOR_ONE, Meant, file_meant
 from hfship.commands.parser import build_parser, parse_words, with_passed_on
 from hfship.commands.table import COMMANDS
 
@@ -44,6 +49,53 @@ def test_what_was_meant_is_the_next_command(typed: str, step: str) -> None:
         parse_words(shlex.split(typed))
     assert refused.value.next_step == f"hfship {step}"
     assert "SEcret" not in refused.value.text()
+
+
+def answer(line: str) -> str:
+    """What is said to a command line, "" where it is none of another program."""
+    with pytest.raises(UsageError) as refused:
+        parse_words(shlex.split(line))
+    error = refused.value
+    if "called" not in error.what and "leave it out" not in error.what:
+        return ""
+    return f"{error.what} | {error.why} | {error.next_step}"
+
+
+def typed(command: str, option: str, meant: Meant) -> Iterator[str]:
+    """An option as people type it; before and behind other words."""
+    yield f"{command} {option}=7 m" if meant.value else f"{command} {option} m"
+    yield f"{command} m {option} 7 -- {option} 8" if meant.value else f"{command} m {option}"
+
+
+def test_every_word_of_another_program_is_answered() -> None:
+    lines = [f"{word} m n" for word in COMMANDS_MEANT]
+    for command, rows in FOR_ONE.items():
+        for option, meant in rows.items():
+            lines += typed(command, option, meant)
+    names = [command.name for command in COMMANDS]
+    for option, meant in FOR_ALL.items():
+        knows = next(name for name in names if answer(f"{name} {option}"))
+        lines += typed(knows, option, meant)
+    page = "".join(f"$ {line}\n{answer(line)}\n" for line in lines)
+    path = ROOT / "tests" / "golden" / "asked" / "meant.txt"
+    if os.environ.get("HFSHIP_GOLDEN") == "write":
+        path.write_text(page, encoding="utf-8")
+    assert page == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "words, files",
+    [
+        (
+            ["o/m", "a.json", "b", "dir/x.GGUF", "[ab]", "a?"],
+            ["a.json", "dir/x.GGUF", "[ab]", "a?"],
+        ),
+        (["o/m", "a.jsonx", "json", "o/n"], []),
+        (["o/m.bin"], []),
+    ],
+)
+def test_words_that_are_files_of_the_first(words: List[str], files: List[str]) -> None:
+    assert file_meant(words) == ({"o/m": files} if files else {})
 
 
 def proposals() -> List[str]:

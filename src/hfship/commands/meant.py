@@ -92,7 +92,6 @@ FOR_ONE: Mapping[str, Mapping[str, Meant]] = {
     "push": {
         "--dry-run": _flag("", "push asks for room first, and sends only what is not there yet"),
         "--limit-rate": Meant("--bwlimit"),
-        "--resume": _RESUMES,
         "-P": _RESUMES,
     },
     "serve": {

@@ -27,7 +27,7 @@ from hfship.serve.files import container_name
 from hfship.serve.status import DOWN as IS_DOWN
 from hfship.serve.watchdog import Policy, Repair, decide, read_repairs, write_repairs
 from hfship.site.admin import server_states
-from hfship.site.groups import DOWN, START, STOP, UNKNOWN, group_steps, member_state
+from hfship.site.groups import DOWN, STOP, UNKNOWN, group_steps, member_state
 from hfship.site.record import SITE_FOLDER, read_record
 from hfship.site.store import gateway_folder
 
@@ -202,14 +202,10 @@ def _restarts(context: Context, group: Group, lost: Sequence[str]) -> bool:
         return False
     hosts = ", ".join(group.hosts)
     context.reporter.warn(f"{group.name} starts again as one on {hosts}")
-    starts = False
     for verb, rank in steps:
-        host = group.hosts[rank]
-        if verb == START:
-            starts = True
         if verb == STOP:
-            _stop_member(context, host, group.name)
-    return starts
+            _stop_member(context, group.hosts[rank], group.name)
+    return True
 
 
 def _may_repair(context: Context, group: Group) -> bool:
