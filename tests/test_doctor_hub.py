@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import ssl
 from email.utils import formatdate
@@ -289,3 +291,139 @@ def test_probes_end_where_they_make_no_sense_but_mirrors_are_asked(
     known = ["proxy", "dns", "tls", "hub", "clock", "token", "repository", "speed"]
     assert names == [*known[:seen], "mirror https://mirror"]
     assert HostError("x", "", "").code == 9
+
+
+@pytest.mark.parametrize(
+    ("proxy", "answers", "expected"),
+    [
+        (None, True, "none"),
+        ("http://me:secret@10.0.0.9:3128", True, "10.0.0.9:3128 takes connections"),
+        ("http://10.0.0.9:3128", False, "refused"),
+    ],
+)
+def test_a_proxy_takes_connections(
+    proxy: Any, answers: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: List[Any] = []
+
+    @contextlib.contextmanager
+    def connect(address: Any, timeout: float) -> Any:
+        called.append((address, timeout))
+        if not answers:
+            raise ConnectionRefusedError("refused")
+        yield
+        called.append("closed")
+
+    for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    if proxy:
+        monkeypatch.setenv("https_proxy", proxy)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    made = doctor()
+    if answers:
+        assert made._probe_proxy() == expected
+    else:
+        with pytest.raises(ConnectionRefusedError):
+            made._probe_proxy()
+    place = (("10.0.0.9", 3128), doctor_hub.PROBE_TIMEOUT_S)
+    assert called == ([] if not proxy else [place, "closed"] if answers else [place])
+    assert bool(made._proxy) == bool(proxy)
+
+
+def test_a_certificate_that_is_not_believed_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = ssl.SSLCertVerificationError("unknown")
+    refused.verify_message = "self-signed certificate"
+    believed: Any = SimpleNamespace(der=b"der")
+
+    def certificate(context: Any) -> Any:
+        if context == "credulous":
+            return believed
+        if context == "context of /none.pem":
+            raise FileNotFoundError(2, "no such file")
+        if context == "context of /site.pem":
+            return "certificate"
+        raise refused
+
+    monkeypatch.setattr(doctor_hub, "context_of", lambda bundle: f"context of {bundle}")
+    monkeypatch.setattr(doctor_hub, "credulous_context", lambda: "credulous")
+    monkeypatch.setattr(doctor_hub, "describe", lambda der, s: f"{der!r} in {s:.0f} s")
+    made = doctor(certificate=certificate)
+    assert made._believed_certificate("/site.pem", "SSL_CERT_FILE") == "certificate"
+    found = said(made._believed_certificate, "/other.pem", "")
+    assert found.startswith("NetworkError: b'der' in 5 s: self-signed certificate |  | ")
+    assert found.endswith(doctor_hub.tls_error("https://hub", refused, os.environ).next_step)
+    expected = "NetworkError: the CA bundle cannot be read | /none.pem | correct SSL_CERT_FILE"
+    assert said(made._believed_certificate, "/none.pem", "SSL_CERT_FILE") == expected
+
+
+def test_the_certificate_is_asked_for_by_the_way_that_a_fetch_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Way:
+        def __init__(self, *way: Any) -> None:
+            self.way = way
+
+        def certificate(self, *asked: Any) -> Any:
+            return (*self.way, *asked)
+
+    monkeypatch.setattr(doctor_hub, "Route", Way)
+    found = doctor("https://hub:8443", proxy="proxy")._certificate("context")
+    assert found == ("hub", 8443, "proxy", "context", doctor_hub.PROBE_TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    ("owner", "role"),
+    [
+        ({"auth": {"accessToken": {"role": "write"}}}, "write"),
+        ({"auth": {"accessToken": {"role": "r" * 200}}}, "r" * 100),
+        ({"auth": {"accessToken": {"role": None}}}, ""),
+        ({"auth": {"accessToken": {}}}, ""),
+        ({"auth": {"accessToken": "x"}}, ""),
+        ({"auth": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_what_a_token_may_do(owner: Any, role: str) -> None:
+    assert doctor_hub._role_of(owner) == role
+
+
+def test_probes_have_the_time_that_they_need() -> None:
+    probes = {probe.check: probe for probe in doctor()._hub_probes()}
+    assert [name for name, probe in probes.items() if probe.required] == [
+        "proxy",
+        "dns",
+        "tls",
+        "hub",
+    ]
+    slow = [name for name, probe in probes.items() if probe.limit_s > doctor_hub.PROBE_TIMEOUT_S]
+    assert slow == ["repository", "speed"]
+
+
+def test_the_client_of_a_probe_says_nothing_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: List[Any] = []
+    monkeypatch.setattr(doctor_hub, "HubClient", lambda *given, **more: made.append((given, more)))
+    settings = load_settings({}, "https://mirror")
+    doctor(token=TOKEN)._client_of(settings)
+    (((where, token, reporter), more),) = made
+    assert (where, token) == (settings, TOKEN)
+    assert (reporter.verbosity, more["connections"]) == (-1, doctor_hub.CONNECTIONS)
+    assert not more["stop"].is_set()
+
+
+def test_a_measurement_ends_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Address:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        @contextlib.contextmanager
+        def open(self, start: int, stop: int) -> Any:
+            assert (start, stop) == (0, doctor_hub.PROBE_BYTES)
+            yield SimpleNamespace(url="https://cdn/x")
+
+    times = iter([0.0, 2.0, 5.0, 5.1, 5.5])
+    monkeypatch.setattr("hfship.ops.doctor_hub.time.monotonic", lambda: next(times))
+    monkeypatch.setattr("hfship.ops.doctor_hub.FileAddress", Address)
+    monkeypatch.setattr("hfship.ops.doctor_hub.pieces", lambda _: [bytes(110)] * 9)
+    huge = replace(SNAPSHOT, files=(RemoteFile("w", 1 << 40, "e"),))
+    client: Any = SimpleNamespace(endpoint="https://hub")
+    assert doctor_hub._measure(client, huge) == ("cdn", 60.0)

@@ -86,6 +86,7 @@ def test_a_stage_that_there_is_once_per_model_counts_as_one(job: Any) -> None:
     assert amounts(job._now(running)) == ["B", 1200, 2000, 18, 6, 7]
     job._run.past.append(running)  # it has just ended: not twice
     assert amounts(job._now(running))[1] == 1200
+    assert amounts(job._now(stage("hashing", 4, unit="files")))[:2] == ["files", 4]
     assert amounts(job._now(None)) == ["B", 1200, 2000, 18, 6, 0]  # as far as the last one came
 
 
