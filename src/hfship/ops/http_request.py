@@ -399,7 +399,7 @@ def parse_byte_range(header: Optional[str], size: int) -> Optional[Tuple[int, in
     if not first and not last:
         return None
 
-    start, stop = 0, size
+    stop = size
     if first:
         start = _position(first)
         if last:
