@@ -251,7 +251,12 @@ def test_the_address_of_the_hub(
         (90, True, "signed by CA, for 90 more days"),
         (14, True, "signed by CA, for 14 more days"),
         (13, True, "warn: signed by CA, for 13 more days | the owner of the Hub must renew it"),
-        (90, False, "no public CA: an own Hub, or a proxy that opens TLS (SSL_CERT_FILE)"),
+        (
+            90,
+            False,
+            "warn: signed by CA, for 90 more days; no public CA: an own Hub, or a proxy that opens"
+            " TLS (SSL_CERT_FILE) | right if your site does so",
+        ),
     ],
 )
 def test_who_vouches_for_the_hub(
@@ -265,7 +270,7 @@ def test_who_vouches_for_the_hub(
     monkeypatch.setenv("SSL_CERT_FILE", "/site.pem")
     monkeypatch.setattr("hfship.ops.doctor_hub.ca_variable", lambda _: "SSL_CERT_FILE")
     monkeypatch.setattr("hfship.ops.doctor_hub.context_of", lambda bundle: bundle)
-    assert expected in said(doctor(certificate=certificate)._probe_tls)
+    assert said(doctor(certificate=certificate)._probe_tls) == expected
     plain = said(doctor("http://hub")._probe_tls)
     assert plain == "warn: not encrypted: a token can be read on the way | use https, or no token"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from http.client import BadStatusLine
 from typing import Any, Iterator, List, Tuple
 
@@ -88,6 +89,26 @@ def test_a_probe_that_hangs_is_left_when_its_time_is_over() -> None:
     running._thread.join(60)
     assert running.result(reporter) == Finding("y", "ok", "")
     assert reporter.clocks == [("looking at x", 0.02), ("looking at y", 3.6)]
+
+
+def test_a_probe_that_takes_a_while_is_waited_for() -> None:
+    began = threading.Event()
+
+    class Begins(Watched):
+        """Whose clock lets the probe go on."""
+
+        @contextlib.contextmanager
+        def clock(self, text: str, limit_s: float) -> Iterator[None]:  # noqa: ARG002
+            began.set()
+            yield
+
+    def work() -> str:
+        began.wait(60)
+        time.sleep(0.05)
+        return "late"
+
+    reporter: Any = Begins()
+    assert Probe("x", work, 60.0).run(reporter) == Finding("x", "ok", "late")
 
 
 def test_the_seconds_of_a_silent_probe_are_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
