@@ -247,8 +247,6 @@ def take_along(folder: Path, brought: bytes) -> None:
 
     One that lies there and goes on from it stays. Raises OSError.
     """
-    if not brought:
-        return
     present = log_in(folder)
     if not present.startswith(brought):
         write_below(folder, CUSTODY_PATH, brought)
