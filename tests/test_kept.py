@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import pytest
@@ -234,3 +235,82 @@ def test_what_cannot_be_kept_is_left(name: str, target: Path) -> None:
     assert (told.value.what, told.value.next_step) == said[name]
     assert [one for one in names(target) if "incomplete" not in one] == before
     assert read_manifest(target.with_name("other"))
+
+
+def test_the_manifest_of_a_version_goes_first(
+    target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kill leaves is no model any more, and nothing that one could go back to."""
+    aside(target, 1)
+    (one,) = kept_versions(target)
+
+    def killed(folder: Path) -> None:
+        assert folder == one.folder and content(folder) == "1"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "remove_work_folder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        drop(one.folder)
+    assert read_manifest(one.folder) is None and (one.folder / MARK_PATH).exists()
+
+
+# -- which version is meant
+
+
+A, B, C = (SimpleNamespace(id=digit * 64, short=digit * 7) for digit in "abc")
+
+
+def kept_of(*versions: Any, **chosen: str) -> List[KeptVersion]:
+    return [KeptVersion(Path(one.short), one, "", chosen.get(one.short[0], "")) for one in versions]
+
+
+@pytest.mark.parametrize(
+    ("kept", "present", "rolled_back", "wanted", "found"),
+    [
+        (kept_of(A, B), C, "", "", B),
+        (kept_of(A, B), B, "", "", A),  # a copy of what is in place is not meant
+        (kept_of(A, B), C, "", "a", A),
+        (kept_of(A, B), C, "", "c", None),
+        (kept_of(A, B), C, "", "newest", None),
+        (kept_of(A, C), B, C.id, "newest", C),
+        (kept_of(A, C), B, C.id, "", None),  # it is rolled back already
+        (kept_of(A, A), C, "", "a" * 12, A),
+        (kept_of(), C, "", "", "no earlier version is kept"),
+        (kept_of(A), A, "", "", "no earlier version is kept"),
+        (kept_of(A, B), C, "", "d" * 20, f"no version {'d' * 12} is kept"),
+        # a run was killed between its two renames
+        (kept_of(A, B), None, "", "", B),
+        (kept_of(A, B, a=B.id), None, "", "", A),
+        (kept_of(A, B, a=B.id), None, "", "newest", B),
+        (kept_of(A, B, b=A.id), None, "", "newest", A),
+        (kept_of(A, B, b=A.id), None, "", "", B),
+        (kept_of(A, B), None, "", "a", A),
+        (kept_of(), None, "", "newest", "no earlier version is kept"),
+    ],
+)
+def test_which_version_is_meant(
+    kept: List[KeptVersion], present: Any, rolled_back: str, wanted: str, found: Any
+) -> None:
+    if isinstance(found, str):
+        with pytest.raises(NotFoundError, match=found) as told:
+            room.version_to_place(kept, present, rolled_back, wanted)
+        assert told.value.next_step.startswith("hfship unpack --allow-older ARCHIVE")
+        assert "is kept" in found and (wanted[:1] != "d" or "aaaaaaa, bbbbbbb" in told.value.why)
+        return
+    chosen = room.version_to_place(kept, present, rolled_back, wanted)
+    assert (chosen and chosen.version) == found
+
+
+@pytest.mark.parametrize(
+    ("present", "keep", "gone"),
+    [
+        ("", 3, []),
+        ("", 2, [A]),
+        ("", 0, [A, B, C]),
+        (B.id, 2, [B]),
+        (B.id, 1, [B, A]),
+        (B.id, 9, [B]),
+    ],
+)
+def test_which_versions_go(present: str, keep: int, gone: List[Any]) -> None:
+    assert [one.version for one in room.to_drop(kept_of(A, B, C), present, keep)] == gone

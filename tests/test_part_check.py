@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Callable, Tuple
+from types import SimpleNamespace
+from typing import Any, Callable, List, Tuple
 
 import pytest
 
 from conftest import without_times
+from hfship.archive.damage import Damage
 from hfship.archive.files import ArchiveFiles
 from hfship.archive.part_check import can_be_alone, check_part
 from hfship.commands.run import main
@@ -184,3 +187,72 @@ def test_a_list_goes_on_and_ends_with_the_gravest_code(
     os.truncate(files.part(2), 0)
     code, _, err = run("verify", tmp_path / "plain", files.place)
     assert code == 6 and "m.tar.zst.0002" in err and "cannot be verified" in err
+
+
+def test_a_part_is_alone_if_something_tells_what_it_must_be(files: ArchiveFiles) -> None:
+    """The tables, else its sum, else its own frames."""
+    path = files.part(2)
+    assert can_be_alone(files, path)
+    keep(files, 2)
+    left = a.files_in(files.folder)
+    assert can_be_alone(left, path)
+    path.write_bytes(b"garbage")
+    assert can_be_alone(left, path), "its sum tells that it is damaged"
+    left.sums.unlink()
+    assert not can_be_alone(left, path)
+
+
+def test_a_part_with_whole_frames_and_another_sum_is_another_one(files: ArchiveFiles) -> None:
+    keep(files, 2)
+    files.sums.write_text(f"{'0' * 64}  m.tar.zst.0002\n")
+    found = check_part(a.files_in(files.folder), files.part(2), a.QUIET)
+    expected = Damage("is other than m.tar.zst.sha256 says", parts=("m.tar.zst.0002",))
+    assert found.damages == (expected,)
+    assert (found.path, found.number, found.size) == (
+        files.part(2),
+        2,
+        files.part(2).stat().st_size,
+    )
+
+
+@pytest.mark.parametrize("tables", [True, False])
+def test_the_damage_of_a_part_says_where_it_is(tables: bool, files: ArchiveFiles) -> None:
+    """By the tables the frame is one of the archive; else it is one of the part."""
+    keep(files, *((2, 5) if tables else (2,)), sums=False)
+    path = files.part(2)
+    shown: List[Tuple[str, int]] = []
+
+    @contextlib.contextmanager
+    def stage(name: str, size: int) -> Any:
+        counted: List[int] = []
+        yield SimpleNamespace(add=counted.append)
+        shown.append((name, size))
+        assert sum(counted) == size
+
+    reporter: Any = SimpleNamespace(stage=stage)
+    with a.flipped(path, 100):
+        found = check_part(a.files_in(files.folder), path, reporter)
+    (damage,) = found.damages
+    first, last = damage.frames
+    assert first == last and (first > 1) is tables
+    assert damage.parts == ("m.tar.zst.0002",)
+    ((name, size),) = shown
+    assert name == "verify" and 0 < size <= path.stat().st_size
+    assert (found.proof == "as the tables in m.tar.zst.0005 say") is tables
+
+
+def test_the_size_of_what_is_hashed_is_shown(files: ArchiveFiles) -> None:
+    keep(files, 2)
+    shown: List[Tuple[str, int]] = []
+    counted: List[int] = []
+
+    @contextlib.contextmanager
+    def stage(name: str, size: int) -> Any:
+        shown.append((name, size))
+        yield SimpleNamespace(add=counted.append)
+
+    reporter: Any = SimpleNamespace(stage=stage)
+    size = files.part(2).stat().st_size
+    found = check_part(a.files_in(files.folder), files.part(2), reporter)
+    assert shown == [("verify", size)] and sum(counted) == size and found.damages == ()
+    assert found.text().startswith("part 2 alone, ") and found.text().endswith("were not read")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import itertools
 import os
 import random
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,7 +30,7 @@ from hfship.archive.zstd import (
     declared_size,
     load_zstd,
 )
-from hfship.base.errors import HostError, UsageError
+from hfship.base.errors import HfshipError, HostError, UsageError
 
 PLANES = {
     "window_log": 17,
@@ -394,3 +396,118 @@ def test_a_library_is_loaded_from_the_first_place_that_works(
         room._zstd_from_cache()
     assert "others can write there" in str(told.value)
     assert f"; {own}: another machine" in str(told.value)
+
+
+# -- headers, by the words of another reader of them
+
+
+@pytest.mark.parametrize("descriptor", [one for one in range(256) if not one & 8])
+def test_every_descriptor_is_read_as_libzstd_reads_it(descriptor: int) -> None:
+    """Bit 3 is reserved: libzstd refuses it. Of the fields behind it each byte is another one."""
+    found = room.parse_descriptor(descriptor)
+    frame = ZSTD_MAGIC + bytes([descriptor]) + bytes(range(1, 20))
+    if found.window:
+        frame = frame[:5] + b"\x10" + frame[6:]
+    assert zstandard.frame_header_size(frame) == 5 + found.fields
+    told = zstandard.get_frame_parameters(frame)
+    assert found.checksum == 4 * told.has_checksum
+    start = 5 + found.window
+    dictionary = int.from_bytes(frame[start : start + found.dictionary], "little")
+    assert told.dict_id == dictionary
+    unknown = zstandard.CONTENTSIZE_UNKNOWN
+    size = declared_size(frame)
+    assert told.content_size == (unknown if size is None else size)
+    if size is not None:
+        stop = 5 + found.fields
+        assert declared_size(frame[:stop]) == size and declared_size(frame[: stop - 1]) is None
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", ZSTD_MAGIC, ZSTD_MAGIC + b"\x24", b"x" * 20, b"\x50\x2a\x4d\x18" + bytes(20)]
+)
+def test_what_is_no_frame_declares_nothing(frame: bytes) -> None:
+    assert declared_size(frame) is None
+
+
+# -- what is carried
+
+
+SUFFIX = importlib.machinery.EXTENSION_SUFFIXES[0]
+CARRIED = f"native/{SUFFIX[1:-3]}/backend_c.so"
+
+
+def test_a_carried_library_is_the_one_that_was_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    digest = hashlib.sha256(b"image").hexdigest()
+    built: Dict[str, Any] = {"entries": {CARRIED: digest}}
+    images = {CARRIED: b"image"}
+    monkeypatch.setattr(room, "own_build", lambda: built)
+    monkeypatch.setattr(room, "own_entry", images.__getitem__)
+    assert room._carried_backend() == (b"image", digest)
+    images[CARRIED] = b"other"
+    with pytest.raises(HfshipError, match="is damaged") as told:
+        room._carried_backend()
+    assert "its SHA-256 is not the one" in told.value.why
+    built["entries"] = {}
+    with pytest.raises(ImportError, match=f"carries no zstandard for {SUFFIX[1:-3]}"):
+        room._carried_backend()
+    built.clear()
+    with pytest.raises(ImportError, match="runs from source"):
+        room._carried_backend()
+
+
+def test_a_built_file_does_not_take_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert room._zstd_installed().origin.endswith("zstandard")
+    monkeypatch.setattr(room, "own_build", lambda: {"entries": {}})
+    with pytest.raises(ImportError, match="from source"):
+        room._zstd_installed()
+
+
+@pytest.mark.parametrize(
+    ("works", "forced", "found"),
+    [
+        ("installed system", "", "installed"),
+        ("system", "", "system"),
+        ("memfd system", "system", "system"),
+        ("memfd", "system", ""),
+    ],
+)
+def test_the_first_library_that_works_is_taken(
+    works: str, forced: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = itertools.cycle([ImportError, OSError, AttributeError])
+
+    def loads(name: str) -> Any:
+        def load() -> str:
+            if name in works.split():
+                return name
+            raise next(errors)(f"no {name}")
+
+        return load
+
+    monkeypatch.setattr(room, "ZSTD_BACKENDS", {name: loads(name) for name in ZSTD_BACKENDS})
+    _first_that_works.cache_clear()
+    try:
+        if found:
+            assert _first_that_works(forced) == found
+            return
+        with pytest.raises(HostError) as told:
+            _first_that_works(forced)
+        assert told.value.why == "system     no system"
+        assert told.value.next_step.startswith("unset HFSHIP_ZSTD")
+    finally:
+        _first_that_works.cache_clear()
+
+
+# -- frames in pieces
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+def test_a_frame_is_decoded_in_pieces(zstd: Zstd, content: bytes) -> None:
+    """Of any size, cut anywhere: what is held back comes with the next piece."""
+    frame = zstd.compressor(3)(content)
+    for size in (len(frame), 1 + len(frame) // 2, 70_000):
+        decode = zstd.piecewise()
+        pieces = [frame[at : at + size] for at in range(0, len(frame), size)]
+        assert b"".join(decode(piece) for piece in pieces) == content
+    with pytest.raises(zstd.errors):
+        zstd.piecewise()(b"no frame at all")
