@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from hfship.hub.ranges import (
     COLLAPSE,
     COLLAPSE_TICKS,
+    FAULTS_PER_STEP,
     FIRST_REQUEST,
     FIRST_TICKS,
+    HOLD_TICKS,
     MAX_REQUEST,
     MAX_WINDOW,
     MIN_REQUEST,
@@ -23,11 +25,18 @@ from hfship.hub.ranges import (
     MIN_WINDOW,
     OVERDUE_S,
     REQUEST_SECONDS,
+    SMALL_FILE,
+    SMALL_FILE_TURN,
+    SOON_S,
     START_CONNECTIONS,
+    TRICKLE_BPS,
+    TRICKLE_S,
     ConnectionCount,
     EndpointChoice,
+    Flight,
     Intervals,
     RangeScheduler,
+    Trickle,
     check_range_answer,
     publish_interval,
     request_size,
@@ -333,3 +342,228 @@ def test_an_answer_is_to_the_question_or_none(
         return
     with pytest.raises(RetryableError, match=answer):
         check_range_answer(status, headers, *span, 10)
+
+
+# what happens, in order -> who is asked for file 0 then; 0 and 1 are mirrors, 2 is the Hub
+CHOICES: Dict[str, Tuple[List[Tuple[Any, ...]], int]] = {
+    "the first": ([], 0),
+    "a fault is one": ([("fault", 0)] * (FAULTS_PER_STEP - 1), 0),
+    "faults in a row": ([("fault", 0)] * FAULTS_PER_STEP, 1),
+    "a success between": ([*[("fault", 0)] * 2, ("success", 1, 0), *[("fault", 0)] * 2], 0),
+    "a success after": ([*[("fault", 0)] * 5, ("success", 1, 0)], 0),
+    "it faltered": ([("fault", 0, True)], 1),
+    "both faltered": ([("fault", 0, True), ("fault", 1, True)], 2),
+    "all faltered": ([("fault", 0, True), ("fault", 1, True), ("fault", 2, True)], 0),
+    "one more than others": (
+        [("fault", 0, True)] * 2 + [("fault", 1, True), ("fault", 2, True)],
+        1,
+    ),
+    "it has none": ([("refuse", 0, 0)], 1),
+    "it has none of another": ([("refuse", 1, 0)], 0),
+    "nobody has it": ([("refuse", 0, 0), ("refuse", 0, 1)], 2),
+    "wrong alone": ([("success", 0, 0), ("wrong", 0, {0})], 1),
+    "wrong alone, of another": ([("success", 1, 0), ("wrong", 1, {0})], 1),
+    "wrong of several": ([("success", 0, 0), ("success", 0, 1), ("wrong", 0, set())], 2),
+    "wrong of several, of another": (
+        [("success", 1, 0), ("success", 1, 1), ("wrong", 1, set())],
+        0,
+    ),
+    "wrong of the Hub": ([("success", 0, 2), ("wrong", 0, set())], 0),
+    "wrong of the Hub and one": ([("success", 0, 2), ("success", 0, 0), ("wrong", 0, set())], 1),
+    "wrong, and once more": (
+        [("success", 0, 0), ("wrong", 0, {0}), ("success", 0, 1), ("wrong", 0, {1})],
+        2,
+    ),
+    "wrong of nobody": ([("wrong", 0, set())], 0),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_who_is_asked_next(name: str) -> None:
+    events, asked = CHOICES[name]
+    endpoints = EndpointChoice(3)
+    assert endpoints.hub == 2
+    for event, *details in events:
+        if event == "wrong":
+            assert endpoints.bytes_were_wrong(details[0]) == details[1]
+        else:
+            getattr(endpoints, event)(*details)
+    assert endpoints.choose(0) == asked
+    alone = EndpointChoice(1)
+    alone.fault(0, faltered=True)
+    assert alone.choose(7) == alone.hub == 0
+
+
+def test_a_connection_that_hardly_brings_anything_is_told_by_each_stretch_alone() -> None:
+    """What it brought before counts as little as what it does not bring."""
+    enough = int(TRICKLE_BPS * TRICKLE_S)
+    for stretches in (
+        [(enough, False), (enough - 1, True), (0, True), (enough, False)],
+        [(1000 * enough, False), (enough - 1, True)],
+    ):
+        trickle = Trickle()
+        for count, is_all in stretches:
+            assert not trickle.is_all_that_comes(count, TRICKLE_S / 2)
+            assert trickle.is_all_that_comes(0, TRICKLE_S / 2) == is_all
+    trickle = Trickle()
+    assert trickle.is_all_that_comes(2 * enough - 1, 2 * TRICKLE_S)
+    assert not trickle.is_all_that_comes(0, TRICKLE_S - 0.5)
+
+
+def test_after_a_step_back_the_line_is_left_alone_for_a_while() -> None:
+    count = ConnectionCount(32)
+    history = [count.tick(100.0) for _ in range(2 * HOLD_TICKS + 40)]
+    up = START_CONNECTIONS + START_CONNECTIONS // 2
+    tried = [tick for tick, limit in enumerate(history) if limit == up]
+    assert set(history) == {START_CONNECTIONS, up}
+    # Two ticks at each trial: one to settle, one to tell; one more to settle after it.
+    assert tried == [
+        first + more
+        for first in range(FIRST_TICKS, len(history), HOLD_TICKS + 4)
+        for more in (0, 1)
+        if first + more < len(history)
+    ]
+
+
+@pytest.mark.parametrize("most, steps", [(1, [1]), (3, [3]), (10, [8, 10]), (64, [8, 12, 18, 27])])
+def test_half_as_many_more_are_tried_and_never_too_many(most: int, steps: List[int]) -> None:
+    count = ConnectionCount(most)
+    assert count.limit == steps[0]
+    seen = [count.tick(count.limit * 10.0) for _ in range(FIRST_TICKS + 2 * len(steps) - 1)]
+    assert list(dict.fromkeys(seen))[: len(steps)] == steps
+    assert max(count.tick(count.limit * 10.0) for _ in range(60)) == most
+    assert count.limit == most
+
+
+def test_after_a_collapse_all_is_found_out_anew() -> None:
+    count = ConnectionCount(16)
+    for _ in range(40):
+        count.tick(count.limit * 10.0)
+    assert count.limit == 16 and count.has_room
+    for _ in range(COLLAPSE_TICKS):
+        count.tick(1.0)
+    assert (count.limit, count.most, count.has_room) == (8, 8, False)
+    # What it brings now is the measure, and it is left alone.
+    assert [count.tick(1.0) for _ in range(HOLD_TICKS + 2 * COLLAPSE_TICKS)].count(8) > HOLD_TICKS
+    assert count.limit == 8
+    alone = ConnectionCount(1)
+    for goodput in [100.0] * 10 + [1.0] * 30:
+        assert alone.tick(goodput) == 1
+
+
+def test_a_dip_ends_no_trial() -> None:
+    """Bad ticks count in a row."""
+    count = ConnectionCount(8)
+    for _ in range(10):
+        count.tick(100.0)
+    for _ in range(3):
+        for goodput in [1.0] * (COLLAPSE_TICKS - 1) + [100.0]:
+            assert count.tick(goodput) == 8
+
+
+def test_small_files_have_their_turns() -> None:
+    sizes = [20 << 20] + [SMALL_FILE] * 2
+    scheduler = RangeScheduler(sizes, [Intervals() for _ in sizes])
+    turns = [scheduler.next_flight(1 << 20) for _ in range(2 * SMALL_FILE_TURN)]
+    assert [flight and flight.file for flight in turns] == [0, 0, 0, 1, 0, 0, 0, 2]
+
+
+def test_the_file_with_the_fewest_requests_comes_next() -> None:
+    sizes = [20 << 20, 30 << 20]
+    scheduler = RangeScheduler(sizes, [Intervals() for _ in sizes])
+    flights = [scheduler.next_flight(5 << 20) for _ in range(4)]
+    assert [flight and (flight.file, flight.start) for flight in flights] == [
+        (1, 0),
+        (0, 0),
+        (1, 5 << 20),
+        (0, 5 << 20),
+    ]
+    first = flights[0]
+    assert first and (first.stop, first.left, first.free) == (5 << 20, 5 << 20, 5 << 20)
+    assert scheduler.grant(first, 1 << 20) == first.granted == 1 << 20
+    assert first.free == 4 << 20
+    assert scheduler.grant(first, 1 << 30) == 5 << 20
+    assert scheduler.advance(first, 2 << 20) == 2 << 20 and first.left == 3 << 20
+    scheduler.land(first)
+    again = scheduler.next_flight(64 << 20)
+    assert again and (again.file, again.start, again.stop) == (1, 2 << 20, 5 << 20)
+
+
+def test_a_short_rest_is_no_request_of_its_own() -> None:
+    for size, stop in [((5 << 20) + MIN_REQUEST, (5 << 20) + MIN_REQUEST), ((7 << 20), 5 << 20)]:
+        scheduler = RangeScheduler([size], [Intervals()])
+        flight = scheduler.next_flight(5 << 20)
+        assert flight and flight.stop == stop
+
+
+def test_what_was_there_is_not_asked_for_and_not_counted_twice() -> None:
+    size = 10 << 20
+    scheduler = RangeScheduler(
+        [size, 0, 5], [Intervals([(2 << 20, 4 << 20)]), Intervals(), Intervals([(0, 5)])]
+    )
+    first = scheduler.next_flight(64 << 20)
+    second = scheduler.next_flight(64 << 20)
+    assert first and (first.start, first.stop) == (0, 2 << 20)
+    assert second and (second.start, second.stop) == (4 << 20, size)
+    scheduler.without_ranges(first)
+    assert first.stop == size and not scheduler.quiet(0) and scheduler.quiet(1)
+    assert scheduler.advance(first, 3 << 20) == 2 << 20
+    assert scheduler.advance(first, size) == 6 << 20
+    assert (first.left, second.left) == (0, 0)  # it brings nothing new
+    assert scheduler.advance(second, 5) == 0
+    for flight in (first, second):
+        scheduler.land(flight)
+    assert scheduler.quiet(0) and scheduler.next_flight(64 << 20) is None
+    assert scheduler.restart(0) == size and scheduler.have[0].total == 0
+    whole = scheduler.next_flight(1)
+    assert whole and (whole.start, whole.stop) == (0, size)
+
+
+def test_a_file_that_was_given_up_ends_where_it_is() -> None:
+    scheduler = RangeScheduler([20 << 20, 10 << 20], [Intervals(), Intervals()])
+    flights = [scheduler.next_flight(5 << 20) for _ in range(4)]
+    scheduler.give_up(0)
+    lefts = [flight.left for flight in flights if flight]
+    assert lefts == [0, 5 << 20, 0, 5 << 20]
+    for flight in flights:
+        assert flight
+        scheduler.land(flight)
+    again = [scheduler.next_flight(64 << 20, 0.0) for _ in range(3)]
+    assert [flight and flight.file for flight in again] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "due_in, soon, least",
+    [
+        (None, False, MIN_SHARE),
+        (0.0, True, MIN_SHARE),
+        (SOON_S, True, MIN_SHARE),
+        (SOON_S + 0.25, False, MIN_STEAL),
+        (-OVERDUE_S, False, MIN_SHARE),
+        (-2 * OVERDUE_S, False, MIN_STEAL),
+    ],
+)
+def test_when_a_range_is_there(due_in: Any, soon: bool, least: int) -> None:
+    flight = Flight(0, 1000, 3000)
+    flight.expect(0.0, 8.0)
+    assert flight.due_at == float("-inf")
+    if due_in is not None:
+        flight.expect(1000.0, 8.0)
+        assert flight.due_at == 10.0
+    now = 10.0 - (due_in or 0.0)
+    assert (flight.is_soon_there(now), flight.least_share(now)) == (soon, least)
+
+
+def test_of_the_ranges_on_their_way_the_largest_rest_is_shared() -> None:
+    sizes = [16 << 20, 12 << 20]
+    scheduler = RangeScheduler(sizes, [Intervals(), Intervals()])
+    first, second = (scheduler.next_flight(64 << 20) for _ in sizes)
+    assert first and second
+    scheduler.advance(first, 6 << 20)
+    scheduler.grant(first, 1 << 20)
+    third = scheduler.next_flight(64 << 20)
+    assert third and (third.file, third.start, third.stop) == (1, 6 << 20, 12 << 20)
+    assert second.stop == 6 << 20
+    fourth = scheduler.next_flight(64 << 20)
+    assert fourth and fourth.file == 0
+    assert (first.stop, fourth.start, fourth.stop) == (fourth.start, (23 << 20) // 2, 16 << 20)
