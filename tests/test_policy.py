@@ -5,7 +5,16 @@ from pathlib import Path
 import pytest
 
 from hfship.base.errors import UsageError
-from hfship.base.policy import Policy, PolicyException, read_policy
+from hfship.base.policy import (
+    CODE_RULES,
+    PICKLE_RULES,
+    READERS,
+    Policy,
+    PolicyException,
+    is_role,
+    read_exception,
+    read_policy,
+)
 
 SHA = "ab" * 32
 FILE = f"""
@@ -141,3 +150,144 @@ LICENCES = ("apache-2.0", "llama3*", "!llama3.2")
 )
 def test_licences(licences, licence, refused):
     assert bool(Policy(licences=licences).licence_refusal(licence)) == refused
+
+
+GOOD = {
+    "pickle": [(rule, rule) for rule in ("allow", "report", "weights-only", "refuse")],
+    "remote_code": [(rule, rule) for rule in ("allow", "report", "refuse")],
+    "max_file": [(0, 0), ("0", 0), ("", 0), (8_000_000, 8_000_000), ("8G", 8_000_000_000)],
+    "licences": [
+        ("", ()),
+        ("x", ("x",)),
+        (" x , ,!y,", ("x", "!y")),
+        ([" x ", "!!y"], ("x", "!!y")),
+        ([], ()),
+    ],
+    "require": [("release,  a_1", ("release", "a_1")), (["a"], ("a",)), (["a" * 32], ("a" * 32,))],
+    "keys": [("/k", Path("/k")), ("k", Path("k")), ("~/k", Path.home() / "k")],
+    "scan": [(" a, b {} ", ("a, b {}",)), (["a", " b "], ("a", "b"))],
+    "custody": [
+        *[(word, True) for word in (True, "true", "YES", "1")],
+        *[(word, False) for word in (False, "False", "no", "0")],
+    ],
+    "bom": [("yes", True), ("no", False)],
+}
+BAD = {
+    "pickle": ["", "all", "ALLOW", None],
+    "remote_code": ["", "weights-only"],
+    "licences": ["!", ["!!"], [""], "mit,!"],
+    "require": ["a b", ["a" * 33], ["1a"], ["_a"], [""], ["revoked"], ["A"]],
+    "scan": ["", [""], ["a 'b"]],
+    "custody": ["", "2", "ja", None],
+    "bom": ["tru"],
+}
+
+
+@pytest.mark.parametrize("key", READERS)
+def test_each_value_of_a_key_is_read_or_refused(key):
+    for value, read in GOOD[key]:
+        found = READERS[key](value)
+        assert found == read and type(found) is type(read), value
+    for value in BAD.get(key, []):
+        with pytest.raises(ValueError, match="is not|is neither"):
+            READERS[key](value)
+
+
+def test_what_a_choice_can_be_is_said():
+    for key, rules in (("pickle", PICKLE_RULES), ("remote_code", CODE_RULES)):
+        with pytest.raises(ValueError, match=f"'x' is not one of: {', '.join(rules)}"):
+            READERS[key]("x")
+    assert not is_role("") and not is_role("a\n")
+
+
+EXCEPTION = {"repo": " org/m ", "sha256": f" {SHA.upper()} ", "reason": " read "}
+
+
+def test_an_exception_is_for_one_file_of_one_repository():
+    exception = read_exception(EXCEPTION)
+    assert exception == PolicyException("org/m", SHA, "read")
+    policy = Policy(exceptions=(PolicyException("x/y", SHA, "other"), exception))
+    for repos, sha256, reason in [
+        (["Org/M"], SHA, "read"),
+        (["a/b", "org/m"], SHA, "read"),
+        (["a/b"], SHA, ""),
+        ([], SHA, ""),
+        (["org/m"], "0" * 64, ""),
+        (["x/y", "org/m"], SHA, "other"),
+    ]:
+        assert policy.reason_for(repos, sha256) == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        *[(name, " ", f"an exception has no {name}") for name in EXCEPTION],
+        ("sha256", SHA + "a", f"'{SHA[:20]}' is no SHA-256: 64 hex digits"),
+        ("sha256", SHA[1:], "is no SHA-256"),
+        ("sha256", SHA[1:] + "g", "is no SHA-256"),
+    ],
+)
+def test_an_exception_has_all_its_parts(name, text, said):
+    with pytest.raises(ValueError, match=said):
+        read_exception({**EXCEPTION, name: text})
+    with pytest.raises(ValueError, match=f"an exception has no {name}"):
+        read_exception({key: value for key, value in EXCEPTION.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("licences", "licence", "said"),
+    [
+        (LICENCES, "Llama3.2", "licences: !llama3.2"),
+        (LICENCES, "other", "licences: other is not one of apache-2.0, llama3*"),
+        (LICENCES, "", "licences: no licence is known"),
+        (("!AGPL*",), "agpl-3.0", "licences: !AGPL*"),
+        (("MIT",), "mit", ""),
+        (("agpl*", "!agpl-3.0"), "agpl-3.0", "licences: !agpl-3.0"),
+    ],
+)
+def test_the_rule_that_refuses_a_licence_is_named(licences, licence, said):
+    assert Policy(licences=licences).licence_refusal(licence) == said
+
+
+def test_keys_lie_where_the_file_or_the_operator_says(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_policy({"HFSHIP_KEYS": "a/../k"}).keys == tmp_path / "k"
+    read = file('[policy]\nkeys = "/abs"')
+    assert read_policy({}, read).keys == Path("/abs")
+    assert read_policy({"HFSHIP_KEYS": "/of/me"}, read).keys == Path("/of/me")
+    assert read_policy({}, file("[policy]\nbom = false")).keys is None
+    assert read_policy({"HFSHIP_KEY": "x", "XHFSHIP_POLICY_PICKLE": "x"}) == Policy()
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "what", "why", "step"),
+    [
+        (
+            "HFSHIP_POLICY_KEYS",
+            "x",
+            "HFSHIP_POLICY_KEYS is no part of the policy",
+            "",
+            "set one of: HFSHIP_POLICY_PICKLE, HFSHIP_POLICY_REMOTE_CODE, HFSHIP_POLICY_MAX_FILE, "
+            "HFSHIP_POLICY_LICENCES, HFSHIP_POLICY_REQUIRE, HFSHIP_POLICY_SCAN, "
+            "HFSHIP_POLICY_CUSTODY, HFSHIP_POLICY_BOM, HFSHIP_KEYS",
+        ),
+        (
+            "HFSHIP_KEYS",
+            " ",
+            "HFSHIP_KEYS is empty",
+            "it names the folder of trusted keys",
+            "correct it, or: unset HFSHIP_KEYS",
+        ),
+        (
+            "HFSHIP_POLICY_BOM",
+            "x",
+            "HFSHIP_POLICY_BOM: 'x' is neither true nor false",
+            "",
+            "correct it, or: unset HFSHIP_POLICY_BOM",
+        ),
+    ],
+)
+def test_a_wrong_variable_is_told_with_what_to_do(variable, text, what, why, step):
+    with pytest.raises(UsageError) as caught:
+        read_policy({variable: text})
+    assert (caught.value.what, caught.value.why, caught.value.next_step) == (what, why, step)
