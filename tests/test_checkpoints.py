@@ -12,8 +12,8 @@ import zipfile
 
 import pytest
 
-from hfship.base import pickles
-from hfship.base.checkpoints import look_for_pickles
+from hfship.base import checkpoints, pickles
+from hfship.base.checkpoints import PICKLE_SUFFIXES, look_for_pickles
 from hfship.base.pickles import ALLOWED, Found
 from support import torch_files
 
@@ -418,8 +418,262 @@ def test_4_gb_that_are_there_are_passed_over(tmp_path):
 
 def test_a_bomb_is_not_unpacked():
     content = zipped([("a/data.pkl", b"\x80\x02" + b"N" * 300_000 + b".")], **DEFLATED)
-    from hfship.base import checkpoints
-
     small = checkpoints._Look(pickles.Budget(unpacked=1 << 18))
     with pytest.raises(pickles.Unreadable, match="unpacks to more"):
         checkpoints._look(small, io.BufferedReader(io.BytesIO(content)), len(content), ".pt", 0)
+
+
+def zip64(content, entries, size, record_at=None, magic=b"PK\x06\x06"):
+    """A zip with an end in 64 bits before its end, which says how many entries there are."""
+    at = content.rfind(b"PK\x05\x06")
+    record = magic + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, entries, entries, size, 0)
+    where = at if record_at is None else record_at
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, where, 1)
+    return content[:at] + record + locator + content[at:]
+
+
+@pytest.mark.parametrize(
+    ("entries", "size", "changed", "said"),
+    [
+        (2, 120, {}, "imports"),
+        (3, 1000, {}, "imports"),
+        (4, 120, {}, "cannot be read: it is a zip of 4 entries"),
+        (1 << 40, 120, {}, "cannot be read: it is a zip of 1,099,511,627,776 entries"),
+        (2, 1001, {}, "cannot be read: it is a zip of 2 entries"),
+        (2, 1 << 40, {}, "cannot be read: it is a zip of 2 entries"),
+        (2, 120, {"record_at": 1}, "cannot be read: it is a zip whose end is not where it says"),
+        (2, 120, {"record_at": 1 << 60}, "cannot be read: it is a zip whose end is not where"),
+        (2, 120, {"magic": b"PK\x06\x05"}, "cannot be read: it is a zip whose end is not where"),
+    ],
+)
+def test_the_directory_of_a_large_zip_is_looked_at_before_it_is_read(
+    entries, size, changed, said, monkeypatch
+):
+    monkeypatch.setattr(checkpoints, "MOST_ENTRIES", 3)
+    monkeypatch.setattr(checkpoints, "LARGEST_DIRECTORY", 1000)
+    content = zipped([("a", EVIL), ("b", ONLY)])
+    directory = checkpoints._directory_of(io.BytesIO(content), len(content))
+    assert (directory.entries, directory.size) == (
+        2,
+        content.rfind(b"PK\x05\x06") - content.find(b"PK\x01\x02"),
+    )
+    found = look(zip64(content, entries, size, **changed), ".pt")
+    assert found.startswith(said) or (said == "imports" and "BadZipFile" in found), found
+
+
+@pytest.mark.parametrize(("most", "largest"), [(2, 1000), (1, 1000), (2, 93), (2, 94)])
+def test_a_zip_has_no_more_entries_than_can_be_looked_at(most, largest, monkeypatch):
+    """Two entries, of 47 bytes each in the directory."""
+    monkeypatch.setattr(checkpoints, "MOST_ENTRIES", most)
+    monkeypatch.setattr(checkpoints, "LARGEST_DIRECTORY", largest)
+    found = look(zipped([("a", ONLY), ("b", ONLY)], **DEFLATED), ".pt")
+    is_refused = most < 2 or largest < 94
+    assert found == ("cannot be read: it is a zip of 2 entries" if is_refused else "weights only")
+
+
+def test_a_comment_behind_a_zip_is_passed_over():
+    for size in (1, 0xFFFF):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("a", EVIL)
+            archive.comment = b"c" * size
+        assert look(stream.getvalue(), ".pt") == "imports posix.system"
+
+
+def stored(name, content, extra=b"", size=None):
+    """A zip of one entry that is stored as it is, with something behind its name."""
+    stream = io.BytesIO()
+    entry = zipfile.ZipInfo(name)
+    entry.extra = extra
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(entry, content)
+        if size is not None:
+            entry.file_size = size
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"), [("a", 0), ("a" * 300, 0), ("a", 300), ("a" * 600, 900)]
+)
+def test_an_entry_lies_behind_its_name_and_what_follows_that(name, extra):
+    behind = b"\xfe\xca" + struct.pack("<H", extra) + b"\x80" * extra if extra else b""
+    assert look(stored(name, EVIL, behind), ".pt") == "imports posix.system"
+
+
+def test_an_entry_of_two_sizes_is_not_read():
+    content = stored("a", EVIL, size=len(EVIL) + 1)
+    assert look(content, ".pt").startswith("cannot be read: an entry of the zip has two sizes")
+
+
+def test_code_in_a_zip_is_named_and_folders_are_none():
+    entries = [
+        ("a/", b""),
+        ("a/x.PY", EVIL),
+        ("\u00e9\n" + "y" * 200 + ".py", b"import os"),
+        ("a/data.pkl", ONLY),
+        ("z.pkl", EVIL),
+    ]
+    found = look_for_pickles(io.BytesIO(zipped(entries)), len(zipped(entries)), ".mar")
+    named = "\\xe9\\n" + "y" * 94
+    assert found.imports == ("code in a/x.PY", f"code in {named}", "posix.system")
+    assert look(zipped([("b.pyc", b"x"), ("c.py.txt", b"x")]), ".pt") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "is_storage"),
+    [
+        ("a/data/0", True),
+        ("a/constants/17", True),
+        ("data/0", True),
+        ("a/data/0x", False),
+        ("a/data/x", False),
+        ("a/b/data/0", False),
+        ("a/xdata/0", False),
+    ],
+)
+def test_storages_lie_beside_the_pickle_of_torch(name, is_storage):
+    """And are bare numbers; elsewhere anything may be a pickle."""
+    for beside in ("a/data.pkl", "a/constants.pkl", "data.pkl"):
+        said = look(zipped([(beside, ONLY), (name, EVIL)]), ".pt")
+        assert said == ("weights only" if is_storage else "imports posix.system")
+    for beside in ("a/b/data.pkl", "a/data.pkl.x", "a/mydata.pkl"):
+        assert look(zipped([(beside, ONLY), (name, EVIL)]), ".pt") == "imports posix.system"
+
+
+def numpy_array(version, behind):
+    """An array of objects, whose header has its length in two bytes or, since version 2, in four."""
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n"
+    width = "<H" if version == 1 else "<I"
+    return b"\x93NUMPY" + bytes([version, 0]) + struct.pack(width, len(header)) + header + behind
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_an_array_of_objects_has_a_pickle_behind_its_header(version):
+    assert look(numpy_array(version, ONLY), ".npy") == "weights only"
+    assert look(numpy_array(version, EVIL), ".npy") == "imports posix.system"
+    broken = look(numpy_array(version, b"cos\nsystem\n\xff"), ".npy")
+    assert broken.startswith("imports os.system; cannot be read")
+    assert look(numpy_array(version, b""), ".npy").startswith("cannot be read")
+
+
+@pytest.mark.parametrize("descr", ["'O'", "'<O8'", "'|O'", '">O"', "'=O'"])
+def test_objects_have_several_names(descr):
+    assert look(array(descr, EVIL), ".npy") == "imports posix.system"
+    assert look(array(f"[('o', {descr})]", EVIL), ".npy") == "imports posix.system"
+
+
+def test_objects_are_no_part_of_another_name():
+    assert look(array("[('Os', '<f4'), ('xO', '<i8')]", EVIL), ".npy") is None
+
+
+@pytest.mark.parametrize("suffix", sorted(PICKLE_SUFFIXES))
+def test_what_is_called_as_pickles_are_is_looked_into(suffix):
+    """Also where it does not begin as they do today."""
+    assert look(b"cos\nsystem\n.", suffix) == "imports os.system"
+    assert look(b"cos\nsystem\n.", suffix + "x") is None
+    assert look(b"", suffix) is None
+
+
+@pytest.mark.parametrize(
+    "head", [b"GGUF", b"ggml", b"lmgg", b"ggjt", b"tjgg", b"fmgg", b"\x89HDF\r\n", b"ONNX"]
+)
+def test_what_is_no_pickle_is_told_by_its_head(head):
+    assert look(head + b"cos\nsystem\n.", ".bin") is None
+    assert look(b"\0" + head, ".pt").startswith("cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\x80\x04\xff", "cannot be read"),
+        (b"\x80\x02\xff", "cannot be read"),
+        (b"\x80\x05\xff", "cannot be read"),
+        (b"\x80\x06\xff", None),
+        (b"\x80\x01\xff", None),
+        (b"PK\x03\x04", "cannot be read"),
+        (b"\x1f\x8b\x08", "cannot be read"),
+        (b"\x00\x01\x02\x03", None),
+    ],
+)
+def test_a_bin_that_cannot_be_read_is_bare_numbers_if_nothing_says_otherwise(content, said):
+    found = look(content, ".bin")
+    assert (found or "").startswith(said or "") and (found is None) == (said is None)
+
+
+def test_what_is_found_first_is_told():
+    two = zipped([("a.pkl", EVIL), ("b.pkl", b"\x80\x02\xff"), ("c.pkl", b"x")])
+    assert look(two, ".pt").startswith("imports posix.system; cannot be read to its end")
+    seven = b"".join(pickle.dumps(number, 2) for number in range(7))
+    assert look(seven + EVIL, ".pkl") == "imports posix.system"
+    assert look(seven + b"\xff", ".pkl").startswith("cannot be read: behind its first 7: ")
+    assert "behind" not in look(b"\x80\x02\xff", ".pkl")
+
+
+def with_header(content, **fields):
+    """The first member of a tar with other bytes in its header."""
+    places = {"kind": slice(156, 157), "size": slice(124, 136)}
+    changed = bytearray(content)
+    for name, value in fields.items():
+        changed[places[name]] = value
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "imports posix.system"),
+        ({"kind": b"\0"}, "imports posix.system"),
+        ({"kind": b"5"}, "cannot be read: it is a tar with more than plain files"),
+        ({"kind": b"L"}, "cannot be read: it is a tar with more than plain files"),
+        ({"size": b"x" * 12}, "cannot be read: it is a tar with a size that is no number"),
+        ({"size": b"\0" * 12}, "imports posix.system; cannot be read to its end: it is cut"),
+        ({"size": b"77777777777\0"}, "cannot be read: it is a tar that is cut"),
+    ],
+)
+def test_the_header_of_a_member_is_believed_where_it_can_be(fields, said):
+    content = tar(("pickle", EVIL, FILE), ("tensors", b"", FILE))
+    found = look(with_header(content, **fields), ".pt")
+    assert found.startswith(said), found
+
+
+def test_a_tar_is_read_to_its_end_and_members_to_theirs():
+    """Behind the pickle of a member may lie anything that nobody loads."""
+    beside = (("readme", b"x" * 512, FILE), ("sys_info", ONLY + b"\xff" * 9, FILE))
+    assert look(tar(("pickle", ONLY + b"\xff" * 9, FILE), *beside), ".pt") == "weights only"
+    assert look(tar(*beside, ("pickle", EVIL, FILE)), ".pt") == "imports posix.system"
+    of_system = tar(("pickle", ONLY, FILE), ("sys_info", EVIL, FILE))
+    assert look(of_system, ".pt") == "imports posix.system"
+    broken = tar(("pickle", b"cos\nsystem\n\xff", FILE))
+    assert look(broken, ".pt").startswith("imports os.system; cannot be read")
+    whole = tar(("pickle", ONLY, FILE))
+    ends = whole.find(ONLY) + len(ONLY)
+    for size in (ends, 1024):
+        assert look(whole[:size], ".pt") == "cannot be read: it is a tar that is cut"
+    assert look(tar(*[("x", b"", FILE)] * 99, ("pickle", ONLY, FILE)), ".pt").endswith("is cut")
+    assert look(tar(*[("x", b"", FILE)] * 98, ("pickle", ONLY, FILE)), ".pt") == "weights only"
+
+
+def test_the_kind_of_a_storage_may_stand_behind_other_names():
+    """And is one of torch, with a name that ends as storages do."""
+    other = b"(ccollections\nOrderedDict\n" + storage("Float", 1)[: -len(struct.pack("<Q", 1)) - 4]
+    listed = other[:-1] + b"l." + struct.pack("<Q", 1) + b"\xff" * 4
+    assert look(old_tar(listed + EVIL), ".pt") == "imports posix.system"
+    short = b"ctorch\nFloat\n." + b"\xff" * 20
+    assert look(old_tar(short), ".pt") == "imports torch.Float"
+
+
+def test_a_window_is_a_file_of_its_own():
+    window = checkpoints._Window(io.BytesIO(b"0123456789"), 2, 5)
+    assert window.readable() and window.seekable()
+    assert window.read() == b"23456" and window.read() == b""
+    for arguments, at, rest in [
+        ((1,), 1, b"3456"),
+        ((0, 0), 0, b"23456"),
+        ((-2, 2), 3, b"56"),
+        ((9,), 9, b""),
+        ((-20, 2), 0, b"23456"),
+    ]:
+        assert window.seek(*arguments) == at
+        assert window.read() == rest
+    window.seek(1)
+    assert window.read(2) == b"34" and window.seek(-1, 1) == 2 and window.read(1) == b"4"
