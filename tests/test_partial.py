@@ -8,15 +8,23 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import pytest
 
-from hfship.base.errors import IntegrityError
-from hfship.base.files import filesystem_of, write_below
+from hfship.base.below import owner_in
+from hfship.base.errors import DiskError, IntegrityError
+from hfship.base.files import CHUNK, Filesystem, filesystem_of, write_below
 from hfship.base.locks import boot_id
 from hfship.base.manifest import Source
-from hfship.hub.partial import PartialFile, Transfer
+from hfship.hub.partial import (
+    Journal,
+    PartialFile,
+    Transfer,
+    accept_file,
+    is_ours,
+    read_journal,
+)
 from hfship.hub.protocol import RemoteFile
 from hfship.hub.ranges import BLOCK_SIZE, SMALL_FILE
 from hfship.hub.verified import FileHasher, VerifiedLog
@@ -305,3 +313,288 @@ def test_a_copy_of_a_hash_goes_on_by_itself() -> None:
         second.update(b"x")
         first.update(b"b")
         assert first.matches() and not second.matches()
+
+
+# -- whose a file is
+
+
+@pytest.mark.parametrize(
+    "put, ours",
+    [
+        (lambda path: path.write_bytes(b"12345"), True),
+        (lambda path: path.write_bytes(b"1234"), False),
+        (lambda path: path.symlink_to("sound"), False),
+        (os.mkfifo, False),
+        (lambda _: None, False),
+        (lambda path: (path.write_bytes(b"12345"), path.chmod(0o666)), False),
+    ],
+    ids=["a file", "of another size", "a link", "a pipe", "nothing", "open to all"],
+)
+def test_a_file_in_its_place_is_ours_if_nobody_else_can_change_it(
+    put: Callable[[Path], Any], ours: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "sound").write_bytes(b"12345")
+    put(tmp_path / "x")
+    remote = RemoteFile("x", 5, "", "a" * 64)
+    assert is_ours(tmp_path, remote) is ours
+    transfer = Transfer(remote, SOURCE, tmp_path, VerifiedLog(tmp_path))
+    assert transfer.is_ours() is ours and transfer.target == tmp_path / "x"
+    assert transfer.owner == owner_in(tmp_path)
+
+
+def test_paths_of_a_file_under_way(transfer: Transfer) -> None:
+    name = hashlib.sha1(b"sub/w.bin").hexdigest()
+    assert transfer.work_path == f".hfship/partial/{name}.part"
+    assert transfer.work_file == transfer.folder / transfer.work_path
+    assert transfer.journal_path("now") == f".hfship/partial/{name}.now"
+
+
+def test_blocks_that_a_file_has_already_are_not_needed_again(transfer: Transfer) -> None:
+    assert transfer.allocated == 0
+    with transfer.work_file.open("r+b") as stream:
+        stream.write(b"x")
+        os.fsync(stream.fileno())
+    blocks = transfer.work_file.stat().st_blocks
+    assert transfer.allocated == 512 * blocks > 0
+    small = Transfer(
+        RemoteFile("sub/w.bin", 7, "", "a" * 64), SOURCE, transfer.folder, transfer.log
+    )
+    assert small.allocated == 7
+    transfer.work_file.unlink()
+    assert transfer.allocated == 0
+
+
+@pytest.mark.parametrize("trap", ["a link", "a dangling link", "a pipe", "open to all", "ours"])
+def test_what_is_in_the_place_of_a_work_file_goes(trap: str, transfer: Transfer) -> None:
+    path, secret = transfer.work_file, transfer.folder / "secret"
+    secret.write_text("secret")
+    if trap == "ours":
+        path.write_text("ours")
+    else:
+        path.unlink()
+    if "link" in trap:
+        path.symlink_to(secret if trap == "a link" else transfer.folder / "none")
+    elif trap == "a pipe":
+        os.mkfifo(path)
+    elif trap == "open to all":
+        path.write_text("theirs")
+        path.chmod(0o666)
+    fd = transfer.open_work_file(os.O_RDWR | os.O_CREAT)
+    assert os.read(fd, 9) == (b"ours" if trap == "ours" else b"")
+    os.close(fd)
+    assert not path.is_symlink() and path.is_file()
+    assert secret.read_text() == "secret" and not (transfer.folder / "none").exists()
+
+
+@pytest.mark.parametrize("outdates", [True, False])
+@pytest.mark.parametrize("journaled", [True, False])
+def test_a_manifest_goes_before_what_makes_it_untrue(
+    outdates: bool, journaled: bool, transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: List[Any] = []
+    manifest = transfer.folder / ".hfship" / "manifest.json"
+
+    def publish(*arguments: Any) -> None:
+        asked.append(arguments)
+        assert manifest.exists() != outdates
+
+    monkeypatch.setattr("hfship.hub.partial.publish_below", publish)
+    one = Transfer(REMOTE, SOURCE, transfer.folder, transfer.log, outdates=outdates)
+    manifest.write_text("{}")
+    one.publish(journaled)
+    if outdates:
+        one.publish(journaled)
+    assert set(asked) == {(transfer.folder, transfer.work_path, "sub/w.bin", journaled)}
+    transfer.publish()
+    assert asked[-1][3] is False
+
+
+@pytest.mark.parametrize("hub_notes", [True, False])
+def test_a_proven_file_is_remembered(
+    hub_notes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"content"
+    remote = RemoteFile("sub/w.bin", 7, "", hashlib.sha256(content).hexdigest())
+    noted: List[Any] = []
+    monkeypatch.setattr("hfship.hub.partial.write_hub_metadata", lambda *told: noted.append(told))
+    log = VerifiedLog(tmp_path)
+    transfer = Transfer(remote, SOURCE, tmp_path, log, hub_notes=hub_notes)
+    partial = PartialFile(transfer, filesystem_of(tmp_path))
+    os.pwrite(partial.create(), content, 0)
+    partial.hash_up_to(7)
+    assert partial.hasher.matches()
+    accept_file(partial)
+    assert (tmp_path / "sub" / "w.bin").read_bytes() == content
+    assert log.sha256_of(remote) == remote.sha256
+    assert noted == ([(tmp_path, remote, SOURCE.commit)] if hub_notes else [])
+    assert Transfer(remote, SOURCE, tmp_path, log).hub_notes
+    assert not Transfer(remote, SOURCE, tmp_path, log).outdates
+
+
+# -- journals
+
+
+def test_a_journal_is_what_was_written() -> None:
+    row = journal(synced=[[0, 10]], written=[[0, 20]])
+    said = read_journal(json.dumps(row).encode())
+    assert said == Journal(
+        REMOTE.path, SIZE, REMOTE.etag, boot_id(), synced=[(0, 10)], written=[(0, 20)]
+    )
+    assert json.loads(said.text()) == row
+    assert said.belongs_to(REMOTE) and said.current and said.arrived == [(0, 20)]
+
+
+def test_where_no_boot_is_known_nothing_is_in_the_page_cache(
+    transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfship.hub.partial.boot_id", lambda: "")
+    (transfer.folder / transfer.journal_path("now")).write_text(json.dumps(journal(boot_id="")))
+    (transfer.folder / transfer.journal_path("json")).write_text(
+        json.dumps(journal(boot_id="", synced=[[0, 5]]))
+    )
+    assert found(transfer) == [(0, 5)]
+
+
+@pytest.mark.parametrize("suffix", ["now", "json"])
+def test_a_file_that_others_can_change_is_begun_anew(suffix: str, transfer: Transfer) -> None:
+    (transfer.folder / transfer.journal_path(suffix)).write_text(json.dumps(journal()))
+    assert found(transfer) == WRITTEN
+    transfer.work_file.chmod(0o666)
+    assert found(transfer) == []
+
+
+class Written:
+    """What is written of journals, and when bytes are made durable."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: List[Any] = []
+        monkeypatch.setattr(os, "fdatasync", lambda _: self.events.append("sync"))
+        monkeypatch.setattr("hfship.hub.partial.write_below", self._write)
+
+    def _write(self, folder: Path, path: str, text: str, durable: bool) -> None:
+        row = json.loads(text)
+        suffix = path.rpartition(".")[2]
+        assert durable == (suffix == "json")
+        assert (row["path"], row["size"], row["etag"]) == (REMOTE.path, SIZE, REMOTE.etag)
+        assert row["boot_id"] == boot_id()
+        self.events.append((suffix, row["synced"], row["written"]))
+
+    def since(self) -> List[Any]:
+        """What was new."""
+        events, self.events[:] = list(self.events), []
+        return events
+
+
+def test_a_journal_is_written_when_there_is_something_new(
+    transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The durable one after the bytes that it tells of."""
+    written = Written(monkeypatch)
+    partial = PartialFile(transfer, Filesystem("", None))
+    partial.publish([(0, 5)])
+    partial.sync([(0, 5)])
+    assert written.since() == []  # it is not under way
+    before = os.listdir("/proc/self/fd")
+    fd = partial.create()
+    assert fd >= 0 and partial.create() == fd
+    partial.publish([(0, 5)])
+    assert written.since() == [("now", [], [[0, 5]])]
+    partial.publish([(0, 5)])
+    assert written.since() == []
+    partial.sync([(0, 9)])
+    assert written.since() == [
+        ("now", [], [[0, 9]]),
+        "sync",
+        ("now", [[0, 9]], [[0, 9]]),
+        ("json", [[0, 9]], [[0, 9]]),
+    ]
+    partial.sync([(0, 9)])
+    assert written.since() == []
+    partial.start_over()
+    assert written.since() == [("now", [], [])]
+    partial.sync([(0, 9)])
+    assert written.since()[-1] == ("json", [[0, 9]], [[0, 9]])
+    assert len(os.listdir("/proc/self/fd")) == len(before) + 1
+    partial.commit()
+    partial.publish([(0, 10)])
+    partial.start_over()
+    assert written.since() == [] and os.listdir("/proc/self/fd") == before
+
+
+def test_a_sync_that_fails_leaves_no_descriptor(
+    transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    partial = PartialFile(transfer, Filesystem("", None))
+    partial.create()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Input"):
+        partial.sync([(0, 9)])
+    assert os.listdir("/proc/self/fd") == before
+    assert not (transfer.folder / transfer.journal_path("json")).exists()
+
+
+def test_a_small_file_has_neither_room_nor_journals_before_it_comes(tmp_path: Path) -> None:
+    for size in (SMALL_FILE, SMALL_FILE + 1):
+        remote = RemoteFile(f"{size}", size, "", "a" * 64)
+        transfer = Transfer(remote, SOURCE, tmp_path, VerifiedLog(tmp_path))
+        partial = PartialFile(transfer, Filesystem("", None))
+        partial.create()
+        partial.sync([(0, 9)])
+        is_large = size > SMALL_FILE
+        assert transfer.work_file.stat().st_size == (size if is_large else 0)
+        for suffix in ("now", "json"):
+            assert (tmp_path / transfer.journal_path(suffix)).exists() == is_large
+
+
+def test_the_hash_follows_as_far_as_it_is_told(transfer: Transfer) -> None:
+    content = bytes(range(256)) * (SIZE // 256 + 1)
+    transfer.work_file.write_bytes(content[:SIZE])
+    partial = PartialFile(transfer, Filesystem("", None))
+    for stop in (0, 10, CHUNK, CHUNK + 20, 5):
+        before = partial.hasher.position
+        partial.hash_up_to(stop)
+        assert partial.hasher.position == max(before, stop)
+    partial.hash_up_to(SIZE)
+    hasher = partial.hasher
+    partial.start_over()
+    assert partial.hasher is not hasher and partial.hasher.position == 0
+
+
+def test_what_cannot_be_finished_is_told_with_its_name(
+    transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = PartialFile(transfer, Filesystem("", None))
+    partial.create()
+    (transfer.folder / "sub").write_text("in the way")
+    with pytest.raises(DiskError, match=r"cannot finish .*/sub/w.bin: sub is a file"):
+        partial.commit()
+    blocked = Transfer(
+        RemoteFile("v.bin", SIZE, "", "a" * 64), SOURCE, transfer.folder / "sub", transfer.log
+    )
+    with pytest.raises(DiskError, match=r"cannot create .*/sub/\.hfship/partial/"):
+        PartialFile(blocked, Filesystem("", None)).create()
+
+
+def test_a_file_is_durable_before_it_has_its_name(
+    transfer: Transfer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: List[str] = []
+    published: List[Any] = []
+    partial = PartialFile(transfer, Filesystem("ext4", None))
+    fd = partial.create()
+    monkeypatch.setattr(os, "fsync", lambda one: events.append(f"sync {one == fd}"))
+    monkeypatch.setattr(Transfer, "publish", lambda _, journaled: published.append(journaled))
+    monkeypatch.setattr("hfship.hub.partial.remove_below", lambda _, path: events.append(path[-4:]))
+    status = partial.commit()
+    assert status.st_size == SIZE and events == ["sync True", ".now", "json"]
+    assert published == [True]
+    events.clear()
+    again = PartialFile(transfer, Filesystem("", None))
+    again.found()
+    fd = again.create()
+    again.commit()
+    assert events == ["sync True"] and published == [True, False]
