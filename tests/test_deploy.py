@@ -460,6 +460,17 @@ def test_of_other_users_those_of_our_groups_are_looked_at(
     assert deployments._may_be_looked_at(status) == may
 
 
+@pytest.mark.parametrize("mode, may", [(0o700, True), (0o707, False)])
+def test_root_looks_at_those_of_all_but_what_everybody_may_write(
+    mode: int, may: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "getegid", lambda: 0)
+    monkeypatch.setattr(os, "getgroups", lambda: [0])
+    status = os.stat_result((0o040000 | mode, 1, 1, 1, 4242, 4242, 0, 0, 0, 0))
+    assert deployments._may_be_looked_at(status) == may
+
+
 def test_what_cannot_be_read_is_told_and_hides_no_other(tmp_path: Path) -> None:
     folder = in_deploy_dir(tmp_path)
     for name in ("a", "z", "_site", ".hidden", "xs"):

@@ -10,6 +10,7 @@ import pytest
 from hfship.base.errors import HostError
 from hfship.base.text import GIB
 from hfship.serve.gpus import gpu_pools, parse_nvidia_smi, with_slices
+from hfship.serve.parallel import usable
 from hfship.serve.terms import CUDA_SEES, Gpu, Host, ServeOptions
 
 H100 = Gpu(0, "GPU-0", "NVIDIA H100", 80 * GIB, capability=(9, 0))
@@ -79,7 +80,10 @@ def test_gpus_that_differ_and_are_named_are_told() -> None:
 IN_USE: List[Any] = [
     ([{"used": 40 * GIB}], "--gpu-memory-utilization 0.47"),  # half is free, less a margin
     ([{"used": 40 * GIB}, {"used": 60 * GIB}], "--gpu-memory-utilization 0.47"),
-    ([{"used": 69 * GIB}], ""),  # less than 15 % is left
+    ([{"used": 20 * GIB}], "--gpu-memory-utilization 0.72"),
+    ([{"used": 8 * GIB + 1}], "--gpu-memory-utilization 0.86"),
+    ([{"used": 67 * GIB}], "--gpu-memory-utilization 0.13"),
+    ([{"used": 68 * GIB + 1}], ""),  # no more than 15 % is left
     ([{"used": 79 * GIB}], ""),
     ([{"used": 40 * GIB}, {"mig": True}], "--gpu-memory-utilization 0.47"),
     ([{"mig": True}, {"used": 79 * GIB}], ""),
@@ -93,6 +97,14 @@ def test_how_to_share_what_is_in_use(changes: Any, advice: str) -> None:
     step = caught.value.next_step
     assert step.startswith("stop what holds them")
     assert advice in step and ("or share" in step) == bool(advice)
+
+
+@pytest.mark.parametrize(
+    "changes, most",
+    [([{}, {}], 2), ([{"slice": "0:0"}, {"slice": "0:1"}], 1), ([{}, {"slice": "0:0"}], 1)],
+)
+def test_a_process_sees_one_slice_alone(changes: Any, most: int) -> None:
+    assert usable(gpus(*changes).gpus) == most
 
 
 def test_the_kind_that_a_deployment_holds_comes_first_even_in_part() -> None:

@@ -17,7 +17,7 @@ from hfship.serve.proof import TrustedFolder
 from hfship.serve.survey import Purpose, Request
 from hfship.serve.terms import Host, Plan, ServeOptions
 from hfship.site.hosts import HostFacts, SiteHost
-from hfship.site.spread import Placement, Wish, pinned, place
+from hfship.site.spread import Placement, Wish, _Seat, pinned, place
 from test_facts import facts_of
 from test_plan import IMAGE
 from test_serve import Site, site  # noqa: F401
@@ -68,6 +68,37 @@ def test_the_ram_of_a_host_is_not_promised_twice() -> None:
     assert "of RAM can be used, of which other models hold" in error.why, error.why
     assert error.next_step.startswith("hfship status")
     assert not together(asked, Host(memory=99 << 30)).refused
+
+
+# What a host says of its GPUs, and whether a group of hosts may have all of it.
+IDLE: List[Any] = [
+    ([{}], True),
+    ([], False),
+    ([{}, {"mig": True}], False),
+    ([{}, {"slice": "0:0"}], False),
+    ([{"used": 0.02}, {"used": 0.02}], True),
+    ([{"used": 0.02}, {"used": 0.05}], False),
+]
+
+
+@pytest.mark.parametrize("changes, is_idle", IDLE)
+def test_a_host_is_idle_when_all_of_its_gpus_are_free(changes: Any, is_idle: bool) -> None:
+    whole = assumed_gpus(f"{max(len(changes), 1)}x80GB")
+    gpus = []
+    for gpu, change in zip(whole, changes):
+        used = int(change.get("used", 0) * gpu.total)
+        gpus.append(replace(gpu, **{**change, "used": used}))
+    facts = HostFacts("a", offer=Host(tuple(gpus)))
+    seat = _Seat(SiteHost("a"), facts, 0, frozenset(), {})
+    assert seat.is_idle == is_idle
+
+
+def test_a_host_that_holds_a_model_is_not_idle_unless_that_takes_no_gpu() -> None:
+    facts = HostFacts("a", offer=Host(assumed_gpus("2x80GB")))
+    for gpus, is_idle in (((), True), (("GPU-0",), False)):
+        seat = _Seat(SiteHost("a"), facts, 0, frozenset(), {})
+        seat.held["m"] = Plan(name="m", gpus=gpus)
+        assert seat.is_idle == is_idle
 
 
 def test_the_large_model_finds_its_place_first() -> None:
