@@ -58,8 +58,8 @@ def test_a_slice_that_tells_no_memory_is_left_out() -> None:
 @pytest.mark.parametrize("free, is_left_out", [(0.9, False), (0.8999, True)])
 def test_a_gpu_must_have_free_what_is_asked_of_it(free: float, is_left_out: bool) -> None:
     """Of what CUDA sees of it: vLLM refuses to start with less."""
-    usable = 80 * GIB * CUDA_SEES
-    used = int(usable * (1 - free)) - (0 if is_left_out else 1)
+    of_cuda = 80 * GIB * CUDA_SEES
+    used = int(of_cuda * (1 - free)) - (0 if is_left_out else 1)
     pool, _ = gpu_pools(gpus({}, {"used": used}), ServeOptions(gpu_memory_utilization=0.9))[0]
     assert len(pool) == (1 if is_left_out else 2)
 

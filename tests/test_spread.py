@@ -101,6 +101,15 @@ def test_a_host_that_holds_a_model_is_not_idle_unless_that_takes_no_gpu() -> Non
         assert seat.is_idle == is_idle
 
 
+def test_what_loads_on_a_host_and_is_not_placed_again_takes_its_share_too() -> None:
+    gpus = [replace(gpu, uuid=f"GPU-{gpu.index}") for gpu in assumed_gpus("2x80GB")]
+    loads = Plan(name="old", gpus=("GPU-0",), gpu_memory_utilization=0.9)
+    facts = HostFacts("a", offer=Host(tuple(gpus)), plans=(loads,), running=frozenset({"old"}))
+    seat = _Seat(SiteHost("a"), facts, 0, frozenset({"new"}), {})
+    assert not seat.held and not seat.is_idle
+    assert seat.free == pytest.approx(1.1, abs=0.02)
+
+
 def test_the_large_model_finds_its_place_first() -> None:
     found = together([request("small"), request("large", "Llama-3.1-70B")], "5x80GB")
     assert len(found.plans["large"].gpus) == 4 and len(found.plans["small"].gpus) == 1
