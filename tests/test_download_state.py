@@ -12,6 +12,7 @@ import pytest
 
 from hfship.base.manifest import Source
 from hfship.base.progress import Stage
+from hfship.hub import download_state as room
 from hfship.hub.download_state import (
     COMPLAINT_INTERVAL_S,
     HASH_FROM,
@@ -21,7 +22,7 @@ from hfship.hub.download_state import (
 )
 from hfship.hub.partial import Transfer
 from hfship.hub.protocol import RemoteFile
-from hfship.hub.ranges import MAX_CONNECTIONS, MIN_SHARE, SMALL_FILE, Flight
+from hfship.hub.ranges import MAX_CONNECTIONS, MIN_SHARE, SMALL_FILE, Flight, Intervals
 from hfship.hub.retry import RetryableError
 from hfship.hub.verified import VerifiedLog
 
@@ -185,6 +186,7 @@ def test_connections_that_may_go_on(folder: Path, monkeypatch: pytest.MonkeyPatc
     assert adapted == [7.0]
     download.stop.set()
     assert not state.wants(1) and state.next_flight(1) is None
+    assert state.open_connections() == [1], "it was closed"
 
 
 def test_a_small_file_is_hashed_by_who_brought_it(folder: Path) -> None:
@@ -291,3 +293,93 @@ def test_which_models_are_under_way() -> None:
     assert models.label == "2/2 b"
     models.finish("b")
     assert models.label == ""
+
+
+def test_what_an_earlier_run_brought_is_there_and_no_speed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = {"f0": [(0, HASH_FROM), (HASH_FROM + 5, HASH_FROM + 9)], "f1": []}
+
+    def found(partial: Any) -> Intervals:
+        return Intervals(spans[partial.transfer.remote.path])
+
+    monkeypatch.setattr("hfship.hub.partial.PartialFile.found", found)
+    download = Download(folder, LARGE, 7)
+    state, stage = download.state, download.stage
+    assert (stage.done, stage.skipped) == (HASH_FROM + 4, HASH_FROM + 4)
+    assert state.spans() == {0: spans["f0"]}
+    assert state.next_to_hash() == 0
+    assert state.most_connections == 2 + (LARGE - HASH_FROM - 4) // MIN_SHARE
+
+
+def test_a_range_is_as_large_as_its_connection_is_fast(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is expected when that speed brings it."""
+    download = Download(folder, 1000 * MIN_SHARE, connections=2)
+    state = download.state
+    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: 50.0))
+    state.connections.measured(1, 4e6)
+    asked: List[Any] = []
+    monkeypatch.setattr(
+        room, "request_size", lambda speed, left: asked.append((speed, left)) or 8_000_000
+    )
+    first, second = download.flight(0), download.flight(1)
+    assert asked == [(0.0, 500 * MIN_SHARE), (4e6, 500 * MIN_SHARE)]
+    assert (first.due_at, second.due_at) == (float("-inf"), 52.0)
+    download.arrive(first, 1_000_000)
+    download.flight(1)
+    assert asked[-1] == (4e6, 500 * MIN_SHARE - 500_000)
+
+
+def test_a_file_of_which_nothing_more_can_be_hashed_wakes_nobody(folder: Path) -> None:
+    download = Download(folder, LARGE)
+    flight = download.arrive_up_to(HASH_FROM - 1)
+    assert download.state.claim(0)
+    download.state.release(0)
+    assert download.news() == ["all changed"]
+    download.state.land(flight)
+    download.news()
+    download.state.finished(0)
+    download.news()
+    download.state.release(0)
+    assert download.news() == ["all changed"]
+
+
+def test_a_file_is_given_up_before_it_is_waited_for(folder: Path) -> None:
+    """Else those who bring it would go on until all of it is there."""
+    download = Download(folder, LARGE)
+    flight = download.flight()
+    download.arrive(flight, 1000)
+    with pytest.raises(KeyboardInterrupt):
+        download.state.fetch_again(0)
+    assert flight.left == 0
+
+
+def test_a_run_that_ends_is_waited_for_by_nobody(folder: Path) -> None:
+    download = Download(folder, LARGE)
+    download.flight()
+    assert download.state.claim(0)
+    download.stop.set()
+    with pytest.raises(KeyboardInterrupt):
+        download.state.wait_until_quiet(0)
+    assert download.state.next_to_hash() is None and download.news() == []
+
+
+@pytest.mark.parametrize(
+    "size, start, stop, limited, granted",
+    [
+        (SMALL_FILE, 0, SMALL_FILE, False, True),
+        (SMALL_FILE, 0, SMALL_FILE, True, False),
+        (SMALL_FILE, 1, SMALL_FILE, False, False),
+        (SMALL_FILE, 0, SMALL_FILE - 1, False, False),
+        (SMALL_FILE + 1, 0, SMALL_FILE + 1, False, False),
+    ],
+)
+def test_a_whole_small_file_is_granted_at_once(
+    size: int, start: int, stop: int, limited: bool, granted: bool, folder: Path
+) -> None:
+    download = Download(folder, size, limit_bps=1e6 if limited else None)
+    flight = Flight(0, start, stop)
+    assert download.state.grant_small(flight) is granted
+    assert flight.granted == (stop if granted else start)

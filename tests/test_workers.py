@@ -3,12 +3,15 @@
 import errno
 import gc
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,9 +19,10 @@ from conftest import ROOT
 from hfship.archive.opening import open_archive
 from hfship.archive.unpack import UnpackOptions, unpack_archive
 from hfship.archive.verify import verify_archive
+from hfship.base import workers as room
 from hfship.base.errors import DiskError, HostError, IntegrityError, NoRoomError
 from hfship.base.files import disk_error
-from hfship.base.workers import Workers
+from hfship.base.workers import FORK_SIZE, Done, Outcome, Workers, default_jobs
 from support import archives as a
 
 
@@ -243,3 +247,148 @@ def test_what_was_kept_from_workers_is_collected_again():
     with Workers(1, lambda _, number: number) as workers:
         assert workers.map([1]) == [1]
         assert gc.get_freeze_count() == before
+
+
+def test_there_is_a_worker_for_each_core_that_we_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", {0: {1, 5, 7}, os.getpid(): {1, 5, 7}}.get)
+    assert default_jobs() == 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_each_worker_has_one_task_in_hand_and_one_that_waits(count):
+    """And says whether it is idle: who has none to do gets the first."""
+    asked = []
+    left = list(range(7))
+
+    def next_task(worker, idle):
+        asked.append((worker, idle))
+        return (left.pop(0), "x") if left else None
+
+    with Workers(count, lambda _, number, word: f"{number}{word}") as workers:
+        done = list(workers.run(next_task))
+        assert not workers.busy
+    results = sorted((one.task, one.result) for one in done)
+    assert results == [((n, "x"), f"{n}x") for n in range(7)]
+    assert {one.worker for one in done} <= set(range(max(count, 1)))
+    first = [(worker, idle) for worker in range(max(count, 1)) for idle in (True, False)]
+    assert asked[: len(first)] == first
+
+
+def test_a_task_is_under_way_until_its_result_is_taken():
+    for count in (0, 1):
+        with Workers(count, lambda _, number: number + 1) as workers:
+            assert not workers.busy
+            workers.send(0, 7)
+            assert workers.busy
+            assert workers.receive() == Done(0, (7,), 8)
+            assert not workers.busy
+            if count:
+                assert workers.call(0, 1) == 2 and not workers.busy
+
+
+def test_a_worker_that_ends_by_itself_is_told_with_its_status():
+    with pytest.raises(HostError, match="a worker was ended by status 3") as caught, Workers(
+        1, lambda _, status: os._exit(status)
+    ) as workers:
+        workers.map([3])
+    assert caught.value.why == "where memory is short, the kernel does so"
+    assert "-j 1 needs least memory" in caught.value.next_step
+
+
+def test_who_ignores_the_end_of_children_does_not_know_what_ended_a_worker():
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(HostError, match="ended by us"), Workers(
+            1, lambda _, status: os._exit(status)
+        ) as workers:
+            workers.map([3])
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_the_signals_of_a_terminal_are_for_the_parent():
+    def handlers(_, number):
+        return [signal.getsignal(one) for one in room.ENDING_SIGNALS], number
+
+    with Workers(1, handlers) as workers:
+        assert workers.call(0, 1) == ([signal.SIG_IGN] * 3, 1)
+
+
+@pytest.mark.parametrize(
+    "cause, kept",
+    [(OSError(5, "x"), True), (RuntimeError("x"), True), (ValueError("x"), False), (None, False)],
+)
+def test_the_cause_of_an_error_comes_along_where_it_can(cause, kept):
+    def work(_, number):
+        raise IntegrityError(f"what {number}") from cause
+
+    outcome = Workers(0, work)._outcome_of((7,), print)
+    assert type(outcome.error) is IntegrityError and outcome.error.what == "what 7"
+    assert outcome.cause is (cause if kept else None) and outcome.result is None
+
+
+def test_a_bug_is_told_with_the_place_where_it_was():
+    outcome = Workers(0, lambda _, number: 1 // number)._outcome_of((0,), print)
+    assert type(outcome.error) is ZeroDivisionError
+    assert "test_workers.py" in str(outcome.cause)
+    assert Workers(0, lambda count, number: count(number))._outcome_of((2,), abs) == Outcome(
+        result=2
+    )
+
+
+def test_messages_come_whole_however_they_are_cut():
+    ours, theirs = socket.socketpair()
+    link = room._Link(ours)
+    messages = ["x" * 70_000, None, {"a": 1}]
+    sent = b""
+    for message in messages:
+        content = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+        sent += len(content).to_bytes(4, "big") + content
+    received = []
+    for start in range(0, len(sent), 997):
+        link._received += sent[start : start + 997]
+        while link.has_message:
+            received.append(link.receive())
+    assert received == messages and not link._received
+    writer = threading.Thread(target=room._Link(theirs).send, args=(messages[0],))
+    writer.start()
+    assert link.receive() == messages[0]
+    writer.join()
+    theirs.close()
+    with pytest.raises(EOFError):
+        link.receive()
+    link.close()
+    assert ours.fileno() == -1
+
+
+def test_the_memory_of_a_frame_is_kept_for_the_next(monkeypatch):
+    asked = []
+    library = SimpleNamespace(mallopt=lambda *words: asked.append(words))
+    monkeypatch.setattr(room, "libc", lambda: library)
+    room._tune_malloc()
+    assert asked == [(-3, FORK_SIZE), (-1, 8 * FORK_SIZE)]
+    for other in (None, SimpleNamespace()):
+        monkeypatch.setattr(room, "libc", lambda other=other: other)
+        room._tune_malloc()
+
+
+def test_what_is_there_at_a_fork_is_not_collected_by_a_worker():
+    frozen = []
+    before = gc.get_freeze_count()
+    with pytest.raises(KeyError), room._no_collection():
+        frozen.append(gc.get_freeze_count())
+        raise KeyError
+    assert frozen[0] > before and gc.get_freeze_count() == 0
+
+
+def test_no_descriptor_and_no_process_is_left():
+    before = set(os.listdir("/proc/self/fd"))
+    with Workers(3, lambda _, number: number) as workers:
+        assert workers.map([1, 2]) == [1, 2]
+        pids = list(workers._pids)
+    del workers
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) <= before
+    for pid in pids:
+        with pytest.raises(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
