@@ -552,3 +552,50 @@ def test_a_run_asks_whether_the_model_is_to_be_had_before_it_has_its_name(
     left = {path.name for path in (tmp_path / "n/.hfship").iterdir()}
     assert "partial" not in left and "journal" not in left
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("n")] == ["n"]
+
+
+def test_what_is_consumed_is_noted_before_the_model_has_its_name(
+    files: ArchiveFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted: List[Any] = []
+    monkeypatch.setattr(
+        room, "note_consumed", lambda *given: noted.append((*given, given[1].exists()))
+    )
+    monkeypatch.setattr(room, "PartsToFree", lambda *_: SimpleNamespace(free_before=None))
+    work, target = tmp_path / "m~incomplete", tmp_path / "m"
+    for consume in (False, True):
+        options = room.UnpackOptions(jobs=1, consume=consume)
+        room.unpack_archive(open_archive(files), tmp_path, options, a.QUIET)
+        assert len(noted) == consume
+        if not consume:
+            shutil.rmtree(target)
+    ((where, place, archive, was_there),) = noted
+    assert (where, place, was_there) == (work, target, False)
+    assert archive.path == files.path
+
+
+def test_names_that_the_disk_does_not_take_are_told_first(
+    files: ArchiveFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(work: Path, paths: List[str], doing: str) -> None:
+        assert work == tmp_path / "m~incomplete" and "w" in paths
+        raise DiskError(doing, "", "")
+
+    monkeypatch.setattr(room, "require_names", refuse)
+    with pytest.raises(DiskError, match=f"unpack into {tmp_path}"):
+        room.unpack_archive(open_archive(files), tmp_path, room.UnpackOptions(), a.QUIET)
+
+
+def test_files_are_closed_when_a_pass_fails(
+    files: ArchiveFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: List[int] = []
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room.FolderSink, "close", lambda _: closed.append(1))
+    monkeypatch.setattr(room, "checker_of", lambda _: fail)
+    with pytest.raises(KeyboardInterrupt):
+        room.unpack_archive(open_archive(files), tmp_path, room.UnpackOptions(jobs=1), a.QUIET)
+    assert closed == [1]

@@ -6,6 +6,7 @@ import calendar
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Dict, List
 
 import pytest
@@ -17,6 +18,7 @@ from hfship.serve import docker, status
 from hfship.serve.deployments import Deployment
 from hfship.serve.messages import Answer, Container
 from hfship.serve.status import DeploymentStatus, Vitals, deployment_state, troubles_of
+from hfship.serve.stop import Stopped
 from test_plan import plan
 
 PLAN = replace(plan("Qwen3-8B", "1x80GB"), image_id="sha256:1")
@@ -142,3 +144,313 @@ def test_an_engine_that_loads_is_silent_since_its_last_line_or_its_start(
     container = replace(RUNNING, started_at=started_at)
     vitals = status.read_vitals(Deployment(Path("/d"), PLAN, ""), container, 60)
     assert vitals.silent_s == silent_s and not vitals.answer.works
+
+
+# -- a row
+
+
+STOPPED = Stopped("2026-01-01T00:00:00Z", "kim")
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
+    """What docker, the folder and the engine say, and what was asked of the engine."""
+    says: Dict[str, Any] = {"container": RUNNING, "stopped": None, "vitals": None, "asked": []}
+
+    def vitals(*given: Any) -> Vitals:
+        says["asked"].append(given)
+        return says["vitals"]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(
+        status, "inspect_container", lambda name: {PLAN.name: says["container"]}[name]
+    )
+    monkeypatch.setattr(
+        status, "read_stopped", lambda folder: {DEPLOYMENT.folder: says["stopped"]}[folder]
+    )
+    monkeypatch.setattr(status, "read_vitals", vitals)
+    monkeypatch.setattr(status.time, "time", lambda: 5000.4)
+    return says
+
+
+EXITED = replace(RUNNING, status="exited", exit_code=1, restarts=2)
+GOOD = Vitals(HEALTH, replace(WORKS, seconds=0.12345, task="completion", note="slow"), phase="x")
+LOADS = Vitals(SILENT, SILENT, "loading weights", silent_s=5.0)
+STALLS = replace(LOADS, silent_s=999.0)
+
+
+@pytest.mark.parametrize(
+    ("container", "stopped", "vitals", "row"),
+    [
+        (None, None, None, {"state": "down", "fault": "down", "note": "no container"}),
+        (None, STOPPED, None, {"state": "stopped", "note": str(STOPPED)}),
+        (EXITED, STOPPED, None, {"state": "stopped", "note": str(STOPPED)}),
+        (
+            EXITED,
+            None,
+            None,
+            {"state": "down", "fault": "down", "restarts": 2, "note": "it ended (exit code 1)"},
+        ),
+        (
+            replace(RUNNING, status="restarting", exit_code=3),
+            STOPPED,
+            None,
+            {"state": "degraded", "restarts": 0, "note": "it restarted (exit code 3)"},
+        ),
+        (
+            replace(RUNNING, started_at=4000.0, restarts=1),
+            STOPPED,  # it was started by hand meanwhile
+            GOOD,
+            {
+                "state": "healthy",
+                "uptime": 1000,
+                "answer": 0.123,
+                "restarts": 1,
+                "task": "completion",
+                "note": "it restarted; slow",
+            },
+        ),
+        (
+            replace(RUNNING, started_at=4000.0),
+            None,
+            LOADS,
+            {"state": "loading", "uptime": 1000, "restarts": 0, "phase": "loading weights"},
+        ),
+        (
+            replace(RUNNING, started_at=100.0),
+            None,
+            STALLS,
+            {"state": "stalled", "uptime": 4900, "restarts": 0, "phase": "loading weights"},
+        ),
+    ],
+)
+def test_the_whole_row_of_a_deployment(
+    container: Any, stopped: Any, vitals: Any, row: Dict[str, Any], played: Dict[str, Any]
+) -> None:
+    played.update(container=container, stopped=stopped, vitals=vitals)
+    found = status.deployment_status(DEPLOYMENT, 33.0)
+    asked = [(DEPLOYMENT, container, 33.0)] if vitals else []
+    assert played["asked"] == asked
+    expected = DeploymentStatus(
+        PLAN.name, "", f"vllm_{PLAN.name}", PLAN.image, PLAN.url, PLAN.port, PLAN.gpus
+    )
+    if row["state"] in ("loading", "stalled"):
+        row = {**row, "note": found.note}
+        assert found.note.startswith("loading weights")
+    if row["state"] == "stalled" and PLAN.ready_timeout_s < 4900:
+        row = {**row, "fault": "late"}
+    assert found == replace(expected, **row)
+
+
+def test_how_long_is_waited_unless_it_is_said(played: Dict[str, Any]) -> None:
+    played.update(vitals=GOOD)
+    status.deployment_status(DEPLOYMENT)
+    assert played["asked"][0][2] == status.HANG_S == 60.0
+
+
+def test_rows_of_what_cannot_be_asked() -> None:
+    row = status.unknown_status(PLAN, "no docker")
+    assert (row.name, row.state, row.note, row.image) == (
+        PLAN.name,
+        "unknown",
+        "no docker",
+        PLAN.image,
+    )
+    assert (row.fault, row.uptime, row.answer, row.restarts) == ("", None, None, None)
+    new = status.not_served_status("m")
+    assert new == DeploymentStatus("m", "down", "vllm_m", "", "", 0, (), note="not served yet")
+    assert new.json()["gpus"] == [] and new.json()["fault"] == ""
+
+
+@pytest.mark.parametrize(
+    ("fields", "cells"),
+    [
+        ({"image": ""}, "m healthy - - - - -"),
+        ({}, "m healthy i u CPU - -"),
+        ({"gpus": ("GPU-0123456789", "GPU-abcdefghij")}, "m healthy i u GPU-01234567,GPU-abcdefgh - -"),
+        ({"uptime": 0, "answer": 0.0}, "m healthy i u CPU less_than_0.1_s 0.00_s"),
+        ({"uptime": 90, "answer": 1.236}, "m healthy i u CPU 1_min_30_s 1.24_s"),
+    ],
+)  # fmt: skip
+def test_the_cells_of_a_row(fields: Dict[str, Any], cells: str) -> None:
+    values: Dict[str, Any] = {"image": "i", "gpus": (), **fields}
+    row = DeploymentStatus("m", "healthy", "c", url="u", port=1, **values)
+    assert " ".join(text.replace(" ", "_") for text in row.cells().values()) == cells
+    assert list(row.cells()) == list(status.COLUMNS)
+
+
+def test_below_the_table_is_what_is_wrong() -> None:
+    rows = [
+        DeploymentStatus("a", "down", "c", "i", "u", 1, (), note="it ended"),
+        DeploymentStatus("b", "healthy", "c", "i", "u", 1, ()),
+    ]
+    lines = status.status_text(rows, 200).splitlines()
+    assert len(lines) == 4 and lines[-1] == "a: it ended"
+    assert lines[0].split() == list(status.COLUMNS)
+    assert "image" not in status.status_text(rows, 30).splitlines()[0]
+
+
+# -- vitals
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Dict[str, Any]:
+    """An engine that is played: its health, its answer, whether it lost its GPU."""
+    says: Dict[str, Any] = {"health": HEALTH, "answer": (WORKS, 0.0), "lost": False, "asked": []}
+
+    def health(plan: Any, timeout_s: float) -> Answer:
+        says["asked"].append(("health", plan.name, timeout_s))
+        return says["health"]  # type: ignore[no-any-return]
+
+    def ask(deployment: Deployment, hang_s: float, before: Answer) -> Any:
+        assert before is says["health"]
+        says["asked"].append(("ask", deployment.plan.name, hang_s))
+        return says["answer"]
+
+    def lost(name: str) -> bool:
+        says["asked"].append(("gpu", name))
+        return says["lost"]  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(status, "read_health", health)
+    monkeypatch.setattr(status, "ask_and_watch", ask)
+    monkeypatch.setattr(status, "lost_its_gpu", lost)
+    monkeypatch.setattr(status, "missing_names", lambda _: ("alias",))
+    tail = docker.LogTail("Loading weights", 400)
+    monkeypatch.setattr(
+        status, "read_log", lambda *given: says["asked"].append(("log", *given)) or tail
+    )
+    monkeypatch.setattr(status, "phase_of", lambda text: f"phase of {text}")
+    monkeypatch.setattr(status.time, "time", lambda: 1000.0)
+    return says
+
+
+HEALTH_FIRST = [("gpu", PLAN.name), ("health", PLAN.name, status.STATUS_TIMEOUT_S)]
+BUSY = replace(MUTE, seconds=9.0)
+
+
+@pytest.mark.parametrize(
+    ("health", "answer", "owner", "expected", "asked"),
+    [
+        (HEALTH, (WORKS, 0.0), "", {"answer": WORKS, "lacks": ("alias",)}, [("ask", PLAN.name, 7.0)]),
+        (HEALTH, (BUSY, 9.0), "", {"answer": BUSY, "still_s": 9.0}, [("ask", PLAN.name, 7.0)]),
+        (MUTE, (BUSY, 9.0), "", {"answer": BUSY, "still_s": 9.0}, [("ask", PLAN.name, 7.0)]),
+        (Answer(503, "dead"), None, "", {"answer": Answer(503, "dead")}, []),
+        (
+            SILENT,
+            None,
+            "",
+            {
+                "answer": SILENT,
+                "phase": "phase of Loading weights",
+                "silent_s": 600.0,
+                "log": "Loading weights",
+            },
+            [("log", PLAN.name, status.LOG_LINES, 100.0)],
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_is_asked_of_an_engine(
+    health: Answer,
+    answer: Any,
+    owner: str,
+    expected: Dict[str, Any],
+    asked: List[Any],
+    lost: bool,
+    engine: Dict[str, Any],
+) -> None:
+    engine.update(health=health, answer=answer, lost=lost)
+    container = replace(RUNNING, started_at=100.0)
+    found = status.read_vitals(replace(DEPLOYMENT, owner=owner), container, 7.0)
+    assert found == Vitals(health, lost_gpu=lost, **expected)
+    assert engine["asked"] == [*HEALTH_FIRST, *asked]
+
+
+@pytest.mark.parametrize(("code", "works"), [(200, True), (503, False), (404, False)])
+def test_of_another_users_engine_its_health_is_all_that_is_asked(
+    code: int, works: bool, engine: Dict[str, Any]
+) -> None:
+    engine["health"] = Answer(code, "x")
+    found = status.read_vitals(replace(DEPLOYMENT, owner="ann"), RUNNING, 7.0)
+    assert found.answer.works is works and "only ann has its key" in found.answer.note
+    assert engine["asked"] == HEALTH_FIRST and found.lacks == ()
+
+
+def test_on_the_cpu_no_gpu_is_lost(engine: Dict[str, Any]) -> None:
+    engine["lost"] = True
+    on_cpu = replace(DEPLOYMENT, plan=replace(PLAN, device="cpu"))
+    assert not status.read_vitals(on_cpu, RUNNING, 7.0).lost_gpu
+    assert engine["asked"][0][0] == "health"
+
+
+def beats(*steps: Any) -> Any:
+    """Heartbeats, one for each look; None for one that is not there."""
+    left = iter(steps)
+
+    def read(plan: Any, look_s: float) -> Any:
+        assert plan is PLAN
+        LOOKED.append(look_s)
+        found = next(left)
+        return found if found is None else SimpleNamespace(steps=found, running=2.0, waiting=3.0)
+
+    return read
+
+
+LOOKED: List[float] = []
+
+
+@pytest.mark.parametrize(
+    ("hang_s", "health", "steps", "text", "still_s", "joined"),
+    [
+        (60.0, HEALTH, (5, 6), "no answer in 10 s: 2 requests run, 3 wait, and tokens flow", 0.0, [10.0]),
+        (8.0, HEALTH, (5, 5, 5, 5, 5, 5, 5, 5), "no answer and no step of the engine for 8 s", 8.0, [2.0, *[1.0] * 6]),
+        (8.0, HEALTH, (None, 5, 5, 5, 5, 5, 5, 5), "no answer and no step", 0.0, [2.0, *[1.0] * 6]),
+        (8.0, MUTE, (None,) * 8, "no answer and no step", 8.0, [2.0, *[1.0] * 6]),
+        (8.0, HEALTH, (None,) * 8, "no answer and no step", 0.0, [2.0, *[1.0] * 6]),
+        (8.0, HEALTH, (5, None, 5, 7), "and tokens flow", 0.0, [2.0, 1.0, 1.0]),
+    ],
+)  # fmt: skip
+def test_an_engine_that_does_not_answer_is_watched(
+    hang_s: float,
+    health: Answer,
+    steps: Any,
+    text: str,
+    still_s: float,
+    joined: List[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    waits: List[float] = []
+
+    class Asking:
+        def __init__(self, target: Any, name: str, daemon: bool) -> None:
+            assert (name, daemon) == ("ask", True) and callable(target)
+
+        def start(self) -> None:
+            pass
+
+        def join(self, seconds: float) -> None:
+            waits.append(seconds)
+            now[0] += seconds
+
+    LOOKED.clear()
+    monkeypatch.setattr(status, "STATUS_TIMEOUT_S", 10.0)
+    monkeypatch.setattr(status, "LOOK_EVERY_S", 2.0)
+    monkeypatch.setattr(status, "HEALTH_TIMEOUT_S", 5.0)
+    monkeypatch.setattr(status, "threading", SimpleNamespace(Thread=Asking))
+    monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(status, "read_heartbeat", beats(*steps))
+    monkeypatch.setattr(status, "read_measured", lambda _: SimpleNamespace(task="chat"))
+    answer, still = status.ask_and_watch(DEPLOYMENT, hang_s, health)
+    assert waits == joined and still == still_s
+    assert text in answer.text and answer.silent and answer.status == 0
+    assert answer.seconds == sum(joined)
+    assert set(LOOKED) == {min(5.0, joined[0])}
+
+
+def test_an_answer_that_comes_is_all_there_is_to_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: List[Any] = []
+    monkeypatch.setattr(status, "read_heartbeat", lambda *_: None)
+    monkeypatch.setattr(status, "read_measured", lambda _: SimpleNamespace(task="chat"))
+    monkeypatch.setattr(status, "ask_model", lambda *given: asked.append(given) or WORKS)
+    assert status.ask_and_watch(DEPLOYMENT, 60.0, HEALTH) == (WORKS, 0.0)
+    assert asked == [(DEPLOYMENT, 60.0 + status.STATUS_TIMEOUT_S, "chat")]

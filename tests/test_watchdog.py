@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, List, Tuple
@@ -9,6 +10,7 @@ from typing import Any, List, Tuple
 import pytest
 
 from hfship.base.report import Reporter
+from hfship.base.text import utc
 from hfship.commands.repairing import units_of
 from hfship.serve import watchdog
 from hfship.serve.deployments import Deployment
@@ -139,3 +141,124 @@ def test_units_escape_what_systemd_would_read() -> None:
     units = units_of(["/a b/50%/hfship", "status", "--repair"])
     assert "ExecStart='/a b/50%%/hfship' status --repair" in units["hfship-repair.service"]
     assert "OnUnitInactiveSec=1min" in units["hfship-repair.timer"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "did"),
+    [
+        (DOWN, [("start", "m")]),
+        (
+            LOST_GPU,
+            [("log", "m"), ("compose up -d --force-recreate", "recreate m", 300.0, "m")],
+        ),
+        (LATE, [("restart -t 10 vllm_m", "restart m", 300.0, "m")]),
+        (HUNG, [("restart -t 1 vllm_m", "restart m", 300.0, "m")]),
+    ],
+)
+def test_each_fault_has_its_cure(
+    fault: str, did: List[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").mkdir(mode=0o750)
+    done: List[Any] = []
+
+    def docker(words: Any, *more: Any) -> None:
+        done.append((" ".join(words), *more))
+
+    monkeypatch.setattr(watchdog, "COMPOSE_TIMEOUT_S", 300.0)
+    monkeypatch.setattr(watchdog, "docker", docker)
+    monkeypatch.setattr(watchdog, "compose", lambda _, *words: ["compose", *words])
+    monkeypatch.setattr(watchdog, "start", lambda one: done.append(("start", one.plan.name)))
+    monkeypatch.setattr(watchdog, "keep_log", lambda one: done.append(("log", one.plan.name)))
+    deployment = Deployment(tmp_path / "m", Plan(name="m"), "sk-1")
+    repair(deployment, replace(STATUS, fault=fault), Policy(), Reporter("none", -1))
+    assert done == did
+
+
+class Told:
+    """What a reporter was told."""
+
+    def __init__(self) -> None:
+        self.said: List[Tuple[str, str]] = []
+
+    def warn(self, text: str) -> None:
+        self.said.append(("warn", text))
+
+    def info(self, text: str) -> None:
+        self.said.append(("info", text))
+
+    @contextlib.contextmanager
+    def clock(self, text: str, limit_s: float) -> Any:
+        self.said.append((f"clock {limit_s:.0f}", text))
+        yield
+
+
+@pytest.mark.parametrize(
+    ("fault", "ages", "said"),
+    [
+        ("", (), []),
+        (
+            HUNG,
+            (),
+            [
+                ("warn", "m: restart, since it is hung: no answer"),
+                (f"clock {watchdog.COMPOSE_TIMEOUT_S:.0f}", "m: restart"),
+            ],
+        ),
+        (
+            HUNG,
+            (5,),
+            [("info", "m is hung, and was repaired a while ago: the next attempt in 55.0 s")],
+        ),
+        (
+            HUNG,
+            (5, 4, 3, 2, 1),
+            [
+                (
+                    "warn",
+                    "m is hung and was repaired 5 times within 24 h 00 min: somebody must look at it",
+                )
+            ],
+        ),
+    ],
+)
+def test_what_is_said_of_a_repair(
+    fault: str, ages: Any, said: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m").mkdir(mode=0o750)
+    monkeypatch.setattr(watchdog.time, "time", lambda: NOW)
+    monkeypatch.setattr(watchdog, "docker", lambda *_: None)
+    watchdog.write_repairs(tmp_path / "m", repairs(*ages))
+    told: Any = Told()
+    deployment = Deployment(tmp_path / "m", Plan(name="m"), "sk-1")
+    repair(deployment, replace(STATUS, fault=fault), Policy(), told)
+    assert told.said == said
+    added = [] if len(ages) or not fault else [Repair(NOW, "restart", "hung: no answer")]
+    assert read_repairs(tmp_path / "m") == [*repairs(*ages), *added]
+
+
+def test_only_so_many_repairs_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir(mode=0o750)
+    assert read_repairs(tmp_path / "m") == []
+    many = repairs(*range(300, 0, -1))
+    watchdog.write_repairs(tmp_path / "m", many)
+    assert read_repairs(tmp_path / "m") == many[-watchdog.KEPT_REPAIRS :]
+    assert (tmp_path / "m/repairs.log").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    ("ages", "policy", "count"),
+    [
+        ((), None, ""),
+        ((86_400,), None, ""),
+        ((86_399,), None, "1 repair"),
+        ((90_000, 50, 30), None, "2 repairs"),
+        ((50, 30), Policy(window_s=40), "1 repair"),
+    ],
+)
+def test_what_was_repaired_lately(ages: Any, policy: Any, count: str) -> None:
+    said = repairs_note(repairs(*ages), NOW, policy)
+    if not count:
+        assert said == ""
+        return
+    last = utc(NOW - ages[-1])
+    assert said == f"{count} in a day, last {last} (restart, hung)"
