@@ -123,6 +123,8 @@ def test_what_describes_no_repository_is_no_hub(info: Any) -> None:
     with pytest.raises(NetworkError, match="does not answer like a Hub") as caught:
         asked.client.snapshot("org/m", None)
     assert caught.value.why and len(asked.urls) == 1
+    commit = info.get("sha") if isinstance(info, dict) else None
+    assert (caught.value.why == "no commit in its answer") == (commit != COMMIT)
 
 
 def test_a_repository_without_a_name_is_what_was_asked_for() -> None:
