@@ -84,6 +84,7 @@ DEPLOYMENT = Deployment(Path("/nowhere"), PLAN, "")
         (RUNNING, Vitals(MUTE, MUTE, still_s=61.0), "hung", "no answer"),
         (RUNNING, Vitals(HEALTH, replace(WORKS, note="chat is refused")), "healthy", "chat is refused"),
         (RUNNING, Vitals(HEALTH, WORKS, lost_gpu=True), "healthy", "lost its GPU"),
+        (RUNNING, Vitals(HEALTH, WORKS, lacks=("a", "b")), "healthy", "its API does not know the name a, b: hfship serve Qwen3-8B"),
         (RUNNING, Vitals(SILENT, SILENT, "starting", log="CUDA out of memory"), "loading", "ran out of memory"),
         (replace(RUNNING, restarts=1), Vitals(SILENT, SILENT), "degraded", "it restarted"),
         (replace(RUNNING, status="restarting"), Vitals(SILENT, SILENT), "degraded", "it restarted (exit code 0)"),

@@ -148,3 +148,15 @@ def test_a_mark_that_cannot_be_read_is_none(deployment: Deployment) -> None:
     assert stop.read_stopped(deployment.folder) is None
     (deployment.folder / "last.log").write_bytes(b"\xff\xfe end")
     assert stop.read_last_log(deployment.folder).endswith(" end")
+
+
+def test_what_somebody_of_our_group_wrote_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: List[Any] = []
+    monkeypatch.setattr(stop, "read_own", lambda *given, **more: asked.append((given, more)))
+    assert stop.read_stopped(tmp_path) is None and stop.read_last_log(tmp_path) == ""
+    assert asked == [
+        ((tmp_path, "stopped.json"), {"of_others": True}),
+        ((tmp_path, "last.log", stop.LAST_SIZE), {"of_others": True}),
+    ]

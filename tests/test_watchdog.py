@@ -52,7 +52,13 @@ DECISIONS: List[Tuple[str, Any, Tuple[float, ...], str, str]] = [
     (LATE, 9999, (), "restart", ""),
     (DOWN, None, (), "start", ""),
     (LOST_GPU, 9999, (), "recreate", ""),
-    (HUNG, 119, (), "", "left alone"),  # grace
+    (HUNG, 119, (), "", "started 119 s ago: left alone for 120 s"),  # grace
+    (HUNG, 120, (), "restart", ""),
+    (LOST_GPU, 60, (), "", "left alone"),
+    (LATE, 60, (), "restart", ""),  # that it is late says how long it takes
+    (HUNG, 9999, (0,), "", "next attempt in 60.0 s"),
+    (HUNG, 9999, (60,), "restart", ""),
+    (HUNG, 9999, (86_400, 70_000, 60_000, 50_000, 40_000), "restart", ""),
     (DEAD, 60, (), "", "left alone"),
     (DOWN, None, (30,), "", "next attempt in 30.0 s"),
     (DOWN, None, (61,), "start", ""),
@@ -80,6 +86,10 @@ FAULTS = [
     ("degraded", Answer(200, ""), True, 10, LOST_GPU),
     ("degraded", Answer(503, ""), False, 10, DEAD),
     ("degraded", Answer(200, ""), False, 10, ""),
+    ("degraded", Answer(500, ""), False, 9999, ""),
+    ("loading", Answer(0, ""), False, 9999, ""),
+    ("stalled", Answer(0, ""), False, None, ""),
+    ("stalled", Answer(0, ""), False, 3600, ""),
     ("hung", MUTE, False, 10, HUNG),
     ("down", Answer(0, ""), False, None, DOWN),
     ("loading", Answer(0, ""), False, 9999, ""),
@@ -262,3 +272,17 @@ def test_what_was_repaired_lately(ages: Any, policy: Any, count: str) -> None:
         return
     last = utc(NOW - ages[-1])
     assert said == f"{count} in a day, last {last} (restart, hung)"
+
+
+def test_repairs_that_somebody_of_our_group_made_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: List[Any] = []
+
+    def read_own(*given: Any, **more: Any) -> bytes:
+        asked.append((given, more))
+        return b"1970-01-01T00:00:09Z restart hung\xff\n"
+
+    monkeypatch.setattr(watchdog, "read_own", read_own)
+    assert [one.at for one in read_repairs(tmp_path)] == [9]
+    assert asked == [((tmp_path, "repairs.log"), {"of_others": True})]
