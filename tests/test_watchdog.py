@@ -56,7 +56,7 @@ DECISIONS: List[Tuple[str, Any, Tuple[float, ...], str, str]] = [
     (HUNG, 120, (), "restart", ""),
     (LOST_GPU, 60, (), "", "left alone"),
     (LATE, 60, (), "restart", ""),  # that it is late says how long it takes
-    (HUNG, 9999, (0,), "", "next attempt in 60.0 s"),
+    (HUNG, 9999, (0,), "", "next attempt in 1 min 00 s"),
     (HUNG, 9999, (60,), "restart", ""),
     (HUNG, 9999, (86_400, 70_000, 60_000, 50_000, 40_000), "restart", ""),
     (DEAD, 60, (), "", "left alone"),
