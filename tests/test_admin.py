@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Iterator, List, Optional, Sequence
 
 import pytest
@@ -192,3 +193,53 @@ def test_what_the_gateway_counts_is_read(tmp_path: Path) -> None:
     ]
     assert values(keys) == [["alice", 1, 2, 3], ["bob", 0, 0, 0]]
     assert commands == ["show stat -1 4 -1", "show table st_key"]
+
+
+@pytest.mark.parametrize(("most", "read"), [(4, 1), (5, 2), (8, 2), (9, 3)])
+def test_an_answer_is_read_up_to_its_limit(
+    most: int, read: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a gateway that says more and more."""
+    done: List[Any] = []
+
+    class Connection:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *given: done.append((name, *given))
+
+        def recv(self, size: int) -> bytes:
+            done.append(("recv", size))
+            return b"more"
+
+    system = SimpleNamespace(socket=lambda _: Connection(), AF_UNIX=1, SHUT_WR=2)
+    monkeypatch.setattr(admin, "socket", system)
+    monkeypatch.setattr(admin, "_ANSWER", most)
+    assert admin._exchange("/a", "show info") == "more" * read
+    assert done == [
+        ("settimeout", admin.TIMEOUT_S),
+        ("connect", "/a"),
+        ("sendall", b"show info\n"),
+        ("shutdown", 2),
+        *[("recv", 1 << 16)] * read,
+        ("close",),
+    ]
+
+
+def test_what_a_reload_ends_is_asked_again_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, asked = [0.0], []
+
+    def exchange(*given: str) -> str:
+        asked.append(given)
+        raise ConnectionResetError("dropped")
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep)
+    monkeypatch.setattr(admin, "time", clock)
+    monkeypatch.setattr(admin, "RELOAD_S", 0.1)
+    monkeypatch.setattr(admin, "_exchange", exchange)
+    with pytest.raises(ConnectionResetError):
+        admin._patiently("/a", "show info")
+    assert asked == [("/a", "show info")] * 4

@@ -263,7 +263,16 @@ def test_the_next_step_is_that_of_the_fault() -> None:
     require_told({}, {"a": ("k",)})
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": "x"}', '{"format": "hfship-untold/1"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"format": "x"}',
+        '{"format": "hfship-untold/1"}',
+        '{"format": "hfship-untold/2", "hosts": {}}',
+    ],
+)
 def test_a_broken_memory_is_told(text: str, far: Far) -> None:
     note_untold(far.folder, ["gw1"], ["bob"])
     (far.folder / "_site" / UNTOLD_FILE).write_text(text)
