@@ -365,3 +365,29 @@ def test_a_manifest_of_a_strange_image_is_refused(reference: object) -> None:
     image = {**facts.json(), "reference": reference}
     with pytest.raises(IntegrityError):
         parse_manifest(json.dumps({**value, "kind": "image", "image": image}), "here")
+
+
+def test_the_text_of_a_manifest_is_always_the_same() -> None:
+    """A line for each value, keys in order: packing a model again gives the same archive."""
+    files = [FileEntry("\u00e9", 2, "1" * 64), FileEntry("a", 1, "0" * 64)]
+    assert make_manifest("m", files).to_json() == (
+        "{\n"
+        ' "files": [\n'
+        f'  {{\n   "path": "a",\n   "sha256": "{"0" * 64}",\n   "size": 1\n  }},\n'
+        f'  {{\n   "path": "\u00e9",\n   "sha256": "{"1" * 64}",\n   "size": 2\n  }}\n'
+        " ],\n"
+        ' "format": "hfship-manifest/1",\n'
+        ' "name": "m",\n'
+        ' "source": null,\n'
+        ' "totals": {\n  "bytes": 3,\n  "files": 2\n }\n'
+        "}\n"
+    )
+
+
+def test_a_manifest_that_cannot_be_read_is_told_with_its_reason() -> None:
+    with pytest.raises(IntegrityError) as caught:
+        parse_manifest(json.dumps({**GOOD, "format": "x" * 900}), "here")
+    error = caught.value
+    assert error.what == "here is not a valid manifest"
+    assert error.why.startswith("ValueError: format is 'xxx") and len(error.why) == 500
+    assert error.next_step == "fetch or copy the model again"
