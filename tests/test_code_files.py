@@ -6,8 +6,17 @@ import shutil
 
 import pytest
 
-from hfship.base.code_files import CodeFile, decide, look_at_folder, look_at_list
-from hfship.base.manifest import FileEntry, make_manifest, read_manifest
+from hfship.base import code_files
+from hfship.base.code_files import (
+    CodeFile,
+    Decision,
+    decide,
+    look_at_folder,
+    look_at_list,
+    names_of,
+    refusal,
+)
+from hfship.base.manifest import FileEntry, Source, make_manifest, read_manifest
 from hfship.base.policy import Policy, PolicyException
 from support import archives as a
 
@@ -165,6 +174,131 @@ def test_names_and_sizes_alone():
     found = look_at_list(entries, Policy(max_file=10))
     kinds = [file.kind for file in found]
     assert kinds == ["pickle", "large", "pickle", "large", "large", "python", "large", "large"]
+
+
+BY_NAME = {
+    "pickle": "a.pt a.PTH b/c.pkl a.pickle a.ckpt a.joblib a.dill pytorch_model.bin"
+    " d/adapter_model.bin diffusion_pytorch_model-x.bin training_args.bin d/optimizer.bin"
+    " scheduler.bin pytorch_model-00001-of-00002.bin",
+    "python": "a.py b/C.PY",
+    "notebook": "a.ipynb",
+    "program": "a.so a.dll a.exe a.sh a.bat a.jar a.pyc a.js a.DEB a.appimage a.desktop",
+    "archive": "a.zip a.tar a.tar.gz a.tgz a.zst a.7z a.whl a.nemo a.mar",
+    "": "openvino_model.bin a.bin myoptimizer.bin pytorch_model.bin.json a.safetensors py a.py/b .so/x"
+    " xpt model.bin pt",
+}
+
+
+@pytest.mark.parametrize("kind", BY_NAME)
+def test_what_a_name_tells_alone(kind):
+    says = "cells of code" if kind == "notebook" else "by its name"
+    for path in BY_NAME[kind].split():
+        found = look_at_list([FileEntry(path, 20, "0" * 64)], Policy(max_file=20))
+        assert found == ([CodeFile(path, "0" * 64, kind, says)] if kind else []), path
+
+
+def test_a_file_is_large_beyond_what_the_site_takes(tmp_path):
+    entry = FileEntry("a.txt", 2001, "0" * 64)
+    large = CodeFile("a.txt", "0" * 64, "large", "2.0 kB")
+    (tmp_path / "a.txt").write_bytes(b"x" * 2001)
+    manifest = make_manifest("m", [entry])
+    for most, found in [(2000, [large]), (2001, []), (0, [])]:
+        policy = Policy(max_file=most)
+        assert look_at_list([entry], policy) == look_at_folder(tmp_path, manifest, policy) == found
+
+
+RULES = [
+    (file(), Policy(), "reported", 'pickle = "report"'),
+    (file(), Policy(pickle="allow"), "allowed", 'pickle = "allow"'),
+    (file("python"), Policy(), "reported", 'remote_code = "report"'),
+    (file("large"), Policy(max_file=10_000), "refused", "max_file = 10.0 kB"),
+    (file("remote code"), Policy(remote_code="refuse"), "refused", 'remote_code = "refuse"'),
+]
+
+
+@pytest.mark.parametrize(("one", "policy", "outcome", "rule"), RULES)
+def test_a_decision_names_its_rule(one, policy, outcome, rule):
+    assert decide(one, policy, []) == Decision(one, outcome, rule)
+    excepted = Policy(pickle="refuse", exceptions=EXCEPTED)
+    assert decide(file(), excepted, ["ORG/m"]).reason == "read by Kim"
+
+
+def test_a_refusal_says_what_lets_a_file_pass():
+    source = Source("https://hub", "org/old", "main", "org/m", "0" * 40)
+    manifest = make_manifest("m", [], source)
+    assert names_of(manifest) == ["m", "org/old", "org/m"]
+    assert names_of(make_manifest("m", [])) == ["m"]
+    files = [CodeFile(f"{number}\n.pt", f"{number:064}", "pickle", "x") for number in range(12)]
+    decisions = [Decision(files[0], "reported", "r")]
+    decisions += [Decision(one, "refused", 'pickle = "refuse"') for one in files[1:]]
+    error = refusal(decisions, names_of(manifest), "org/m")
+    assert error.what == "org/m: the policy of this site refuses it"
+    lines = error.why.split("\n")
+    assert lines[0] == '1 | .pt (pickle: x): [policy] pickle = "refuse"' and len(lines) == 11
+    assert f'repo = "org/m"\nsha256 = "{files[1].sha256}"\nreason = ' in error.next_step
+    assert files[0].json() == {"path": "0\n.pt", "kind": "pickle", "says": "x"}
+
+
+@pytest.mark.parametrize(("size", "looked_at"), [(200, True), (199, False)])
+def test_a_text_that_is_too_large_is_not_looked_at_and_that_is_told(
+    size, looked_at, tmp_path, monkeypatch
+):
+    config = json.dumps(ELSEWHERE).ljust(200)
+    template = "{{ a.__init__ }}".ljust(200)
+    monkeypatch.setattr(code_files, "_LARGEST_TEXT", size)
+    found = seen(tmp_path, {"config.json": config, "a.jinja": template, "b.jinja2": template})
+    if looked_at:
+        assert found["config.json"][1].startswith("names code of another")
+        assert found["a.jinja"] == found["b.jinja2"] == ("template", "uses .__init__")
+    else:
+        assert found == {
+            "config.json": ("remote code", "a configuration that is too large to be looked at")
+        }
+
+
+def test_what_is_said_of_a_file_is_short_and_names_a_few(tmp_path):
+    classes = {f"A{number}": f"org/{'x' * 200}--m.C{number}" for number in range(9)}
+    many = " ".join(f"{{{{ a.__b{number} }}}}" for number in range(9))
+    files = {"config.json": json.dumps({"auto_map": classes}), "a.jinja": many + many}
+    found = seen(tmp_path, files)
+    assert len(found["config.json"][1]) == 300
+    assert found["a.jinja"][1].startswith("uses .__b0, .__b1, .__b2, .__b3, .__b4")
+    assert ".__b5" not in found["a.jinja"][1]
+
+
+def test_templates_are_found_wherever_they_lie(tmp_path):
+    evil = "{{ a.__init__ }}"
+    nested = [{"name": "a", "template": "{{ x }}"}, 7, {"name": "b", "template": evil}]
+    files = {
+        "a.json": json.dumps({"chat_template": nested}),
+        "b.json": json.dumps({"template": evil}),  # only within a template of several
+        "c.json": json.dumps({"chat_template": {"template": evil}}),
+        "d.json": json.dumps({"chat_template": "x", "template": evil}),
+        "e.json": json.dumps({"other": {"chat_template": evil}}),
+    }
+    assert sorted(seen(tmp_path, files)) == ["a.json", "d.json"]
+    size = len(evil).to_bytes(8, "little")
+    fact = b"tokenizer.chat_template.tool_use\x08\0\0\0" + size + evil.encode()
+    other = b"tokenizer.chat_template\x08\0\0\0" + bytes([5]) + bytes(7) + b"hello"
+    found = seen(
+        tmp_path, {"w.gguf": b"GGUF" + bytes(300) + other + fact, "v.gguf": b"GGUF" + other}
+    )
+    assert found == {"w.gguf": ("template", "uses .__init__")}
+
+
+def test_which_configuration_names_which_python(tmp_path):
+    mapped = {"auto_map": {"A": "a.b.Model", "B": ["c.D", None, 7], "E": 5}}
+    files = {
+        "a/b.py": "",
+        "c.py": "",
+        "e.py": "",
+        "config.json": json.dumps(mapped),
+        "b.txt": json.dumps(mapped),
+    }
+    named = ("python", "run with --trust-remote-code: config.json names it")
+    found = seen(tmp_path, files)
+    assert found["a/b.py"] == found["c.py"] == named
+    assert found["e.py"] == ("python", "no configuration names it")
 
 
 # -- the whole way

@@ -15,8 +15,10 @@ import pytest
 
 from conftest import Program
 from hfship.archive.pack_manifest import PRIVATE
+from hfship.base import wholeness
+from hfship.base.errors import IncompleteError, IntegrityError
 from hfship.base.manifest import read_manifest
-from hfship.base.wholeness import _wrong_with, find_faults, leftovers
+from hfship.base.wholeness import _wrong_with, find_faults, leftovers, require_whole
 from support import archives as a
 
 MB = 1 << 20
@@ -388,3 +390,134 @@ def test_how_a_file_of_safetensors_begins(content: bytes, begins: bool, tmp_path
     path.write_bytes(content)
     assert bool(_wrong_with(path, path.name, 5000, listed=True)) == begins
     assert _wrong_with(path, path.name, 5000, listed=False)
+
+
+LEFTOVERS = {
+    "aria2": "a.aria2 a.bin.aria2__temp",
+    "modelscope": "._____temp/a d/._____temp/b/c",
+    "huggingface_hub or hfship": "a.incomplete",
+    "another program": "a.part a.partial a.filepart",
+    "a browser": "a.crdownload a.opdownload a.download",
+    "a torrent client": "a.!qB a.!ut a.!bt",
+    "rsync": ".a.safetensors.Ab12Cd d/.a.pt.abcdef .a.pth.abcdef .rsync-partial/a d/.~tmp~/a",
+    "the AWS client": "a.bin.0a1B2c3D d/a.json.00000000",
+    "a cloud's client": ".azDownload-a d/.azDownload-b a_.gstmp",
+    "": "a.bin aria2 a.aria2.bin a.parts a.exe.Ab12Cd .a.bin.Ab12C a.bin.0a1B2c3G a.bin.0a1B2c3"
+    " x._____temp/a x.~tmp~/a a.gstmp incomplete qB a.Ab12Cd",
+}
+
+
+@pytest.mark.parametrize("program", LEFTOVERS)
+def test_what_each_program_leaves(program: str, tmp_path: Path) -> None:
+    for path in LEFTOVERS[program].split():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    found = {fault.path: fault for fault in leftovers(tmp_path)}
+    assert sorted(found) == (sorted(LEFTOVERS[program].split()) if program else [])
+    for fault in found.values():
+        assert fault.why == f"tells that {program} has not finished" and fault.unfinished
+        assert not fault.is_missing
+
+
+def test_what_a_manifest_lists_is_no_leftover(tmp_path: Path) -> None:
+    for name in ("a.part", "b.part"):
+        (tmp_path / name).touch()
+    sizes = {"a.part": 0}
+    assert [one.path for one in find_faults(tmp_path, sizes, listed=True)] == ["b.part"]
+    assert [one.path for one in find_faults(tmp_path, sizes)] == ["a.part", "b.part"]
+
+
+def test_faults_are_told_by_who_can_mend_them(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(POINTER)
+    sizes = {"a.bin": len(POINTER)}
+    with pytest.raises(IntegrityError) as damaged:
+        require_whole(tmp_path, sizes, "take another")
+    error = damaged.value
+    assert (error.what, error.next_step) == (f"{tmp_path} is damaged", "take another")
+    assert error.why == "a.bin is a pointer of git-lfs: git lfs pull brings it"
+    for number in range(25):
+        (tmp_path / f"{number:02}.part").touch()
+    with pytest.raises(IncompleteError) as incomplete:
+        require_whole(tmp_path, sizes, "wait")
+    assert incomplete.value.what == f"{tmp_path} is not complete yet"
+    assert len(incomplete.value.why.split("\n")) == 21
+    (tmp_path / "a.bin").write_bytes(b"x")
+    for path in tmp_path.glob("*.part"):
+        path.unlink()
+    require_whole(tmp_path, {"a.bin": 1}, "")
+
+
+def test_a_missing_shard_is_told_as_that(tmp_path: Path) -> None:
+    made(tmp_path, {SHARDS[1]: None})
+    sizes = {path: len(content) for path, content in WHOLE.items() if path != SHARDS[1]}
+    (fault,) = find_faults(tmp_path, sizes)
+    assert (fault.path, fault.unfinished, fault.is_missing) == (SHARDS[1], True, True)
+    assert fault.text() == f"{SHARDS[1]} is missing: an index or its series names it"
+
+
+@pytest.mark.parametrize("size, told", [(1024, True), (1025, False)])
+def test_a_pointer_is_small(size: int, told: bool, tmp_path: Path) -> None:
+    for name, start in (("a", POINTER), ("b", XET)):
+        (tmp_path / name).write_bytes(start.ljust(size))
+        found = _wrong_with(tmp_path / name, name, size, listed=True)
+        assert ("is a pointer of git-" in found) == told
+
+
+@pytest.mark.parametrize("name", ["a.bin", "a.pt", "a.pth"])
+@pytest.mark.parametrize("comment", [0, 0xFFFF])
+def test_the_directory_of_a_pickle_is_looked_for_behind_its_comment(
+    name: str, comment: int, tmp_path: Path
+) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr("archive/data/0", bytes(100_000))
+        archive.comment = b"c" * comment
+    path = tmp_path / name
+    for content, whole in [
+        (stream.getvalue(), True),
+        (stream.getvalue() + b"x", comment == 0),
+        (stream.getvalue()[: -22 - comment], False),
+        (b"\x80\x02" + bytes(5000), True),
+    ]:
+        path.write_bytes(content)
+        found = _wrong_with(path, name, len(content), listed=False)
+        assert found == ("" if whole else "is cut: the directory at the end of the file is missing")
+    assert _wrong_with(path, "a.other", 5000, listed=False) == ""
+
+
+def test_a_configuration_that_a_manifest_lists_may_be_anything(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text("{".ljust(2000))
+    found = _wrong_with(path, "config.json", 2000, listed=False)
+    assert found.startswith("is not JSON: Expecting")
+    assert _wrong_with(path, "config.json", 2000, listed=True) == ""
+    assert _wrong_with(path, "sub/config.json", 2000, listed=False) == ""
+
+
+KB = 1 << 10
+
+
+@pytest.mark.parametrize(
+    "spans, total, found",
+    [
+        ([], 4 * MB, None),
+        ([(0, 4 * MB)], 4 * MB, True),
+        ([(MB, MB + 100 * KB)], 4 * MB, True),
+        ([(MB, MB + 50 * KB)], 4 * MB, None),  # less than a 64th of it
+        ([(0, 16 * KB)], 16 * KB, True),
+        ([(0, 8 * KB)], 8 * KB, True),  # all of it
+        ([(0, 12 * KB)], 40 * KB, None),
+        ([(0, 3 * KB)], 3 * KB, None),  # too little to be looked at
+        ([(k * 40 * KB, k * 40 * KB + 20 * KB) for k in range(50)], 4 * MB, None),
+    ],
+)
+def test_a_gap_is_long(spans: Any, total: int, found: Any) -> None:
+    data = bytearray(b"x" * (total + 7))
+    for start, stop in spans:
+        data[7 + start : 7 + stop] = bytes(stop - start)
+    read = lambda at, size: bytes(data[at : at + size])  # noqa: E731
+    gap = wholeness._gap_in(read, 7, total + 7)
+    assert (gap is not None) == bool(found)
+    if gap:
+        ((start, stop),) = spans
+        assert 7 + start <= gap[0] < gap[1] <= 7 + stop
