@@ -175,7 +175,7 @@ def test_what_a_key_means(key: str, instead: str, value: Any, fields: Dict[str, 
                     "odd",
                 ],
             },
-            {"kv_heads": 1},
+            {"kv_heads": 1, "full_layers": 2},  # of those that have attention
         ),
         ({"hidden_size_per_layer_input": 10}, {"replicated": 2 * 3 * 64 * 10}),
         (
