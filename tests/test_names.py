@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import io
+import os
 import shutil
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, List, Optional, Tuple
 
 import pytest
 
 from conftest import Program
-from hfship.base.errors import NotFoundError, UsageError
+from hfship.base.errors import HostError, NotFoundError, UsageError
 from hfship.base.manifest import Source, make_manifest, write_manifest
 from hfship.base.report import Reporter
 from hfship.base.settings import ListedModel, ModelsFile, load_settings
 from hfship.commands.context import Context
 from hfship.commands.names import (
+    archive_names,
+    archive_word,
     find_folder,
     find_model,
     job_or_deployment,
     log_folders,
+    model_names,
+    named_archives,
     named_deployment,
     readable_deployments,
+    repo_named,
+    served_folder,
+    word_for,
 )
 from hfship.commands.parser import parse_words
 from hfship.ops.jobs import Job, new_record, write_job
 from hfship.serve.deployments import Deployment, write_deployment
 from hfship.serve.terms import Plan
 from hfship.site.record import SiteRecord, write_record
+from support import archives as a
 from support.hub import FaultHub
 
 
@@ -238,3 +248,172 @@ def test_a_name_that_is_empty_means_nothing(tmp_path: Path) -> None:
     """An unset variable of a script; it would mean the folder of all models."""
     with pytest.raises(UsageError, match="the name of a model is empty"):
         find_folder("", [tmp_path])
+
+
+# -- archives, and repositories
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> List[Path]:
+    """Folders with the archives Tiny, of Org/Tiny, and loose, of nobody; and one that is not there."""
+    put_model(tmp_path / "models/Tiny", "Org/Tiny")
+    put_model(tmp_path / "models/loose")
+    folders = [tmp_path / "one", tmp_path / "two", tmp_path / "none"]
+    for name, folder in zip(("Tiny", "loose"), folders):
+        a.pack(tmp_path / "models" / name, folder)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    return folders
+
+
+@pytest.mark.parametrize(
+    "word, means",
+    [
+        ("Tiny", "Tiny"),
+        ("tiny", "Tiny"),
+        ("org/TINY", "Tiny"),
+        ("other/tiny", "other/tiny"),
+        ("tiny.tar.ZST", "Tiny"),
+        ("org/loose", "org/loose"),
+        ("LOOSE", "loose"),
+        ("./tiny", "./tiny"),
+        ("tin", "tin"),
+    ],
+)
+def test_the_word_by_which_an_archive_is_found(word: str, means: str, places: List[Path]) -> None:
+    assert archive_word(word, places) == means
+
+
+def test_an_archive_that_cannot_be_opened_is_of_nobody(places: List[Path]) -> None:
+    [path] = places[0].glob("*.zst")
+    path.write_bytes(b"x" * 100)
+    assert archive_word("org/tiny", places) == "org/tiny"
+
+
+def test_archives_are_named_once_whatever_their_place(places: List[Path], tmp_path: Path) -> None:
+    assert archive_names(places) == ["Tiny", "loose"]
+    shutil.copy(places[1] / "loose.tar.zst", tmp_path / "here")
+    assert archive_names(places) == ["loose", "Tiny"]
+    found = named_archives("LOOSE", places, "")
+    assert {files.folder.resolve() for files in found} == {tmp_path / "here", places[1]}
+
+
+@pytest.mark.parametrize(
+    "word, what, step",
+    [
+        ("tinyy", "no archive tinyy; did you mean Tiny?", "hfship STEP Tiny"),
+        ("zzz", "no archive zzz", "STEP"),
+        ("./zzz", "no archive ./zzz", "STEP"),
+    ],
+)
+def test_of_an_archive_that_is_nowhere_it_is_said_where_one_looked(
+    word: str, what: str, step: str, places: List[Path], tmp_path: Path
+) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        named_archives(word, places, "STEP")
+    assert caught.value.what.startswith(what)
+    looked = ", ".join(map(str, [tmp_path / "here", *places]))
+    assert caught.value.why == ("" if "/" in word else f"looked in {looked}")
+    assert ("Tiny" in caught.value.next_step) == (word == "tinyy")
+    if word != "tinyy":
+        assert caught.value.next_step == step
+
+
+# What was typed: what it means, where Tiny was fetched from Org/Tiny.
+NAMED: List[Tuple[str, str]] = [
+    ("Tiny", "Org/Tiny"),
+    ("tiny", "Org/Tiny"),
+    ("tiny@v1", "Org/Tiny@v1"),
+    ("loose", "loose"),
+    ("torn", "torn"),
+    ("bare", "bare"),
+    ("gpt2", "gpt2"),
+    ("Org/Tiny", "Org/Tiny"),
+    ("unknown@v1", "unknown@v1"),
+]
+
+
+@pytest.mark.parametrize("typed, repo", NAMED)
+def test_a_name_means_the_repository_that_it_was_fetched_from(
+    typed: str, repo: str, context: Context, tmp_path: Path
+) -> None:
+    put_model(tmp_path / "models/Tiny", "Org/Tiny")
+    put_model(tmp_path / "models/gpt2", "gpt2")
+    put_model(tmp_path / "models/loose")
+    (tmp_path / "site_models/torn/.hfship").mkdir(parents=True)
+    (tmp_path / "site_models/torn/.hfship/manifest.json").write_text("{")
+    (tmp_path / "site_models/bare").mkdir()
+    err = io.StringIO()
+    assert repo_named(typed, context.settings, Reporter("plain", 0, io.StringIO(), err)) == repo
+    is_said = "as it was fetched before" in err.getvalue()
+    assert is_said == (typed != repo)
+
+
+def test_models_are_listed_and_have_a_shortest_word(context: Context, tmp_path: Path) -> None:
+    put_model(tmp_path / "models/m")
+    put_model(tmp_path / "models/org/two")
+    put_model(tmp_path / "site_models/m")
+    folders = [context.settings.models_dir, context.settings.site_models_dir, tmp_path / "none"]
+    (tmp_path / "models/file").touch()
+    assert model_names(folders) == ["m", "org", "two", "m"]
+    assert word_for(tmp_path / "models/m", folders) == "m"
+    assert word_for(tmp_path / "site_models/m", folders) == str(tmp_path / "site_models/m")
+    assert word_for(tmp_path / "models/org/two", folders) == "two"
+
+
+def test_a_folder_that_is_served_is_there_still(context: Context, tmp_path: Path) -> None:
+    plan = Plan(name="gone", model_dir=str(tmp_path / "gone"), served_names=("m",))
+    write_deployment(context.settings.deploy_dir / "gone", plan, context.reporter)
+    assert served_folder("m", context.settings) is None
+    put_model(tmp_path / "gone")
+    assert served_folder("M", context.settings) == tmp_path / "gone"
+    assert served_folder("other", context.settings) is None
+
+
+def test_a_place_that_may_not_be_looked_into_is_said(
+    context: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.stat
+
+    def stat(path: Any, *given: Any, **named: Any) -> Any:
+        if str(path) == str(tmp_path / "models"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", stat)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFoundError) as caught:
+        find_model("m", context.settings)
+    looked = [f"{tmp_path}/models (permission denied)", f"{tmp_path}/site_models", str(tmp_path)]
+    assert caught.value.why.splitlines() == ["looked in:", *looked]
+
+
+@pytest.mark.parametrize("error", [None, HostError("no folder")])
+def test_deployments_that_cannot_be_read_are_told_to_who_asks(
+    error: Optional[HostError], context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listed(*_: Any) -> Any:
+        if error:
+            raise error
+        return ["d"], {"x": HostError("x is torn"), "y": HostError("y is torn")}
+
+    monkeypatch.setattr("hfship.serve.deployments.list_deployments", listed)
+    told: List[str] = []
+    found: Any = readable_deployments(context, told.append)
+    if error:
+        assert (found, told) == ([], ["no folder"])
+    else:
+        assert (found, told) == (["d"], ["x is torn", "y is torn"])
+    assert readable_deployments(context) == found, "and nobody needs to be told"
+
+
+def test_a_name_means_a_deployment_by_the_reader_that_is_asked_for(context: Context) -> None:
+    read: List[Path] = []
+
+    def reads(folder: Path, reporter: Reporter) -> Any:
+        read.append(folder)
+        return None
+
+    with pytest.raises(NotFoundError):
+        named_deployment(context, "chat", reads)
+    assert context.settings.deploy_dir / "chat" in read
