@@ -459,7 +459,8 @@ def test_another_object_is_begun_anew(
     run = Run(folder)
     begun: List[int] = []
     monkeypatch.setattr(run.verifier, "start_over", begun.append)
-    failures = (0, RetryableError("x", 0.1)), (0, ObjectChanged("y", 0.1)), (1, None)
+    passing, changed = RetryableError("x", 0.1), ObjectChanged("y", 0.1)
+    failures = (0, passing), (0, passing), (0, changed), (1, None)
     Tries(run, monkeypatch, *failures)
     run.connection.run()
     assert begun == [0]

@@ -24,10 +24,12 @@ from hfship.base.errors import (
     UsageError,
 )
 from hfship.base.manifest import FileEntry, Source, make_manifest, read_manifest, write_manifest
+from hfship.base.report import Reporter
 from hfship.base.values import replace
 from hfship.hub import fetch
 from hfship.hub.fetch import FetchPlan, FetchRequest, bytes_to_write, finish_fetch, missing_or_wrong
 from hfship.hub.protocol import RemoteFile, Snapshot
+from hfship.hub.ranges import SMALL_FILE
 from hfship.hub.verified import VerifiedLog
 
 SOURCE = Source("https://hub", "org/m", "main", "org/m", "0" * 40)
@@ -396,3 +398,174 @@ def test_a_folder_that_others_can_change_is_refused(where: str, tmp_path: Path) 
     os.chown(tmp_path / "m" / where, 65534, 65534)
     with pytest.raises(DiskError, match="belongs to"):
         fetch._require_ours(tmp_path / "m", ("", ".hfship", "sub"))
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_folder_is_asked_for_its_names_unless_nothing_is_written(
+    dry_run: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: List[Any] = []
+    monkeypatch.setattr(fetch, "require_names", lambda *words: asked.append(words))
+    monkeypatch.setattr(fetch, "_require_ours", lambda *words: asked.append(words))
+    deep = RemoteFile("a/b/x", 1, "e", SHA)
+    planned(tmp_path, Hub(CONFIG, deep), dry_run=dry_run)
+    if dry_run:
+        assert asked == []
+        return
+    ((folder, folders), names) = asked
+    assert folder == tmp_path and sorted(folders) == ["a", "a/b"]
+    assert names == (tmp_path, ["config.json", "a/b/x"], f"fetch into {tmp_path}")
+
+
+def test_a_folder_is_locked_while_it_is_fetched_into(tmp_path: Path) -> None:
+    stop = threading.Event()
+    hub: Any = Hub(CONFIG)
+    with contextlib.ExitStack() as locks:
+        plans, _ = fetch.plan_all(hub, [ASKED], tmp_path, locks, stop, dry_run=False)
+        assert plans[0].folder == tmp_path / "m"
+        with pytest.raises(IncompleteError, match="in use"):
+            fetch.lock_folder(tmp_path / "m", contextlib.ExitStack(), stop)
+        assert not any("1/1" in line for line in hub.said)
+    assert not (tmp_path / "m").exists()  # nothing came
+
+
+def test_a_folder_of_another_user_may_be_taken_over(tmp_path: Path) -> None:
+    error = fetch._foreign_folder(tmp_path / "m", tmp_path / "m" / "sub", "kim")
+    assert error.what == f"cannot fetch into {tmp_path}/m: {tmp_path}/m/sub belongs to kim"
+    assert error.why == "who could change the files after they were proven"
+    us = f"{os.geteuid()}:{os.getegid()}"
+    assert error.next_step.endswith(f":\nchown -R {us} {tmp_path}/m")
+    assert error.next_step.startswith("run it as kim, choose another folder with -o DIR")
+
+
+def test_names_that_cannot_be_used_are_left_out_by_a_command(tmp_path: Path) -> None:
+    bad = [RemoteFile(f"../{number}", 1, "e", SHA) for number in range(2)]
+    with pytest.raises(IntegrityError) as caught:
+        planned(tmp_path, Hub(CONFIG, *bad))
+    step = caught.value.next_step
+    assert step.startswith("to fetch the rest: hfship fetch")
+    assert step.endswith("\nand tell the owner of org/m")
+    assert caught.value.what == "the listing of org/m cannot be used" and caught.value.why
+    twins = [RemoteFile("a", 1, "e", SHA), RemoteFile("a/b", 1, "e", SHA)]
+    with pytest.raises(IntegrityError) as caught:
+        planned(tmp_path, Hub(*twins))
+    assert caught.value.next_step == "tell the owner of org/m"
+
+
+def test_files_that_nothing_proves_are_counted_and_named_in_part(tmp_path: Path) -> None:
+    files = [RemoteFile(f"f{n}", 1, "" if n < 9 else "e", None) for n in range(10)]
+    with pytest.raises(IntegrityError) as caught:
+        planned(tmp_path, Hub(*files))
+    error = caught.value
+    assert error.what == "https://hub lists 9 files of org/m without a hash"
+    assert error.why.startswith("nothing would prove f0, f1, f2, f3, f4") and "f5" not in error.why
+    first, rest = error.next_step.split("\n")
+    assert first == (
+        "HF_ENDPOINT=https://huggingface.co hfship fetch org/m --mirror https://hub"
+        " (hashes from there, bytes from here)"
+    )
+    assert rest.startswith("to fetch the rest: ") and rest.count("--exclude") == 9
+
+
+def test_a_selection_of_nothing_says_what_to_check(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        planned(tmp_path, Hub(), ASKED)
+    assert caught.value.what == "nothing to fetch from org/m"
+    assert caught.value.why == "0 files in the repository, none selected"
+    assert caught.value.next_step == "check --include and --exclude"
+
+
+def test_what_was_here_is_taken_into_the_plan(tmp_path: Path) -> None:
+    right = RemoteFile("a", 3, "e", hashlib.sha256(b"yes").hexdigest())
+    (tmp_path / "a").write_bytes(b"yes")
+    hub = Hub(right, CONFIG)
+    plan = planned(tmp_path, hub)
+    assert plan.present == {"a": right.sha256} and "checking 3" in hub.said
+    assert hub.said[-1].endswith("; 2 files wanted, 1 of them here and proven")
+    (tmp_path / "a").write_bytes(b"no!")
+    assert planned(tmp_path, Hub(right)).present == {}
+
+
+def test_what_is_mended_is_present(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: List[Any] = []
+
+    def mend(client: Any, transfers: Any, root: Path, repair_only: bool) -> Dict[str, str]:
+        asked.append((client, [one.remote for one in transfers], root, repair_only))
+        return proven(SHARD)
+
+    monkeypatch.setattr(fetch, "mend_locally", mend)
+    plan = plan_of(tmp_path, proven(CONFIG), CONFIG, SHARD, OTHER)
+    client: Any = object()
+    assert fetch.mend_plan(client, plan, tmp_path, True).present == proven(CONFIG, SHARD)
+    assert asked == [(client, [SHARD, OTHER], tmp_path, True)]
+
+
+class Bringing:
+    """What the two engines are given; a stage of a real reporter."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reporter = Reporter("none", -1)
+        self.brought: List[Any] = []
+        monkeypatch.setattr(fetch, "fetch_with_aria2", self._aria2)
+        monkeypatch.setattr(fetch, "Download", self._download)
+
+    def _aria2(self, client: Any, transfers: Any, stage: Any, settings: Any) -> None:
+        assert client is self and settings == "settings"
+        self.brought.append(("aria2", [one.remote.path for one in transfers], stage))
+        stage.skip(1)
+
+    def _download(self, client: Any, transfers: Any, stage: Any, stop: Any, settings: Any) -> Any:
+        assert client is self and (stop, settings) == ("stop", "settings")
+        self.brought.append(("own", [one.remote.path for one in transfers], stage))
+        return SimpleNamespace(run=lambda: stage.skip(7))
+
+
+@pytest.mark.parametrize("engine", ["own", "aria2"])
+def test_large_files_are_for_the_engine_and_all_else_is_ours(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = SMALL_FILE, SMALL_FILE + 1
+    first = RemoteFile("s", small, "e", SHA), RemoteFile("l", large, "e", SHA)
+    second = RemoteFile("t", 5, "e", SHA), RemoteFile("p", 30, "e", SHA)
+    plans = [plan_of(tmp_path, {}, *first), plan_of(tmp_path, proven(second[1]), *second)]
+    client: Any = Bringing(monkeypatch)
+    came = fetch.fetch_files(client, plans, "stop", "settings", engine)  # type: ignore[arg-type]
+    stages = [stage for *_, stage in client.brought]
+    names = [(kind, paths) for kind, paths, _ in client.brought]
+    if engine == "own":
+        assert names == [("own", ["s", "l", "t"])] and came == small + large + 5 - 7
+    else:
+        assert names == [("aria2", ["l"]), ("own", ["s", "t"])]
+        assert came == large - 1 + small + 5 - 7
+        assert (stages[0].name, stages[0].total) == ("fetching (aria2)", large)
+    own = stages[-1]
+    assert own.name == "fetching" and own.skipped == 30 + 7
+    assert (own.files, own.finished) == (1, 1)
+    assert own.total == sum(file.size for file in (*first, *second)) - (engine == "aria2") * large
+
+
+def test_nothing_is_begun_where_nothing_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client: Any = Bringing(monkeypatch)
+    plan = plan_of(tmp_path, proven(CONFIG), CONFIG)
+    assert fetch.fetch_files(client, [plan], "stop", "settings", "aria2") == 0  # type: ignore[arg-type]
+    assert client.brought == []
+
+
+def test_what_a_kill_left_of_journals_goes_at_the_end(tmp_path: Path) -> None:
+    for left, stays in ((".x.tmp", False), ("x.json", True)):
+        folder = tmp_path / PARTIAL_DIR
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / left).touch()
+        finish_fetch(plan_of(tmp_path, proven(CONFIG), CONFIG))
+        assert folder.exists() is stays
+
+
+def test_a_manifest_without_a_source_is_another() -> None:
+    with_source, without = make_manifest("m", [], SOURCE), make_manifest("m", [])
+    later = replace(with_source, source=replace(SOURCE, fetched_at="later"))
+    assert fetch._equal_but_for_time(with_source, later)
+    assert not fetch._equal_but_for_time(with_source, replace(later, name="n"))
+    for pair in ((without, with_source), (with_source, without), (without, without)):
+        assert not fetch._equal_but_for_time(*pair)
