@@ -395,6 +395,9 @@ def test_a_connection_of_which_hardly_anything_comes_is_left(
         run.state.address(0, 0).known = Address(url=url)
         with pytest.raises(SourceFaltered, match=f"hardly anything comes from {host}"):
             streamed(run, clock, TRICKLE_S / 2, Written(1), Written(2))
+    run = Run(folder)
+    flight, _ = streamed(run, clock, TRICKLE_S, Written(1 << 20), Written(1 << 30))
+    assert flight.left == 0
 
 
 # -- one connection after the other
@@ -424,12 +427,12 @@ def test_failures_are_told_and_waited_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch, clock: List[float]
 ) -> None:
     run = Run(folder)
-    asked = RetryableError("503", 7.0)
-    Tries(run, monkeypatch, (0, asked), (0, asked), (0, asked), (10, None))
+    failures = [RetryableError(said, 7.0) for said in ("503", "504", "505")]
+    Tries(run, monkeypatch, *((0, failure) for failure in failures), (10, None))
     run.client.reporter = Reporter("plain", 0, err=run.err)
     run.connection.run()
     # The first is a detail, and so is one within seconds of one that was shown.
-    assert run.said == ["w.bin: 503; trying again"]
+    assert run.said == ["w.bin: 504; trying again"]
     assert run.stop.waits == [7.0] * 3 and run.connection._retry == WORKER_RETRY
 
 

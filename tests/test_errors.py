@@ -13,7 +13,19 @@ from typing import Any, Dict, List
 import pytest
 
 from conftest import Program
-from hfship.base.errors import COMMAND_NAMES, UsageError, as_typed, error_fields
+from hfship.base.errors import (
+    COMMAND_NAMES,
+    NetworkError,
+    UsageError,
+    as_typed,
+    closest,
+    command_line,
+    error_fields,
+    error_row,
+    meant_step,
+    nearest,
+    with_command,
+)
 from hfship.base.report import Reporter
 from hfship.commands.run import guarded
 from hfship.commands.table import COMMANDS
@@ -114,3 +126,56 @@ def test_an_unset_variable_does_not_mean_the_current_folder(
     before = sorted(here.iterdir())
     hfship(*words.split(), "", code=code, cwd=here)
     assert sorted(here.iterdir()) == before
+
+
+STEPS = [
+    ("run the same command again", "{typed}"),
+    ("run the same command again: it goes on", "{typed}     # it goes on"),
+    ("run the same command again; it goes on", "{typed}     # it goes on"),
+    ("run the same command again, it goes on", "{typed}     # it goes on"),
+    ("run the same command again later", "{typed}     # later"),
+    ("run the same command again in 5 min", "{typed}     # in 5 min"),
+    ("free space, then run the same command again", "free space, then:\n{typed}"),
+    ("do x\nrun the same command again", "do x\n{typed}"),
+    ("run the same command again and again", "run the same command again and again"),
+    ("the same command with --yes", "{typed} --yes"),
+    ("the same command with a for b c", "hfship fetch a"),
+    ("hfship list", "hfship list"),
+]
+
+
+@pytest.mark.parametrize("step, shown", STEPS)
+def test_the_next_step_is_what_was_typed(step: str, shown: str) -> None:
+    typed = "hfship fetch 'b c'"
+    assert with_command(step, typed) == shown.format(typed=typed)
+    assert with_command(step, "") == step
+
+
+@pytest.mark.parametrize(
+    "word, known, found",
+    [
+        ("FETSH", ["fetch", "pack"], "fetch"),
+        ("qwen3", ["Qwen3", "x"], "Qwen3"),
+        ("nowhere", ["other"], ""),
+        ("x", [], ""),
+    ],
+)
+def test_a_word_that_is_near_is_proposed(word: str, known: List[str], found: str) -> None:
+    assert closest(word, known) == found
+    assert nearest(word, known) == (f"; did you mean {found}?" if found else "")
+    meant = f"the same command with {found} for {word}"
+    assert meant_step(word, known, "step") == (meant if found else "step")
+
+
+def test_an_error_in_json_has_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/my tools/hfship.pyz"])
+    error = NetworkError("no route", "unplugged", "hfship fetch a/b, or hfship --help; hfship that")
+    typed = "python3 '/opt/my tools/hfship.pyz'"
+    parts = {
+        "what": "no route",
+        "why": "unplugged",
+        "next": f"{typed} fetch a/b, or {typed} --help; hfship that",
+    }
+    assert error_fields(error) == parts
+    assert error_row(error) == {"schema": "hfship-error/1", "error": parts, "exit_code": 8}
+    assert command_line("hfship", Path("/a b"), 7) == "hfship '/a b' 7"
