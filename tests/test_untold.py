@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -45,7 +46,7 @@ from hfship.site.record import SiteRecord, write_record
 from hfship.site.settings import GatewaySettings
 from hfship.site.store import gateway_folder, gateway_text, read_keys, write_files, write_keys
 from hfship.site.terms import Gateway, GatewayModel, Replica
-from hfship.site.untold import UNTOLD_FILE, note_untold, read_untold
+from hfship.site.untold import UNTOLD_FILE, forget_untold, note_untold, read_untold
 
 MODELS = (GatewayModel("m", ("m",), (Replica("m", "x:1"),)),)
 FILE = """
@@ -278,3 +279,44 @@ def test_a_broken_memory_is_told(text: str, far: Far) -> None:
     (far.folder / "_site" / UNTOLD_FILE).write_text(text)
     with pytest.raises(IntegrityError, match="cannot be read"):
         read_untold(far.folder)
+
+
+def test_what_is_untold_is_remembered_by_host(tmp_path: Path) -> None:
+    """For this user alone, each key once, in the order in which they changed."""
+    assert read_untold(tmp_path) == {}
+    forget_untold(tmp_path, ["gw1"])
+    assert not (tmp_path / "_site").exists(), "there is nothing to write"
+    note_untold(tmp_path, ["gw1", "gw2"], ["bob", "ann"])
+    note_untold(tmp_path, iter(["gw2"]), iter(["zoe", "bob"]))
+    expected = {"gw1": ("bob", "ann"), "gw2": ("bob", "ann", "zoe")}
+    assert read_untold(tmp_path) == expected
+    path = tmp_path / "_site" / UNTOLD_FILE
+    assert path.stat().st_mode & 0o777 == 0o600
+    text = path.read_text()
+    assert json.loads(text)["format"] == "hfship-untold/1" and text.endswith("}\n")
+    assert text.index('"format"') < text.index('"hosts"') and "\n " in text
+    forget_untold(tmp_path, ["gw3"])
+    assert path.read_text() == text
+    forget_untold(tmp_path, ["gw2", "gw3"])
+    assert read_untold(tmp_path) == {"gw1": ("bob", "ann")}
+
+
+def test_the_folder_of_the_site_is_ours_alone(tmp_path: Path) -> None:
+    note_untold(tmp_path, ["gw1"], ["bob"])
+    assert not (tmp_path / "_site").stat().st_mode & 0o022
+    shutil.rmtree(tmp_path / "_site")
+    (tmp_path / "_site").mkdir()
+    (tmp_path / "_site").chmod(0o777)
+    with pytest.raises(HfshipError):
+        note_untold(tmp_path, ["gw1"], ["bob"])
+    assert list((tmp_path / "_site").iterdir()) == []
+
+
+@pytest.mark.parametrize("hosts", ["[]", "3", "null", '"x"', '{"a": 3}'])
+def test_hosts_that_are_none_are_told(hosts: str, tmp_path: Path) -> None:
+    note_untold(tmp_path, ["gw1"], ["bob"])
+    path = tmp_path / "_site" / UNTOLD_FILE
+    path.write_text(f'{{"format": "hfship-untold/1", "hosts": {hosts}}}')
+    with pytest.raises(IntegrityError) as told:
+        read_untold(tmp_path)
+    assert told.value.next_step == f"move {path} away, then: hfship key sync"
