@@ -732,3 +732,22 @@ def test_closed_streams_are_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     said.result("a")
     said.line("b")
     assert said.out is said.err
+
+
+def test_what_is_not_asked_for_is_not_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No JSON, no schema, no limit of a wait."""
+    reporter = Reporter("none", as_json=True)
+    reporter.adjust("none", 0)
+    assert reporter.schema == ""
+    reporter.result_of("text", {"a": 1})
+    assert capsys.readouterr().out == "text\n"
+    with reporter.clock("waiting") as clock:
+        assert (clock.doing, clock.limit_s) == ("waiting", 0)
+    with reporter.clock("waiting", 5.0) as clock:
+        assert clock.limit_s == 5.0
+    reporter.open_log(tmp_path / "log", "json")
+    reporter.result_json({"a": "\xe8"})
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert json.loads(last)["message"] == '{"schema": "", "a": "\xe8"}'
