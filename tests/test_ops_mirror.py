@@ -445,7 +445,11 @@ def test_a_line_of_the_access_log_has_no_token(
 ) -> None:
     monkeypatch.setattr(room.time, "gmtime", lambda: (2026, 1, 2, 3, 4, 5, 0, 0, 0))
     mirror = Played(catalogue, token=Token("open-sesame", "file"))
-    mirror.ask("/x?t=open-sesame&u=hf_abcdefghijklmnopqrstuvwxyzABCDEFGH", User_Agent='a"b\\\x1b', Referer="/r")
+    mirror.ask(
+        "/x?t=open-sesame&u=hf_abcdefghijklmnopqrstuvwxyzABCDEFGH",
+        User_Agent='a"b\\\x1b',
+        Referer="/r",
+    )
     mirror.status, mirror.sent = 404, 7
     mirror.over()
     (line,) = mirror.logged

@@ -237,7 +237,8 @@ def opened(*answers: Answer, endpoint: str = HUB, known: Optional[Address] = Non
 @pytest.mark.parametrize("endpoint", [HUB, MIRROR])
 def test_what_the_hub_says_of_a_file_is_final(status: int, at_once: bool, endpoint: str) -> None:
     answer = Answer(status, b"body")
-    error, file, client = opened(answer, endpoint=endpoint)
+    known = Address(f"{endpoint}/w.bin")
+    error, file, client = opened(answer, endpoint=endpoint, known=known)
     assert answer.done == ["closed"] and not file.known.usable
     ((found, body, source),) = client.refused
     assert (found, body, source.endpoint) == (status, "body", endpoint)
