@@ -403,3 +403,102 @@ def test_secrets_that_it_had_and_now_lacks_are_told(
     assert len(said.warnings) == bool(warned)
     if warned:
         assert said.warnings[0].startswith(f"pack-m had {warned}, which is not set now")
+
+
+class System:
+    """The module os, in which nothing is forked and no descriptor of ours is replaced."""
+
+    def __init__(self, pid: int) -> None:
+        self.did: List[Any] = []
+        self._pid = pid
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fork(self) -> int:
+        """Which of the two goes on here."""
+        self.did.append("fork")
+        return self._pid
+
+    def setsid(self) -> None:
+        """No terminal's end ends it."""
+        self.did.append("setsid")
+
+    def dup2(self, old: int, new: int) -> None:
+        """What lies behind a descriptor."""
+        self.did.append((os.readlink(f"/proc/self/fd/{old}"), new))
+
+
+@pytest.mark.parametrize("pid", [0, 7])
+def test_who_is_detached_has_no_terminal_and_hears_ctrl_c_alone(
+    pid: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = System(pid)
+    signals: Dict[int, Any] = {}
+    monkeypatch.setattr(room, "os", system)
+    monkeypatch.setattr(room.signal, "signal", signals.__setitem__)
+    before = set(os.listdir("/proc/self/fd"))
+    found, pipe = room.detach(tmp_path / "logs/hfship")
+    assert found == pid and list((tmp_path / "logs/hfship").iterdir()) == []
+    if pid:
+        assert system.did == ["fork"] and not signals
+        with os.fdopen(pipe) as stream:
+            assert stream.read() == "", "the other end is the child's alone"
+        assert set(os.listdir("/proc/self/fd")) == before
+        return
+    assert system.did == ["fork", "setsid", ("/dev/null", 0), ("/dev/null", 1)]
+    assert signals == {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGHUP: signal.SIG_IGN,
+    }
+    with pytest.raises(BrokenPipeError):  # its other end is the parent's alone
+        os.write(pipe, b"x")
+    os.close(pipe)
+    for fd in set(os.listdir("/proc/self/fd")) - before:
+        if os.path.exists(f"/proc/self/fd/{fd}"):
+            os.close(int(fd))
+
+
+def test_a_folder_that_takes_no_log_is_told_before_anything_is_forked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = System(0)
+    monkeypatch.setattr(room, "os", system)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(HfshipError, match="cannot keep the log of a background job in") as told:
+        room.detach(tmp_path / "file")
+    assert system.did == [] and "--log-dir" in told.value.next_step
+
+
+@pytest.mark.parametrize(
+    ("needs", "found", "warned"),
+    [
+        ((), False, False),
+        (("HF_TOKEN",), False, True),
+        (("HF_TOKEN",), True, False),
+        (room.TOKEN_VARIABLES, True, False),
+        ((*room.TOKEN_VARIABLES, "OTHER"), True, True),
+        (("OTHER",), True, True),
+        (("SET",), False, False),
+    ],
+)
+def test_secrets_that_a_job_had_and_that_are_not_here_are_told(
+    needs: Any, found: bool, warned: bool, said: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*room.TOKEN_VARIABLES, "OTHER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SET", "1")
+    record = job("interrupted", needs=needs, env={"HF_HOME": "/h"}).record
+    seen: List[Any] = []
+
+    def find_token(env: Any) -> Any:
+        seen.append(env["HF_HOME"])
+        return "token" if found else None
+
+    monkeypatch.setattr(room, "find_token", find_token)
+    room._warn_of_missing_secrets(record, said)
+    assert bool(said.warnings) is warned
+    if warned:
+        assert said.warnings[0].startswith(f"pack-m had {', '.join(needs)}, which is not set now")
+        assert said.warnings[0].endswith("/h/token")
+    assert set(seen) <= {"/h"}

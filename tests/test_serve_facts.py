@@ -463,6 +463,7 @@ def test_dialects_of_quantisation(
     if place == "text_config":
         config = {place: {"quantization_config": declared}}
     assert quantization_of(config) == replace(NONE, **found)
+    assert facts_from_config(config, {}).quantization == replace(NONE, **found)
 
 
 @pytest.mark.parametrize("config", [{}, {"quantization_config": {}}, {"quantization_config": "x"}])
