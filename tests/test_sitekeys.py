@@ -91,8 +91,12 @@ def test_a_file_without_a_site_has_none(tmp_path: Path) -> None:
 
 
 G = "[gateway]\n"
+W = "[gateway]\n[monitoring]\n"
 A = '[[model]]\nname = "a"\n'
 B = '[[model]]\nname = "b"\n'
+C = '[[model]]\nname = "c"\n'
+D = '[[model]]\nname = "d"\nmode = "on-demand"\n'
+H = '[[host]]\nname = "h"\n'
 MISTAKES: List[Tuple[str, str]] = [
     (G + 'prt = 1', "models.toml:2: gateway.prt: is not a key; did you mean port?"),
     (G + 'port = "443"', "models.toml:2: gateway.port: expects a whole number"),
@@ -108,6 +112,14 @@ MISTAKES: List[Tuple[str, str]] = [
     (G + A + 'affinity = "random"', "affinity: 'random' is not one of: least-connections, prefix"),
     (G + A + 'mode = "sometimes"', "mode: 'sometimes' is not one of: always, on-demand"),
     ('[[key]]\nname = "k"', "models.toml:1: key: needs a [gateway]"),
+    ('[[schedule]]\nat = "22:00"', "models.toml:1: schedule: needs a [gateway]"),
+    (A + "standby = 1", "models.toml:1: model 1: has replicas, but there is no [gateway]"),
+    (G + 'http_port = 8443\ntls_cert = "c"', "gateway.http_port: is the port with TLS, too"),
+    ("[monitoring]", "models.toml:1: monitoring: needs a [gateway]"),
+    ("[monitoring]\nhost = '127.0.0.1'", "models.toml:1: monitoring: needs a [gateway]"),
+    (W + 'alertmanager_image = "a"', "models.toml:3: monitoring.alertmanager_image: needs somebody to tell"),
+    (W + 'mail_from = "a@b"', "models.toml:3: monitoring.mail_from: needs somebody to tell"),
+    (W + 'smtp = "mail:25"', "models.toml:3: monitoring.smtp: needs somebody to tell"),
     (G + "[[key]]\nstreams = 1", "models.toml:2: key 1: has no name"),
     (G + '[[key]]\nname = "k"\n[[key]]\nname = "k"', "models.toml:5: key 2: name: another key is called k, too"),
     (G + '[[key]]\nname = "a b"', "key 1: name: 'a b' cannot be the name of a key"),
@@ -125,6 +137,20 @@ MISTAKES: List[Tuple[str, str]] = [
     (A + "serve.gpus = [0]\n" + B + "serve.gpus = [0]", "models.toml:6: model 2: serve.gpus: 0.9 of GPU 0 is asked for, besides 0.9 by a"),
     (A + "serve.gpus = [0, 0]", "models.toml:3: model 1: serve.gpus: has 0 twice"),
     (G + A + "replicas = 2\nserve.gpus = [0, 1, 2]\nserve.tensor_parallel_size = 2", "serve.gpus: its copies need 4 GPUs, these are 3"),
+    (G + A + "replicas = 2\nserve.gpus = [0, 1, 2]\nserve.pipeline_parallel_size = 2", "serve.gpus: its copies need 4 GPUs, these are 3"),
+    (G + A + "standby = 1\nserve.gpus = [0, 1, 2]\nserve.data_parallel_size = 2", "serve.gpus: its copies need 4 GPUs, these are 3"),
+    (G + A + "replicas = 2\nstandby = 1\nserve.gpus = [0, 1]", "serve.gpus: its copies need 3 GPUs, these are 2"),
+    (A + "serve = { gpus = [0], gpu_memory_utilization = 0.25 }\n" + B + "serve = { gpus = [0], gpu_memory_utilization = 0.5 }\n" + C + "serve = { gpus = [1, 0], gpu_memory_utilization = 0.3 }", "model 3: serve.gpus: 0.3 of GPU 0 is asked for, besides 0.25 by a, 0.5 by b: set"),
+    (H + A + "serve.gpus = [0, 0]", "model 1: serve.gpus: has 0 twice"),
+    (G + A + "port = 1", "models.toml:4: model 1: port: is not a key"),
+    (G + 'http_port = 80\ntls_cert = "c"\n' + A + "serve.port = 80", "serve.port: the gateway has 80, too"),
+    (G + '[[key]]\nname = "k"\nmodels = ["*"]\n[[key]]\nmodels = ["a"]', "key 2: has no name"),
+    (G + '[[model]]\nname = "V1"', "v1 is no name behind a gateway"),
+    (G + A + 'serve.aliases = ["\\u0007"]', "the gateway carries no name like"),
+    (G + D + '[[schedule]]\nat = "1"\nmodel = "d"\ninstead_of = "dd"', "models.toml:8: schedule 1: instead_of: no model is called dd"),
+    (G + D + '[[schedule]]\nmodel = "d"\ninstead_of = "d"', "schedule 1: has no at"),
+    (G + D + '[[schedule]]\nat = "1"\ninstead_of = "d"', "schedule 1: has no model"),
+    (G + D + A + '[[schedule]]\nat = "1"\nmodel = "d"\ninstead_of = "a"', 'schedule 1: instead_of: a is not one of mode'),
     (G + '[[schedule]]\nat = "22:00"\nmodel = "a"', "models.toml:2: schedule 1: has no instead_of"),
     (G + A + '[[schedule]]\nat = "22:00"\nmodel = "a"\ninstead_of = "b"', "schedule 1: instead_of: no model is called b"),
     (G + A + '[[schedule]]\nat = "1"\nmodel = "a"\ninstead_of = "a"', 'schedule 1: model: a is not one of mode = "on-demand"'),
@@ -143,6 +169,19 @@ RIGHT = [
     G + A + 'mode = "on-demand"\nserve.gpus = [0]\n' + B + 'mode = "on-demand"\nserve.gpus = [0]',
     G + A + "standby = 1\nserve.gpus = [0, 1]",
     G + A + 'serve.aliases = ["a"]',
+    A + "replicas = 1",
+    W + 'alertmanager_image = "a"\nwebhook = "http://x"',
+    W + 'mail_to = "a@b"\nmail_from = "a@b"\nsmtp = "mail:25"',
+    G + 'http_port = 8443\nport = 443\ntls_cert = "c"\ntls_key = "k"',
+    A + 'serve.aliases = ["x"]\n' + B + 'serve.aliases = ["x"]',
+    H + G + A + "serve.port = 8080\n" + B + "serve.port = 8080",
+    H + A + "serve.gpus = [0]\n" + B + "serve.gpus = [0]",
+    A + 'serve.gpus = ["all"]\n' + B + 'serve.gpus = ["all"]',
+    A + "serve.gpus = [0]\nserve.tensor_parallel_size = 2",
+    G + A + "serve.port = 8001\n" + B + "serve.port = 8002",
+    G + A + '[[key]]\nname = "k"\nmodels = ["*", "a"]',
+    G + '[[model]]\nrepo = "org/m"\n[[key]]\nname = "k"\nmodels = ["org/m", "m"]',
+    G + D + '[[schedule]]\nat = "1"\nmodel = "d"\ninstead_of = "d"',
 ]  # fmt: skip
 
 

@@ -220,7 +220,7 @@ def _monitoring_mistakes(file: ModelsFile) -> Iterator[Mistake]:
     for name in ("alertmanager_image", "mail_from", "smtp"):
         if name in monitoring and not tells:
             yield Mistake(("monitoring", name), "needs somebody to tell: webhook or mail_to")
-    if monitoring and "gateway" not in file.tables:
+    if "monitoring" in file.tables and "gateway" not in file.tables:
         yield Mistake(("monitoring",), "needs a [gateway]: what is watched is behind it")
 
 
