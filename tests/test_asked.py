@@ -47,6 +47,8 @@ CASES: Dict[str, List[str]] = {
         "pack x.tar.zst x.tar.zst.0001 --join",
         "pack x --join",
         "pack x.tar.zst m --join",
+        "pack x.tar.zst m --split 8G",
+        "pack m x.tar.zst",
         "pack x.tar.zst --split 8G --join",
         "pack x.tar.zst --join --since y",
         "pack x.tar.zst --join --sign k",

@@ -44,12 +44,12 @@ def stock_of_all() -> Stock:
             name=name,
             path=f"/{place}/{name}",
             state=state,
-            commit="0123456789abcdef" * 2,
+            commit="0123456789abcdef" * 2 if name != "b" else "",
             bytes=16_000_000_000,
             files=9,
             fetched_at="2026-01-31T04:05:06Z" if place == "models_dir" else "",
             note="left alone" if state != "whole" else "",
-            licence="mit",
+            licence="mit" if name != "b" else "",
         )
         for name, place, state in (
             ("a", "models_dir", "whole"),
@@ -68,6 +68,7 @@ def stock_of_all() -> Stock:
             parts=3,
             licence="mit",
         ),
+        made(StockedPackage, name="b", path="/package_dir/b.tar.zst", state="incomplete", bytes=7),
         made(StockedPackage, name="d", path="/usb/d.tar.zst.0001", state="missing", parts=2),
     ]
     return Stock(
@@ -116,9 +117,9 @@ def test_the_tables_of_list(name: str) -> None:
     [
         ("pack", ["a", "c"]),
         ("serve", ["a", "c"]),
-        ("verify", ["a", "d", "/models_dir/a", "/models_dir/b", "/site_models_dir/c"]),
-        ("unpack", ["a", "d"]),
-        ("push", ["d", "a"]),
+        ("verify", ["a", "d", "b", "/models_dir/a", "/models_dir/b", "/site_models_dir/c"]),
+        ("unpack", ["a", "d", "b"]),
+        ("push", ["d", "b", "a"]),
         ("stop", ["m", "runs"]),
         ("restart", ["m"]),
         ("logs", ["m", "runs", "ended"]),

@@ -126,6 +126,7 @@ NEXT: List[Tuple[List[str], List[str]]] = [
     (["m", "n", "ops@far:/in x"], ["ssh", "ops@far", "hfship unpack '/in x/m.tar.zst' '/in x/n.tar.zst'"]),
     (["n", "far:/in", "-p", "3", "-i", "/k", "--ssh-option", "A=b"],
      ["ssh", "-o", "A=b", "-p", "3", "-i", "/k", "far", "hfship unpack /in/n.tar.zst"]),
+    (["m", "./packages"], ["hfship", "verify", "HERE/packages/m.tar.zst"]),
     (["m", "n", "./disk"], ["hfship", "verify", "HERE/disk/m.tar.zst", "HERE/disk/n.tar.zst"]),
 ]  # fmt: skip
 
@@ -226,6 +227,7 @@ def test_of_what_is_not_packed_it_is_said_how(word: str, step: str, played: Play
     [
         (["m"], "no target is given"),
         (["m", "n"], "no target is given"),
+        (["m", "nowhere"], "nowhere is no destination"),
         (["far:/in"], "m"),
         (["m", "far:/in", "--bwlimit", "fast"], "fast"),
         (["m", "-i", "k", "--hosts"], "--port, --identity and --ssh-option"),

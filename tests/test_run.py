@@ -22,7 +22,7 @@ from hfship.base.settings import load_settings
 from hfship.commands import run
 from hfship.commands.context import Context
 from hfship.commands.parser import parse_words
-from hfship.commands.run import Terminated, guarded, print_job, run_line
+from hfship.commands.run import Terminated, guarded, main, print_job, run_line
 from hfship.commands.table import COMMANDS
 
 
@@ -284,3 +284,78 @@ def test_what_a_job_is_named_after(line: str, subjects: List[str]) -> None:
     args, _ = parse_words(line.split())
     (command,) = [one for one in COMMANDS if one.name == line.split()[0]]
     assert run._subjects(command, args) == subjects
+
+
+# -- a start
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    "words, coloured, as_json",
+    [
+        (["nonsense"], True, False),
+        (["status", "--nonsense"], True, False),
+        (["status", "--nonsense", "--json"], True, True),
+        (["help", "nowhere", "--color=never"], False, False),
+    ],
+)
+def test_an_error_of_the_words_is_coloured_and_said_as_json(
+    words: List[str], coloured: bool, as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before they were read, too; and signals and hooks are ours from then on."""
+    out, err = io.StringIO(), Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(sys, "excepthook", None)
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    before = {signum: signal.getsignal(signum) for signum in (1, 2, 15)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        code = main(words)
+        now = [signal.getsignal(signum) for signum in (1, 2, 15)]
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    assert code in (2, 5) and ("\x1b[" in err.getvalue()) == coloured
+    assert out.getvalue().startswith("{") == as_json
+    assert now == [signal.SIG_IGN, signal.default_int_handler, run._terminate]
+    assert sys.excepthook is not None and sys.unraisablehook is run.raise_again
+
+
+def test_words_are_those_of_the_program_unless_they_are_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["hfship", "nonsense"])
+    monkeypatch.setattr(sys, "excepthook", None)
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    assert main() == 2 and "nonsense" in capsys.readouterr().err
+    assert main(["version"]) == 0 and "hfship" in capsys.readouterr().out
+
+
+def test_a_shell_that_completes_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: List[Any] = []
+    monkeypatch.setattr(
+        "hfship.commands.candidates.answer", lambda words, _: asked.append(words) or "a\nb\n"
+    )
+    out = io.StringIO()
+    reporter = Reporter("plain", 0, out, io.StringIO())
+    assert run_line(["completion", "--words", "fetch", "o"], reporter) == 0
+    assert asked == [["fetch", "o"]] and out.getvalue() == "a\nb\n"
+
+
+def test_a_log_goes_where_it_is_wanted_in_the_form_that_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    words = ["version", "--log-file", str(path), "--log-format", "json"]
+    reporter = Reporter("plain", 0, io.StringIO(), io.StringIO())
+    assert run_line(words, reporter) == 0
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    nowhere = ["version", "--log-file", str(tmp_path / "none/log")]
+    code, _ = guarded(reporter, lambda: run_line(nowhere, reporter))
+    assert code == 7
