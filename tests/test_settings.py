@@ -13,7 +13,13 @@ from hfship.base.errors import AuthError, UsageError
 from hfship.base.settings import (
     DEFAULT_ENDPOINT,
     FOLDERS,
+    ListedModel,
+    ModelsFile,
     Token,
+    cache_folder,
+    checked_endpoint,
+    checked_token,
+    expanded_path,
     find_token,
     home_path,
     hub_path,
@@ -299,3 +305,109 @@ def test_rates_are_bytes(text: str, bytes_or_step: Any) -> None:
         with pytest.raises(UsageError) as caught:
             parse_rate(text)
         assert caught.value.next_step == bytes_or_step
+
+
+@pytest.mark.parametrize(
+    "env, folder",
+    [
+        ({"HFSHIP_CACHE": "/c", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/c"),
+        ({"HFSHIP_CACHE": "", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/x/hfship"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/h"}, "/h/.cache/hfship"),
+        ({"HFSHIP_CACHE": "relative", "HOME": "/h"}, None),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/h"}, None),
+    ],
+)
+def test_what_can_be_made_anew_is_kept_in_a_cache(
+    env: Dict[str, str], folder: Optional[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HFSHIP_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert cache_folder() == (Path(folder) if folder else None)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_each_folder_is_set_by_its_variable_its_key_or_not_at_all(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("DEEP", "deep")
+    variable, default = FOLDERS[name]
+    plain = Path(default.replace("~", "/home/me"))
+    assert getattr(load_settings({}), name) == plain
+    assert getattr(load_settings({variable: ""}), name) == plain
+    assert getattr(load_settings({variable: "rel/$DEEP"}), name) == Path("rel/deep")
+    file = ModelsFile(tmp_path / "m.toml", {name: "$DEEP/x"}, (), ListedModel(""))
+    assert getattr(load_settings({}, None, file), name) == tmp_path / "deep" / "x"
+    assert getattr(load_settings({variable: "/e"}, None, file), name) == Path("/e")
+    empty = ModelsFile(tmp_path / "m.toml", {}, (), ListedModel(""))
+    assert getattr(load_settings({}, None, empty), name) == plain
+    assert expanded_path("~/$DEEP") == Path("/home/me/deep")
+
+
+@pytest.mark.parametrize(
+    "url, endpoint",
+    [
+        ("https://hub.box/", "https://hub.box"),
+        ("https://hub.box//", "https://hub.box"),
+        ("http://hub:8080/below/x", "http://hub:8080/below/x"),
+        ("http://[::1]:80", "http://[::1]:80"),
+        ("https://hub.site.", "https://hub.site."),
+    ],
+)
+def test_an_endpoint_ends_without_a_slash(url: str, endpoint: str) -> None:
+    file = ModelsFile(Path("/m.toml"), {"endpoint": url}, (), ListedModel(""))
+    assert load_settings({}, url).endpoint == endpoint
+    assert load_settings({"HF_ENDPOINT": url}, " ").endpoint == endpoint
+    assert load_settings({"HF_ENDPOINT": " "}, None, file).endpoint == endpoint
+    assert load_settings({"HF_ENDPOINT": "http://e"}, "http://f", file).endpoint == "http://f"
+
+
+def test_what_is_wrong_with_an_endpoint_is_told() -> None:
+    for url in ("http://hub:0", "http://", "x"):
+        with pytest.raises(UsageError) as caught:
+            checked_endpoint(url)
+        assert caught.value.what == f"endpoint {url!r} is not an http(s) URL"
+        assert caught.value.next_step == "give --endpoint https://HOST or set HF_ENDPOINT"
+    with pytest.raises(UsageError, match="user name in it"):
+        checked_endpoint("http://a@b:x")
+    with pytest.raises(UsageError, match="is not an http"):
+        checked_endpoint("http://hub/x?a@b")
+
+
+def test_a_model_is_called_by_any_of_its_names() -> None:
+    first = ListedModel("a", "org/A@v1", serve={"name": "Chat"})
+    second = ListedModel("b")
+    file = ModelsFile(Path("/m.toml"), {}, (first, second), ListedModel(""))
+    assert (first.deployment, second.deployment) == ("Chat", "b")
+    assert ListedModel("a", serve={"name": ""}).deployment == "a"
+    assert file.known == {"org/A": first, "Chat": first, "a": first, "b": second}
+    for word, found in {"org/a": first, "CHAT": first, "B": second, "c": None, "": None}.items():
+        assert file.called(word) is found
+
+
+@pytest.mark.parametrize("value", ["", "a b", "a\n", "\u00e9", "a\x7f"])
+def test_a_token_can_be_sent_in_a_header(value: str) -> None:
+    assert checked_token("!~", "here") == Token("!~", "here")
+    with pytest.raises(AuthError) as caught:
+        checked_token(value, "env X")
+    error = caught.value
+    assert error.what == "the token from env X is not a token"
+    assert error.next_step == "copy it again from your Hub's settings page"
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"])
+def test_a_token_that_is_none_is_told_with_its_variable(variable: str) -> None:
+    with pytest.raises(AuthError, match=f"environment variable {variable} is not a token"):
+        find_token({variable: "a b"})
+
+
+def test_no_token_is_looked_for_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said: List[str] = []
+    assert find_token({"HF_TOKEN_PATH": str(tmp_path / "file" / "x")}, said.append) is None
+    assert find_token({"HF_TOKEN_PATH": str(tmp_path)}, said.append) is None
+    assert (
+        len(said) == 1 and f"the token file {tmp_path} cannot be read (it is a folder)" in said[0]
+    )
