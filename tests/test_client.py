@@ -25,6 +25,8 @@ from hfship.base.settings import Token, load_settings
 from hfship.hub import client as room
 from hfship.hub.client import IDLE_PAGES, LONGEST_WORD, HubClient, Listing
 from hfship.hub.protocol import LARGEST_FILE, LONGEST_PATH, RemoteFile, next_page, repo_file
+from hfship.hub.registry import RegistryClient
+from hfship.hub.registry_protocol import parse_reference
 from support.scripted import NoWait, Scripted, ScriptedSession
 
 HUB = "https://hub.site"
@@ -363,3 +365,15 @@ def test_which_page_comes_next(header: str, url: Optional[str]) -> None:
     assert next_page(header) == url
     with pytest.raises(ValueError, match="it sends a Link header of 100000 characters"):
         next_page("x" * 100_000)
+
+
+@pytest.mark.parametrize("asked, kept", [((), 8), ((3,), 3)])
+def test_as_many_connections_are_kept_as_are_asked_for(asked: Any, kept: int) -> None:
+    """Without a word as many as huggingface_hub has workers; and two for what comes between."""
+    settings, reporter, stop = load_settings({"HOME": "/none"}, HUB), Reporter("none"), NoWait()
+    reference = parse_reference("docker://r.example/org/app:1")
+    for client in (
+        HubClient(settings, None, reporter, stop, *asked),
+        RegistryClient(reference, "https://r.example", None, reporter, stop, *asked),
+    ):
+        assert client._session._kept == kept + 2
