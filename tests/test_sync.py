@@ -16,10 +16,32 @@ from conftest import Program
 from hfship.archive.files import archives_in
 from hfship.archive.opening import open_archive
 from hfship.archive.versions import version_of
+from hfship.base.errors import HostError
 from hfship.base.imagefacts import ImageFacts
 from hfship.base.manifest import FileEntry, Manifest, Source, make_manifest, read_manifest
+from hfship.base.report import Reporter
+from hfship.base.settings import ListedModel, ModelsFile, load_settings
+from hfship.commands.context import Context
+from hfship.commands.parser import parse_words
 from hfship.commands.run import main
-from hfship.ops.sync_plan import DELTA, THERE, WHOLE, FarStock, parse_stock, plan_image, plan_step
+from hfship.commands.sync import (
+    _bring_tool,
+    _fetch,
+    _is_of_another_base,
+    _packed_whole,
+    _slug,
+)
+from hfship.ops.destination import Destination
+from hfship.ops.sync_plan import (
+    DELTA,
+    THERE,
+    WHOLE,
+    FarStock,
+    SyncStep,
+    parse_stock,
+    plan_image,
+    plan_step,
+)
 from support import archives as a
 from support.hub import FaultHub
 from test_push import Site, near, site
@@ -345,3 +367,157 @@ def test_what_the_models_file_lists_is_fetched_first(
 def test_a_medium_cannot_be_asked(sites: Sites) -> None:
     done = sites.pyz("sync", sites.root / "usb/", code=2)
     assert "for a medium: " in done.stderr and "pack --all -o" in done.stderr
+
+
+# -- which archives are there, and what else is brought
+
+
+def step_of(action: str, since: Any = None, number: int = 1) -> Any:
+    return SyncStep("m", action, version_of(manifest(number)), None, since)
+
+
+def test_a_delta_of_another_base_is_made_anew(tmp_path: Path) -> None:
+    """One that is there without all of its parts, of another model, or whole, says nothing."""
+    first, second = (
+        read_manifest(make_commit(tmp_path / f"models/{number}/m", number)) for number in (0, 1)
+    )
+    assert first and second
+    assert not _is_of_another_base(tmp_path, step_of(DELTA, first)), "there is none"
+    a.pack(tmp_path / "models/1/m", tmp_path / "out", since=first)
+    found = [
+        _is_of_another_base(tmp_path / "out", step)
+        for step in (step_of(DELTA, first), step_of(DELTA, second), step_of(DELTA))
+    ]
+    assert found == [False, True, True]
+    other = replace(step_of(DELTA, second), name="n")
+    assert not _is_of_another_base(tmp_path / "out", other)
+    a.pack(tmp_path / "models/1/m", tmp_path / "whole")
+    assert not _is_of_another_base(tmp_path / "whole", step_of(DELTA, second))
+
+
+def test_an_archive_that_was_packed_before_is_of_this_version_and_whole(tmp_path: Path) -> None:
+    folder = make_commit(tmp_path / "models/m", 2)
+    version = version_of(read_manifest(folder))  # type: ignore[arg-type]
+    step = replace(step_of(WHOLE), version=version)
+    assert _packed_whole(tmp_path, step) is None
+    files = a.pack(folder, tmp_path / "out", frame_size=1000, split=4000)
+    assert _packed_whole(tmp_path / "out", step) == files
+    for other in (
+        replace(step, name="n"),
+        replace(step, version=replace(version, id="0" * 40)),
+        replace(step, version=replace(version, sums=frozenset())),
+    ):
+        assert _packed_whole(tmp_path / "out", other) is None
+    last = sorted(files.paths)[-1]
+    content = last.read_bytes()
+    last.unlink()
+    assert _packed_whole(tmp_path / "out", step) is None
+    last.write_bytes(content)
+    before = make_commit(tmp_path / "before/m", 1)
+    a.pack(folder, tmp_path / "delta", since=read_manifest(before))
+    assert _packed_whole(tmp_path / "delta", step) is None, "a delta is not whole"
+
+
+@pytest.mark.parametrize(
+    "to, slug",
+    [
+        ("ops@far:/in", "ops_far_in"),
+        ("far:/a b/../c", "far_a_b_.._c"),
+        ("far:in.d", "far_in.d"),
+        ("f:/", "f"),
+    ],
+)
+def test_each_site_has_a_folder_for_its_deltas(to: str, slug: str) -> None:
+    host, _, folder = to.partition(":")
+    assert _slug(Destination(host, folder)) == slug
+
+
+@pytest.mark.parametrize("suffix, names", [("toml", True), ("json", False), ("", False)])
+def test_the_program_and_the_models_file_are_brought_first(
+    suffix: str, names: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pushed: List[Any] = []
+    monkeypatch.setattr("hfship.ops.push.push", lambda *given: pushed.append(given))
+    args, given = parse_words(["sync", "far:/in", "--bwlimit", "2M"])
+    settings = load_settings({"HFSHIP_PACKAGE_DIR": str(tmp_path / "out"), "HOME": str(tmp_path)})
+    file: Any = None
+    if suffix:
+        path = tmp_path / f"site.{suffix}"
+        path.write_text("[defaults]\n")
+        file = ModelsFile(path, {}, (), ListedModel(""))
+    reporter = Reporter("none", -1)
+    _bring_tool(Destination("far", "/in"), Context(args, settings, reporter, given, file))
+    [(to, files, jobs, limit, told)] = pushed
+    assert (str(to), jobs, limit, told) == ("far:/in", 1, 2_000_000, reporter)
+    found = {one.name for one in files} - {"hfship.pyz"}
+    assert found == {"READ-ME-FIRST.txt"} | ({"models.toml"} if names else set())
+    if names:
+        assert (tmp_path / "out/models.toml").read_text() == "[defaults]\n"
+
+
+# -- the words of other commands
+
+
+@pytest.mark.parametrize(
+    "words, fetched",
+    [
+        (["far:/in"], ["fetch", "--models", "FILE"]),
+        (["m", "far:/in", "--json"], ["fetch", "--models", "FILE", "m"]),
+        (["far:/in", "--no-fetch"], None),
+        (["far:/in", "--dry-run"], None),
+    ],
+)
+def test_what_the_file_lists_is_fetched_with_the_words_of_fetch(
+    words: List[str], fetched: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: List[Any] = []
+
+    def run_models(command: Any, context: Context) -> int:
+        ran.append((command.name, context.args))
+        return 3
+
+    monkeypatch.setattr("hfship.commands.sync.run_models", run_models)
+    args, given = parse_words(["sync", *words])
+    file: Any = ModelsFile(tmp_path / "m.toml", {}, (), ListedModel(""))
+    context = Context(args, load_settings({"HOME": "/"}), Reporter("none", -1), given, file)
+    assert _fetch(context) == (3 if fetched else 0)
+    assert _fetch(replace(context, file=None)) == 0
+    if fetched is None:
+        assert ran == []
+        return
+    [(name, asked)] = ran
+    expected, _ = parse_words([word.replace("FILE", str(file.path)) for word in fetched])
+    expected.json = "--json" in words
+    assert name == "fetch" and asked == expected
+
+
+@pytest.mark.parametrize("words", [["./disk/"], ["m", "./disk/"]])
+def test_a_folder_of_this_machine_cannot_be_asked(words: List[str], played: PlayedSite) -> None:
+    *names, to = words
+    played._capsys.readouterr()
+    code = main(["sync", *words])
+    said = played._capsys.readouterr().err
+    packs = f"hfship pack {' '.join(names) or '--all'} -o {to}"
+    assert code == 2 and f"for a medium: {packs}" in said and played.told == []
+
+
+def test_what_is_signed_is_packed_with_the_key(
+    played: PlayedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played.commit(0)
+    packed: List[Any] = []
+
+    def pack(folder: Path, targets: Any, options: Any, run: Any) -> Any:
+        packed.append((folder, targets, options, run.args))
+        raise HostError("no openssl")
+
+    monkeypatch.setattr("hfship.commands.sync.pack_folder", pack)
+    key = played.root / "key.pem"
+    for words in ([], ["m"]):
+        code, _, said = played.sync("--sign", str(key), *words)
+        assert code == 9 and "no openssl" in said
+    first, second = packed
+    assert first[:2] == (played.models / "m", [played.packages]) == second[:2]
+    assert str(first[3].sign) == str(key) == str(second[3].sign)
+    assert first[3].all and not second[3].all and second[3].models == ["m"]
+    assert not first[2].force and first[2].since is None
