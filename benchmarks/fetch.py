@@ -21,7 +21,10 @@ way, and the store is no part of the figures; a Xet server that speaks HTTP cann
     collapse   a server that crawls while more than 8 connections are open; hfship against its own
                fixed settings
     delay      50 ms round trip, 200 Mbit/s and 1 % loss (slow_link.py; needs root)
-    small      2,000 files of 10 kB
+    small      2,000 files of 10 kB. An nginx in front of the Hub sends them as huggingface.co does:
+               307 to its cache, and there the bytes with the headers that clients look for. Only
+               the listing is the Hub's, whose Python would be what is measured, on the clients'
+               own cores. curl has the names for nothing, and makes no file durable
     kill       killed with SIGKILL at half, run again: bytes sent twice
     flip       a CDN that changes one byte: exit codes, and whether what lies there is right
 
@@ -34,6 +37,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import random
 import shlex
@@ -78,21 +82,44 @@ REPO = "org/bench"
 LANE_SHARE = min(1.0, CORES / 16)
 MANY_FILES = 100
 NGINX = """
-daemon off; pid {root}/nginx.pid; error_log {root}/error.log; worker_processes {workers};
+daemon off; pid {root}/nginx-{port}.pid; error_log {root}/error.log; worker_processes {workers};
 events {{ worker_connections 1024; }}
 http {{
   access_log off; sendfile on; tcp_nopush on; keepalive_requests 100000;
   client_body_temp_path {root}; proxy_temp_path {root};
   fastcgi_temp_path {root}; uwsgi_temp_path {root};
   scgi_temp_path {root};
+  ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem;
+  ssl_protocols TLSv1.2 TLSv1.3;
+  {servers}
+}}
+"""
+CDN = """
   split_clients "$connection" $lane {{ 70% {slow}k; * {fast}k; }}
   server {{
     listen {host}:{port} ssl reuseport;
-    ssl_certificate {root}/cert.pem; ssl_certificate_key {root}/key.pem;
     location /raw/ {{ alias {files}/; }}
     location /lanes/ {{ alias {files}/; limit_rate $lane; }}
   }}
-}}
+"""
+# The Hub as clients see it, with small files alone: $etag by name, as the Hub lists them.
+FRONT = """
+  map_hash_max_size 8192; map_hash_bucket_size 128;
+  map $file $etag {{ {etags} }}
+  server {{
+    listen {host}:{port} ssl reuseport;
+    location /api/ {{
+      proxy_pass {hub}; proxy_set_header Host $http_host; proxy_set_header X-Forwarded-Proto https;
+    }}
+    location ~ ^/{repo}/resolve/(?<commit>[^/]+)/(?<file>.+)$ {{
+      add_header X-Repo-Commit $commit always; add_header X-Linked-Etag $etag always;
+      return 307 /api/resolve-cache/models/{repo}/$commit/$file;
+    }}
+    location ~ ^/api/resolve-cache/models/{repo}/(?<commit>[^/]+)/(?<file>.+)$ {{
+      alias {files}/{repo}/$file; etag off;
+      add_header X-Repo-Commit $commit; add_header ETag $etag;
+    }}
+  }}
 """
 
 
@@ -103,6 +130,7 @@ class Bench:
         self.root, self.files = root, root / "hub"
         self.scale = scale
         self.hub, self.base = FaultHub(self.files), ""
+        self.front = ""  # what clients take for the Hub, if it is another
         self.around: List[str] = []  # what runs the tools: in another namespace, or as they are
         self.port = 20000 + os.getpid() % 20000
         # What the clients believe: our own certificate, and those of this machine.
@@ -123,31 +151,57 @@ class Bench:
         before = self.hub, self.base
         self.hub = FaultHub(self.files, host=host)
         self.base = f"https://{'localhost' if host == '127.0.0.1' else host}:{self.port}"
-        config = self.root / f"nginx-{host}.conf"
-        text = NGINX.format(
-            root=self.root,
+        cdn = CDN.format(
             host=host,
             port=self.port,
             files=self.files,
-            # One core of 2, four of 16: the clients are measured, not the server.
-            workers=max(1, CORES // 4),
             slow=int(8700 * LANE_SHARE),
             fast=int(68000 * LANE_SHARE),
         )
-        config.write_text(text)
+        try:
+            with self.nginx(self.port, cdn), self.hub:
+                yield
+        finally:
+            self.hub, self.base = before
+
+    @contextmanager
+    def nginx(self, port: int, servers: str) -> Iterator[None]:
+        """An nginx with the `servers` of its configuration, at a port of its own."""
+        # One core of 2, four of 16: the clients are measured, not the server.
+        workers = max(1, CORES // 4)
+        config = self.root / f"nginx-{port}.conf"
+        config.write_text(NGINX.format(root=self.root, port=port, workers=workers, servers=servers))
         errors = str(self.root / "error.log")
         command = [program("nginx"), "-p", str(self.root), "-e", errors, "-c", str(config)]
         if os.geteuid() == 0:
             command += ["-g", "user root;"]
         nginx = subprocess.Popen(command)
         try:
-            with self.hub:
-                time.sleep(0.5)
-                yield
+            time.sleep(0.5)
+            yield
         finally:
             nginx.terminate()
             nginx.wait()
-            self.hub, self.base = before
+
+    @contextmanager
+    def fast_hub(self) -> Iterator[None]:
+        """nginx in front of the Hub, which sends what is published."""
+        port = self.port + 1
+        etags = {name: blob_id_of(self.files / REPO / name) for name in self.sizes}
+        front = FRONT.format(
+            host="127.0.0.1",
+            port=port,
+            files=self.files,
+            hub=self.hub.url,
+            repo=REPO,
+            etags=" ".join(f'"{name}" \'"{etag}"\';' for name, etag in etags.items()),
+        )
+        with self.nginx(port, front):
+            self.front = f"https://localhost:{port}"
+            try:
+                yield
+            finally:
+                self.front = ""
 
     def publish(self, sizes: Dict[str, int]) -> None:
         """Put files of noise under org/bench."""
@@ -167,6 +221,13 @@ class Bench:
         time.sleep(2.1)  # the Hub looks again
         while not self.is_listed():
             time.sleep(1)
+
+    @property
+    def commit(self) -> str:
+        """Of what is published."""
+        with urllib.request.urlopen(f"{self.hub.url}/api/models/{REPO}/revision/main") as answer:
+            found: str = json.load(answer)["sha"]
+        return found
 
     def is_listed(self) -> bool:
         """Whether the Hub lists them; while it hashes it answers 503."""
@@ -208,7 +269,7 @@ class Bench:
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.root / "home"),
-            "HF_ENDPOINT": self.hub.url,
+            "HF_ENDPOINT": self.front or self.hub.url,
             "SSL_CERT_FILE": str(self.cert),
             "HF_HUB_DISABLE_XET": str(int(not xet)),
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -220,15 +281,24 @@ class Bench:
             first = shlex.join(self.command(tool.partition(",")[0], out, base))
             digest = shlex.join([program("openssl"), "dgst", "-sha256"])
             found = f"find {shlex.quote(str(out))} -maxdepth 1 -type f -print0"
-            return ["sh", "-c", f"{first} && {found} | xargs -0 -n1 -P{CORES} {digest}"]
+            at_once = max(1, len(self.sizes) // (4 * CORES))  # files for one openssl
+            each = f"xargs -0 -n{at_once} -P{CORES} {digest}"
+            return ["sh", "-c", f"{first} && {found} | {each}"]
         if tool.startswith("hfship"):
             return ship("fetch", REPO, "-o", out, "--name", "x", "-q", *tool.split()[1:])
         if tool in ("hf", "hf, Xet"):
             return [program("hf"), "download", REPO, "--local-dir", str(out)]
         if tool == "aria2c":
             return self.aria2c(out, base)
-        urls = [word for name in self.sizes for word in ("-o", str(out / name), f"{base}/{name}")]
-        return [program("curl"), "-sS", "--cacert", str(self.cert), "--create-dirs", "-Z", *urls]
+        return self.curl(out, base)
+
+    def curl(self, out: Path, base: str) -> List[str]:
+        """curl, a plain request for each file, 50 at a time."""
+        orders = self.root / "curl"
+        lines = [f'url = "{base}/{name}"\noutput = "{out / name}"\n' for name in self.sizes]
+        orders.write_text("".join(lines))
+        options = ["-sSL", "--cacert", str(self.cert), "--create-dirs", "-Z"]
+        return [program("curl"), *options, "-K", str(orders)]
 
     def aria2c(self, out: Path, base: str) -> List[str]:
         """aria2c, as people call it for models."""
@@ -285,7 +355,12 @@ class Bench:
         pick: Callable[..., float] = min,
     ) -> List[Row]:
         """Tools in turn, those that are there."""
-        base = f"{self.base}/{location}/{REPO}"
+        return self.compare_at(step, tools, f"{self.base}/{location}/{REPO}", pick)
+
+    def compare_at(
+        self, step: str, tools: Sequence[str], base: str, pick: Callable[..., float] = min
+    ) -> List[Row]:
+        """The same, with the address below which curl and aria2c find the files."""
         there = [tool for tool in tools if self.is_there(tool)]
         runs = in_turns({tool: partial(self.measure, tool, base) for tool in there}, self.rounds)
         return rows_of(step, runs, sum(self.sizes.values()), pick)
@@ -360,7 +435,10 @@ class Bench:
         self.hub.faults.cdn = ""
         count = self.scale.files
         self.publish({f"part-{i:04d}.json": 10_000 for i in range(count)})
-        return self.compare(f"fetch, {count} small files", ["hfship", "hf"], "raw")
+        tools = ["hfship", "hf", "curl, then sha256"]
+        with self.fast_hub():
+            base = f"{self.front}/{REPO}/resolve/{self.commit}"
+            return self.compare_at(f"fetch, {count} small files", tools, base)
 
     def kill(self) -> List[Row]:
         size = min(400_000_000, self.scale.size)
@@ -426,6 +504,12 @@ class Bench:
 
 def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def blob_id_of(path: Path) -> str:
+    """What git, and the Hub for small files, calls a content."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 SCENARIOS: Mapping[str, Callable[[Bench], List[Row]]] = {

@@ -216,8 +216,8 @@ def family(pid: int) -> List[int]:
     """A process and all its descendants that run now."""
     found = [pid]
     for one in found:
-        for children in Path(f"/proc/{one}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # one ends while it is looked at
+            for children in Path(f"/proc/{one}/task").glob("*/children"):
                 found += map(int, children.read_text().split())
     return found
 
