@@ -8,7 +8,7 @@ import json
 import os
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 import pytest
 
@@ -16,12 +16,14 @@ from hfship.base.below import owner_in
 from hfship.base.errors import DiskError, IntegrityError
 from hfship.base.files import CHUNK, Filesystem, filesystem_of, write_below
 from hfship.base.locks import boot_id
-from hfship.base.manifest import Source
+from hfship.base.manifest import MANIFEST_PATH, Source
 from hfship.hub.partial import (
+    Finished,
     Journal,
     PartialFile,
     Transfer,
     accept_file,
+    finish_small,
     is_ours,
     read_journal,
 )
@@ -221,6 +223,85 @@ def test_no_journal_of_another_size_outlives_a_small_file(looks: bool, tmp_path:
     partial.commit()
     assert (tmp_path / "w.bin").read_bytes() == content
     assert not any(path.exists() for path in left)
+
+
+# -- small files, which their readers finish
+
+CONTENT = b"x" * 100
+
+
+def small(folder: Path, content: bytes, outdates: bool = False) -> Transfer:
+    """A file of CONTENT, of whose bytes `content` came."""
+    remote = RemoteFile("sub/w.json", 100, "", hashlib.sha256(CONTENT).hexdigest())
+    transfer = Transfer(remote, SOURCE, folder, VerifiedLog(folder), outdates)
+    transfer.work_file.parent.mkdir(parents=True)
+    transfer.work_file.write_bytes(content)
+    return transfer
+
+
+def finished(transfer: Transfer, journaled: bool = True) -> Optional[Finished]:
+    fd = transfer.open_work_file(os.O_RDWR)
+    try:
+        return finish_small(transfer, fd, journaled)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("journaled", [True, False])
+def test_a_small_file_is_proven_and_named_where_it_came(tmp_path: Path, journaled: bool) -> None:
+    transfer = small(tmp_path, CONTENT, outdates=True)
+    (tmp_path / MANIFEST_PATH).write_text("{}")
+    found = finished(transfer, journaled)
+    assert found is not None and found.sha256 == transfer.remote.sha256
+    assert transfer.target.read_bytes() == CONTENT and not transfer.work_file.exists()
+    assert not (tmp_path / MANIFEST_PATH).exists()
+    note = tmp_path / ".cache/huggingface/download/sub/w.json.metadata"
+    assert note.read_text().splitlines()[:2] == [SOURCE.commit, transfer.remote.etag]
+    assert VerifiedLog(tmp_path).sha256_of(transfer.remote) is None
+    assert found.proof is not None
+    transfer.log.put(found.proof)
+    for log in (transfer.log, VerifiedLog(tmp_path)):
+        assert log.sha256_of(transfer.remote) == found.sha256
+
+
+def test_a_small_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = small(tmp_path, CONTENT)
+    synced: List[Tuple[int, bool]] = []
+    fsync = os.fsync
+
+    def seen(fd: int) -> None:
+        synced.append((os.fstat(fd).st_ino, transfer.target.exists()))
+        fsync(fd)
+
+    inode = transfer.work_file.stat().st_ino
+    monkeypatch.setattr("os.fsync", seen)
+    finished(transfer)
+    assert synced[0] == (inode, False)
+    assert (transfer.target.parent.stat().st_ino, True) in synced
+
+
+@pytest.mark.parametrize("content", [b"y" * 100, b"x" * 99, b""])
+def test_a_small_file_that_is_wrong_is_left_to_who_reports(tmp_path: Path, content: bytes) -> None:
+    transfer = small(tmp_path, content)
+    assert finished(transfer) is None
+    assert transfer.work_file.read_bytes() == content and not transfer.target.exists()
+
+
+def test_nothing_is_remembered_of_a_small_file_that_another_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transfer = small(tmp_path, CONTENT)
+    publish = Transfer.publish
+
+    def slower(self: Transfer, journaled: bool) -> None:
+        publish(self, journaled)
+        self.target.unlink()
+        self.target.write_bytes(b"another's")
+
+    monkeypatch.setattr(Transfer, "publish", slower)
+    assert finished(transfer) == Finished(transfer.remote.sha256 or "", None)
 
 
 def test_a_sync_leaves_no_journal_of_a_file_that_is_finished(

@@ -42,7 +42,7 @@ from hfship.hub.retry import WORKER_RETRY, ObjectChanged, RetryableError, Source
 
 if TYPE_CHECKING:
     from hfship.base.progress import Stage
-    from hfship.hub.partial import Transfer
+    from hfship.hub.partial import Finished, Transfer
     from hfship.hub.ranges import Flight
     from hfship.hub.reader import SharedAddress, Written
     from hfship.hub.transport import Transport
@@ -67,7 +67,15 @@ class Verifier:
 
     def follow(self, number: int) -> None:
         """Hash what is new in the unbroken beginning of a file, at most HASH_STEP; at its end
-        accept or reject it. The caller has made the file busy."""
+        accept or reject it, unless its reader did so. The caller has made the file busy."""
+        file = self._state.files[number]
+        if file.finished:
+            self.record(number, file.finished)
+        else:
+            self._hash_on(number)
+        self._state.release(number)
+
+    def _hash_on(self, number: int) -> None:
         file = self._state.files[number]
         hasher = file.partial.hasher
         prefix = self._state.prefix(number)
@@ -79,20 +87,25 @@ class Verifier:
             else:
                 self.reject(number)
 
-        self._state.release(number)
-
     def accept(self, number: int) -> None:
         """Give a file, whose hash matches, its name."""
         state = self._state
         partial = state.files[number].partial
         state.wait_until_quiet(number)
         accept_file(partial)
-        remote = partial.transfer.remote
-        path = remote.path
-        sha256 = partial.hasher.sha256
+        self._finished(number, partial.hasher.sha256)
+
+    def record(self, number: int, finished: Finished) -> None:
+        """Remember a file, to which its reader gave its name."""
+        if finished.proof:
+            self._state.files[number].transfer.log.put(finished.proof)
+        self._finished(number, finished.sha256)
+
+    def _finished(self, number: int, sha256: str) -> None:
+        path = self._state.files[number].transfer.remote.path
         proof = f"{path}: verified, SHA-256 {sha256}"
         self._client.reporter.detail(proof)
-        state.finished(number)
+        self._state.finished(number)
 
     def reject(self, number: int) -> None:
         """Throw away a file whose hash does not match, to be fetched again. Raises IntegrityError
@@ -200,16 +213,19 @@ class Connection:
         is_closed = False  # by the reader itself
         try:
             end = flight.stop  # of the request; another connection may take over its rear meanwhile
-            opened, written = self._request(flight, endpoint, address)
+            opened, written, finished = self._request(flight, endpoint, address)
             if opened.error:
                 raise opened.error
             if not opened.ranged:
                 self._state.take_whole(flight)
                 end = flight.stop
+            file = self._state.files[flight.file]
+            file.finished = finished  # before it counts, and a hash thread looks at it
             if written:
                 is_closed = written.position == end
                 self._count(written, flight)
-            self._state.files[flight.file].partial.create()
+            if not finished:
+                file.partial.create()
             self._stream(flight, address)
             self._state.endpoint_served(flight.file, endpoint)
             keep = flight.position == end and not self._drop_if_slow()
@@ -234,7 +250,8 @@ class Connection:
                 follow=is_small,
             )
             if is_small:
-                fetched = self._readers.fetch_small(self._number, request)
+                finish = not self._state.files[flight.file].partial.may_have_journals
+                fetched = self._readers.fetch_small(self._number, request, finish)
             else:
                 fetched = Fetched(self._readers.open(self._number, request))
             address.learn(known, fetched.opened.known)

@@ -18,7 +18,7 @@ from hfship.base.files import CHUNK, filesystem_of
 from hfship.base.text import human_bytes
 from hfship.base.values import dataclass, field
 from hfship.hub.connections import Connections, SlowConnection
-from hfship.hub.partial import PartialFile
+from hfship.hub.partial import Finished, PartialFile
 from hfship.hub.ranges import (
     MAX_CONNECTIONS,
     MIN_SHARE,
@@ -63,6 +63,7 @@ class FileState:
     partial: PartialFile
     busy: bool = False  # a thread hashes it, or throws away what came of it
     rejections: int = 0  # how often all of it was there, and wrong
+    finished: Optional[Finished] = None  # by the reader that brought it
     addresses: Dict[int, SharedAddress] = field(default_factory=dict)  # endpoint -> where it is
 
     @property

@@ -24,7 +24,7 @@ import os
 import stat
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Iterable, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Iterable, List, NamedTuple, Optional, Tuple
 
 from hfship.base.below import (
     Owner,
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from hfship.base.files import Filesystem
     from hfship.base.manifest import Source
     from hfship.hub.protocol import RemoteFile
-    from hfship.hub.verified import VerifiedLog
+    from hfship.hub.verified import VerifiedFile, VerifiedLog
 
 PARTIAL_FORMAT = "hfship-partial/1"
 NO_JOURNAL = (ValueError, KeyError, TypeError, OverflowError)  # the last for 1e999 as an end
@@ -149,6 +149,10 @@ class Transfer:
     def record(self, status: os.stat_result, hasher: FileHasher) -> None:
         """Remember that the file, which has its name, was proven by `hasher`."""
         self.log.add(self.remote, status, hasher)
+        self.note()
+
+    def note(self) -> None:
+        """Tell huggingface_hub of the file, which has its name."""
         if self.hub_notes:
             write_hub_metadata(self.folder, self.remote, self.source.commit)
 
@@ -231,12 +235,12 @@ class PartialFile:
         self._attempt = 0  # grows when all that arrived is forgotten
         self._synced: Spans = []  # on the disk
         self._published: Spans = []  # in the journal
-        self._may_have_journals = True  # on disk, whatever they are about; `found` looks
+        self.may_have_journals = True  # on disk, whatever they are about; `found` looks
 
     def found(self) -> Intervals:
         """What an earlier run left. A journal that cannot be read, or is of other content, counts
         as none: that only costs bandwidth."""
-        self._may_have_journals = False
+        self.may_have_journals = False
         now = self._readable("now")
         if now and now.current:
             return self._resume(now)
@@ -252,7 +256,7 @@ class PartialFile:
         with contextlib.suppress(OSError, *NO_JOURNAL):
             path = transfer.journal_path(suffix)
             text = read_below(transfer.folder, path, LIST_SIZE)
-            self._may_have_journals = True
+            self.may_have_journals = True
             journal = read_journal(text)
             if not journal.belongs_to(remote):
                 return None
@@ -335,7 +339,7 @@ class PartialFile:
 
     def _write_journal(self, suffix: str, journal: Journal) -> None:
         path = self.transfer.journal_path(suffix)
-        self._may_have_journals = True
+        self.may_have_journals = True
         write_below(self.transfer.folder, path, journal.text(), durable=suffix == "json")
 
     def hash_up_to(self, stop: int) -> None:
@@ -378,10 +382,40 @@ class PartialFile:
                 os.close(fd)
                 self._fd = -1
             transfer.publish(self._filesystem.journaled)
-            if self._may_have_journals:
+            if self.may_have_journals:
                 for suffix in ("now", "json"):
                     remove_below(transfer.folder, transfer.journal_path(suffix))
             return status
+
+
+class Finished(NamedTuple):
+    """A small file that a reader proved, and gave its name: its SHA-256, and what there is to
+    remember; None where another file lies there by now."""
+
+    sha256: str
+    proof: Optional[VerifiedFile]
+
+
+def finish_small(transfer: Transfer, fd: int, journaled: bool) -> Optional[Finished]:
+    """Hash a small file that has come, from the work file `fd`, and give it its name, durably; None
+    where it is not what the Hub lists, and has to be looked at by who reports. `journaled` as for
+    publish_below. Raises DiskError.
+
+    In the process that brought it: one process that names thousands of files has a core at the
+    most, and its threads wait for each other.
+    """
+    remote = transfer.remote
+    hasher = FileHasher(remote)
+    with disk_errors_below("finish", transfer.folder, remote.path):
+        hasher.update(os.pread(fd, remote.size, 0))
+        if not hasher.matches():
+            return None
+        os.fsync(fd)
+        status = os.fstat(fd)
+        transfer.publish(journaled)
+    proof = transfer.log.proof(remote, status, hasher)
+    transfer.note()
+    return Finished(hasher.sha256, proof)
 
 
 def accept_file(partial: PartialFile) -> None:

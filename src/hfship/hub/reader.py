@@ -41,7 +41,7 @@ from hfship.base.errors import (
     IntegrityError,
     NetworkError,
 )
-from hfship.base.files import CHANGED_UNDERNEATH, disk_error, pwrite_all
+from hfship.base.files import CHANGED_UNDERNEATH, disk_error, filesystem_of, pwrite_all
 from hfship.base.text import human_seconds, printable
 from hfship.base.values import dataclass, field, replace
 from hfship.base.workers import Workers, default_jobs
@@ -52,6 +52,7 @@ from hfship.hub.answers import (
     sent_on,
 )
 from hfship.hub.gate import ParentProxy
+from hfship.hub.partial import Finished, finish_small
 from hfship.hub.protocol import (
     MAX_CHANGES,
     MAX_REDIRECTS,
@@ -450,16 +451,21 @@ class Opened(NamedTuple):
 
 class FetchSmall(NamedTuple):
     """Ask for all of a small file, make its work file, write what comes of it within REPORT_S, and
-    close the range if that is all: one message instead of three. The answer is Fetched."""
+    if that is all close the range, and prove and `finish` the file: one message instead of three,
+    and all that thousands of files cost in as many processes as there are. The answer is
+    Fetched."""
 
     asked: OpenRange
+    finish: bool = False
 
 
 class Fetched(NamedTuple):
-    """What came of FetchSmall. The range is still open, unless all of it is `written`."""
+    """What came of FetchSmall. The range is still open, unless all of it is `written`. Such a file
+    that is not `finished` is not what the Hub lists, or finishing it was not asked for."""
 
     opened: Opened
     written: Optional[Written] = None
+    finished: Optional[Finished] = None
 
 
 class ReadRange(NamedTuple):
@@ -495,11 +501,16 @@ class RangeReader(threading.local):  # the threads of a process have a state eac
     """
 
     def __init__(
-        self, client: Transport, transfers: Sequence[Transfer], endpoints: Sequence[str]
+        self,
+        client: Transport,
+        transfers: Sequence[Transfer],
+        endpoints: Sequence[str],
+        journaled: bool,
     ) -> None:
         self._client = client
         self._transfers = transfers
         self._endpoints = endpoints
+        self._journaled = journaled
         self._buffer: Optional[memoryview] = None
         self._response: Any = None
         self._body: Optional[DirectBody] = None  # of the response
@@ -518,7 +529,7 @@ class RangeReader(threading.local):  # the threads of a process have a state eac
         if isinstance(message, ReadRange):
             return self._read(self._buffer, message.stop)
         if isinstance(message, FetchSmall):
-            return self._fetch_small(self._buffer, message.asked)
+            return self._fetch_small(self._buffer, message.asked, message.finish)
 
         return self._close(message.keep)
 
@@ -548,16 +559,21 @@ class RangeReader(threading.local):  # the threads of a process have a state eac
         self._body = direct_body(response)
         return Opened(address.known, ranged)
 
-    def _fetch_small(self, buffer: memoryview, asked: OpenRange) -> Fetched:
+    def _fetch_small(self, buffer: memoryview, asked: OpenRange, finish: bool) -> Fetched:
         opened = self._open(asked)
         if opened.error or not opened.ranged:
             return Fetched(opened)
 
-        self._open_file(os.O_WRONLY | os.O_CREAT)
+        self._open_file(os.O_RDWR | os.O_CREAT)
         written = self._read(buffer, asked.stop)
-        if written.position == asked.stop:
-            self._close(keep=True)
-        return Fetched(opened, written)
+        if written.position < asked.stop:
+            return Fetched(opened, written)
+
+        finished = None
+        if finish:
+            finished = finish_small(self._transfer, self._fd, self._journaled)
+        self._close(keep=True)
+        return Fetched(opened, written, finished)
 
     def _read(self, buffer: memoryview, stop: int) -> Written:
         """The inner http.client response reads straight into our buffer, several times faster than
@@ -713,7 +729,8 @@ class Readers:
         stop: threading.Event,
     ) -> None:
         self._stop = stop
-        reader = RangeReader(client, transfers, endpoints)
+        journaled = filesystem_of(transfers[0].folder).journaled
+        reader = RangeReader(client, transfers, endpoints, journaled)
         processes = min(MOST_READERS, default_jobs())
         self._workers = Workers(count, reader.answer, client.receive, processes)
 
@@ -729,9 +746,10 @@ class Readers:
         opened: Opened = self._call(number, message)
         return opened
 
-    def fetch_small(self, number: int, message: OpenRange) -> Fetched:
-        """Have it bring a small file, or as much of it as comes in REPORT_S."""
-        fetched: Fetched = self._call(number, FetchSmall(message))
+    def fetch_small(self, number: int, message: OpenRange, finish: bool) -> Fetched:
+        """Have it bring a small file, or as much of it as comes in REPORT_S, and `finish` it when
+        all of it is there and right."""
+        fetched: Fetched = self._call(number, FetchSmall(message, finish))
         return fetched
 
     def read(self, number: int, stop: int) -> Written:

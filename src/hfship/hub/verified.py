@@ -196,12 +196,24 @@ class VerifiedLog:
     def add(self, remote: RemoteFile, status: os.stat_result, hasher: FileHasher) -> None:
         """Remember a file whose hash matches; `status` is that of what was hashed, which may have
         been renamed since. Raises DiskError."""
-        proven = identity_of(status)
-        with self._lock, disk_errors_below("write", self._folder, _RECORD):
+        file = self.proof(remote, status, hasher)
+        if file:
+            self.put(file)
+
+    def proof(
+        self, remote: RemoteFile, status: os.stat_result, hasher: FileHasher
+    ) -> Optional[VerifiedFile]:
+        """What there is to remember of such a file; None when somebody was faster, and another file
+        lies there: the next run looks at it again. Raises DiskError."""
+        with disk_errors_below("write", self._folder, _RECORD):
             now = identity_of(stat_below(self._folder, remote.path))
-            if not now.is_same_content(proven):
-                return  # somebody was faster: the next run looks at it again
-            file = VerifiedFile(remote.path, now, remote.etag, hasher.sha256, hasher.marks)
+        if not now.is_same_content(identity_of(status)):
+            return None
+        return VerifiedFile(remote.path, now, remote.etag, hasher.sha256, hasher.marks)
+
+    def put(self, file: VerifiedFile) -> None:
+        """Remember it. Raises DiskError."""
+        with self._lock, disk_errors_below("write", self._folder, _RECORD):
             self._files[file.path] = file
             self._append(file.line())
 
