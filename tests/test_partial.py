@@ -304,6 +304,21 @@ def test_nothing_is_remembered_of_a_small_file_that_another_replaced(
     assert finished(transfer) == Finished(transfer.remote.sha256 or "", None)
 
 
+@pytest.mark.parametrize("finish", ["by its reader", "by its hash thread"])
+def test_what_a_killed_run_left_of_a_larger_file_is_no_tail_of_a_small_one(
+    tmp_path: Path, finish: str
+) -> None:
+    """That of another commit, killed before its first journal."""
+    transfer = small(tmp_path, CONTENT + b"left")
+    if finish == "by its reader":
+        assert finished(transfer)
+    else:
+        partial = PartialFile(transfer, filesystem_of(tmp_path))
+        partial.hash_up_to(100)
+        partial.commit()
+    assert transfer.target.read_bytes() == CONTENT
+
+
 def test_a_sync_leaves_no_journal_of_a_file_that_is_finished(
     transfer: Transfer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

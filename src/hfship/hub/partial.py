@@ -375,7 +375,7 @@ class PartialFile:
         fd = self.create()
         path = transfer.remote.path
         with disk_errors_below("finish", transfer.folder, path):
-            os.fsync(fd)
+            _sync_whole(fd, transfer.remote.size)
         with self._durable, disk_errors_below("finish", transfer.folder, path):
             with self._lock:  # nothing is published from here on
                 status = os.fstat(fd)
@@ -386,6 +386,15 @@ class PartialFile:
                 for suffix in ("now", "json"):
                     remove_below(transfer.folder, transfer.journal_path(suffix))
             return status
+
+
+def _sync_whole(fd: int, size: int) -> None:
+    """Have a file, whose `size` bytes are proven, on the disk, and nothing behind them: a run of
+    another commit, where it was larger, may have been killed before its first journal. Raises
+    OSError."""
+    if os.fstat(fd).st_size > size:
+        os.ftruncate(fd, size)
+    os.fsync(fd)
 
 
 class Finished(NamedTuple):
@@ -410,7 +419,7 @@ def finish_small(transfer: Transfer, fd: int, journaled: bool) -> Optional[Finis
         hasher.update(os.pread(fd, remote.size, 0))
         if not hasher.matches():
             return None
-        os.fsync(fd)
+        _sync_whole(fd, remote.size)
         status = os.fstat(fd)
         transfer.publish(journaled)
     proof = transfer.log.proof(remote, status, hasher)
