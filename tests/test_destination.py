@@ -9,7 +9,7 @@ from typing import Any, Iterator, List, Optional, Sequence
 
 import pytest
 
-from hfship.base.errors import AuthError, DiskError, HostError, NetworkError
+from hfship.base.errors import AuthError, DiskError, HostError, NetworkError, UsageError
 from hfship.base.processes import Completed
 from hfship.ops import destination as room
 from hfship.ops.destination import SSH_OPTIONS, Destination, connected, patience_for
@@ -237,3 +237,45 @@ def test_a_connection_that_is_not_let_in_says_why(tmp_path: Path) -> None:
     with pytest.raises(AuthError, match="does not let") as caught, room._shared_connection(to):
         pass
     assert caught.value.why == DENIED
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "folder"),
+    [
+        ("gpu1:", "gpu1", "."),
+        ("gpu1:~", "gpu1", "."),
+        ("gpu1:~/", "gpu1", "."),
+        ("me@gpu1:~/in/a", "me@gpu1", "in/a"),
+        ("gpu1:~other/in", "gpu1", "~other/in"),
+        ("gpu1:in", "gpu1", "in"),
+        ("me@[fd00::1]:/data", "me@[fd00::1]", "/data"),
+        ("{here}/new", "", "{here}/new"),
+        ("{here}", "", "{here}"),
+        ("./a:b", "", "{here}/a:b"),
+        ("there", "", "{here}/there"),
+        ("~/new", "", "{home}/new"),
+        ("file", None, "it is a file"),
+        ("gpu1", None, "for a host gpu1:DIR"),
+        ("", None, "is no destination"),
+        ("a\x07:b", None, "is no destination"),
+        ("-oX:/d", None, "is not a host"),
+    ],
+)
+def test_where_a_word_leads(
+    text: str, host: Any, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, home = tmp_path / "here", tmp_path / "home"
+    (here / "there").mkdir(parents=True)
+    (here / "file").touch()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(home))
+    text, folder = (word.format(here=here, home=home) for word in (text, folder))
+    if host is None:
+        with pytest.raises(UsageError) as told:
+            room.parse_destination(text)
+        error = told.value
+        assert folder in f"{error.what} {error.why} {error.next_step}"
+        return
+    found = room.parse_destination(text, ("ssh", "-p", "22"))
+    assert (found.host, found.folder) == (host, folder)
+    assert found.ssh == (("ssh", "-p", "22") if host else ())

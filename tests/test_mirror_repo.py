@@ -16,11 +16,11 @@ import pytest
 from conftest import Program
 from hfship.base.below import identity_of
 from hfship.base.files import sha256_file
-from hfship.base.manifest import read_manifest, write_manifest
+from hfship.base.manifest import Source, read_manifest, write_manifest
 from hfship.hub.protocol import RemoteFile
 from hfship.hub.verified import FileHasher, VerifiedLog, hash_file
 from hfship.ops.catalogue import RepoCatalogue
-from hfship.ops.mirror_repo import ChangedError, read_proof
+from hfship.ops.mirror_repo import ChangedError, MirrorRepo, read_proof
 from test_http import serving
 from test_mirror import TINY, get, publish, wait_until
 
@@ -507,3 +507,47 @@ def test_the_mirror_is_no_xet_store(model: Path, tmp_path: Path) -> None:
             assert b"xet" not in body.lower() or path.endswith(SHARD)
         token = get(f"{server.url}/api/models/org/tiny/xet-read-token/main")
         assert token[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        ("gone", "sub/w has gone"),
+        ("its folder is gone", "sub/w has gone"),
+        ("its folder is a file", "sub/w has changed: "),
+        ("its folder is a link", "sub/w has changed: "),
+        ("a link", "sub/w has changed: "),
+        ("a pipe", "sub/w has changed: "),
+        ("other bytes", "sub/w has changed"),
+    ],
+)
+def test_a_file_is_opened_while_it_is_what_was_proven(harm: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "m/sub/w"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"weights")
+    source = Source("", "m", "main", "m", "c" * 40)
+    files = {"sub/w": RemoteFile("sub/w", 7, "1" * 40)}
+    repo = MirrorRepo(source, tmp_path / "m", files, {"sub/w": identity_of(path.stat())})
+    fds = set(os.listdir("/proc/self/fd"))
+    with repo.opened("sub/w") as fd:
+        assert os.read(fd, 9) == b"weights"
+    if harm == "gone":
+        path.unlink()
+    elif harm == "other bytes":
+        path.write_bytes(b"others!")
+    elif harm.startswith("its folder"):
+        path.parent.rename(tmp_path / "elsewhere")
+        if harm == "its folder is a file":
+            path.parent.write_text("x")
+        elif harm == "its folder is a link":
+            path.parent.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.unlink()
+        if harm == "a link":
+            path.symlink_to("/etc/hostname")
+        else:
+            os.mkfifo(path)
+    with pytest.raises(ChangedError) as told, repo.opened("sub/w"):
+        pass
+    assert str(told.value).startswith(said)
+    assert set(os.listdir("/proc/self/fd")) == fds
