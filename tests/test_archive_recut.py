@@ -15,6 +15,7 @@ from typing import Any, Dict, List, Sequence
 import pytest
 
 from hfship.archive import recut as room
+from hfship.archive.damage import Damage
 from hfship.archive.files import ArchiveFiles
 from hfship.archive.opening import open_archive
 from hfship.archive.pack_journal import WrittenPart
@@ -264,7 +265,7 @@ def test_what_a_killed_run_wrote_right_is_kept(
     for read_back in (False, True):
         sha256 = room._write(archive, cut, path, read_back, stage)
         assert unfinished.read_bytes() == whole and not path.exists()
-        assert sha256 == hashlib.sha256(whole).hexdigest()
+        assert sha256 == hashlib.sha256(whole).hexdigest() and len(backs) == read_back
     assert read == [frame.offset for frame in frames[kept:]]
     assert stage.done == 2 * len(whole)
     first = sum(map(len, units[:kept]))
@@ -281,6 +282,12 @@ def test_no_link_is_written_through(tmp_path: Path) -> None:
     ):
         pass
     assert not (tmp_path / "target").exists()
+    (tmp_path / "x.incomplete").unlink()
+    (tmp_path / "target").write_text("mine")
+    path.symlink_to(tmp_path / "target")
+    with room._writable(tmp_path / "x.incomplete", path) as fd:
+        os.write(fd, b"ours")
+    assert (tmp_path / "target").read_text() == "mine" and path.is_symlink()
 
 
 def test_a_damaged_unit_is_told_with_its_place(whole: ArchiveFiles) -> None:
@@ -344,7 +351,9 @@ def test_a_signature_comes_along_if_there_is_one(tmp_path: Path) -> None:
     room._copy_signature(files, tmp_path / "b")
     assert list((tmp_path / "b").iterdir()) == []
     (tmp_path / "a" / f"{NAME}.sig").write_text("signed")
+    before = (tmp_path / "a" / f"{NAME}.sig").stat().st_ino
     room._copy_signature(files, tmp_path / "a")
+    assert (tmp_path / "a" / f"{NAME}.sig").stat().st_ino == before, "it is there"
     room._copy_signature(files, tmp_path / "b")
     assert (tmp_path / "b" / f"{NAME}.sig").read_text() == "signed"
 
@@ -410,6 +419,8 @@ def test_a_run_in_its_order(
     }.items():
         monkeypatch.setattr(room, name, note(name, value))
     monkeypatch.setattr(room, "claim", claim)
+    times = iter([5.0, 7.5, 10.0, 10.5])
+    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: next(times)))
     there: List[Any] = [None]
     monkeypatch.setattr(room, "_parts_there", lambda *_: there[0])
     files = a.files_in(made / "whole")
@@ -426,8 +437,29 @@ def test_a_run_in_its_order(
         "_remove_others",
         *after,
     ]
-    assert done.fresh and done.parts == parts and done.manifest.name == "m" and done.seconds >= 0
+    assert done.fresh and done.parts == parts and done.manifest.name == "m" and done.seconds == 2.5
     del did[:]
     there[0] = parts
     again = room.recut(files, folders, RecutOptions(split, force=False), a.QUIET)
     assert not again.fresh and did == ["_remove_others", *after]
+
+
+@pytest.mark.parametrize(
+    ("damages", "manifest"), [([], None), ([Damage("odd")], "m"), ([Damage("odd")], None)]
+)
+def test_an_archive_with_damage_is_not_cut(
+    damages: List[Damage], manifest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = ArchiveFiles(tmp_path, NAME, {})
+    archive = SimpleNamespace(damages=damages, manifest=manifest)
+    told: List[Any] = []
+
+    def archive_error(*given: Any) -> IntegrityError:
+        told.append(given)
+        return IntegrityError("damaged", "", "")
+
+    monkeypatch.setattr(room, "open_archive", lambda _: archive)
+    monkeypatch.setattr(room, "archive_error", archive_error)
+    with pytest.raises(IntegrityError, match="damaged"):
+        room._opened(files, [tmp_path], RecutOptions(None, force=False))
+    assert told == [(archive, damages, f"hfship verify {files.path}")]

@@ -180,3 +180,79 @@ def test_a_version_is_its_commit_or_its_files() -> None:
     assert local.id == version_of(make_manifest("n", reversed(files))).id and not local.commit
     assert local.id != version_of(make_manifest("m", files[:1])).id
     assert local.sums == {"0" * 64, "1" * 64}
+
+
+COMMIT = Version("0123456789" * 4, "org/m", "0123456789" * 4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "is_delta", "base", "text"),
+    [
+        ((), False, "", "commit 0123456 in t/m.tar.zst"),
+        ((1,), False, "", "commit 0123456 in t/m.tar.zst in 1 part"),
+        ((1, 2), False, "", "commit 0123456 in t/m.tar.zst in 2 parts"),
+        ((), True, "", "commit 0123456 in t/m.tar.zst, a delta"),
+        ((), True, "f" * 40, "commit 0123456 in t/m.tar.zst, a delta since fffffff"),
+        ((1, 2), True, "f" * 40, "commit 0123456 in t/m.tar.zst in 2 parts, a delta since fffffff"),
+    ],
+)
+def test_what_is_said_of_an_archive(
+    numbers: Sequence[int], is_delta: bool, base: str, text: str
+) -> None:
+    paths = {number: Path(f"t/m.tar.zst.{number:04}") for number in numbers}
+    files = ArchiveFiles(Path("t"), "m.tar.zst", paths)
+    assert FoundArchive(files, "m", COMMIT, is_delta, base).text() == text
+
+
+def test_a_version_knows_all_that_it_is_made_of() -> None:
+    found = [
+        delta(B, A),
+        delta(C, B),
+        delta(C, A),
+        delta(A, C),
+    ]  # in a circle, by somebody's mistake
+    lineage = Lineage(found)
+    assert lineage.ancestors(C) == {"a", "b"}
+    assert Lineage(found[:2]).ancestors(C) == {"a", "b"}
+    assert Lineage(found[:1]).ancestors(C) == frozenset() == lineage.ancestors(D)
+    assert Lineage([delta(B, A, says=False)]).ancestors(B) == frozenset()
+
+
+def test_the_rank_of_a_version_is_that_of_the_newest_it_is_made_of() -> None:
+    late_base = version("a", "c1", "2026-05-01")
+    newer = version("b", "c2", "2026-02-01")
+    lineage = Lineage([delta(newer, late_base), whole(late_base), whole(OLD)])
+    assert lineage.rank(newer) == ("2026-05-01", 1, "2026-02-01")
+    assert lineage.rank(late_base) == lineage.rank(OLD) == ("2026-05-01", 0, "2026-05-01")
+    assert lineage.rank(D) == ("", 0, "")
+
+
+def test_the_time_of_what_is_here_counts() -> None:
+    """Of an archive whose own time nobody noted."""
+    silent = version("a", "c1")
+    assert not Lineage([whole(silent), whole(NEW)]).is_older(silent, NEW)
+    assert Lineage([whole(silent), whole(NEW)], OLD).is_older(silent, NEW)
+    assert not Lineage([whole(silent), whole(NEW)], OLD).is_older(NEW, silent)
+    assert not Lineage([], OLD).is_older(OLD, OLD)
+
+
+def test_of_several_bases_the_one_that_is_named_is_taken() -> None:
+    """Though others have all that the delta needs, too; and what is here needs no archive."""
+    twin = version("e", "c2")
+    found = [whole(twin), whole(B), delta(D, B)]
+    assert choose(found, found[2:]).chain == (found[1], found[2])
+    unnamed = [whole(twin), whole(B), delta(D, B, says=False)]
+    assert choose(unnamed, unnamed[2:]).chain == (unnamed[0], unnamed[2])
+    alone = [delta(D, B)]
+    assert choose(alone, alone).lacks_base == alone[0] and choose(alone, alone).chain == ()
+    assert choose(alone, alone, bases=[B]) == Choice((alone[0],))
+    assert choose(alone, alone, present=B) == Choice((alone[0],))
+
+
+def test_a_whole_archive_mends_what_is_present_and_ways_are_short() -> None:
+    found = [delta(B, A), whole(B), whole(A)]
+    assert choose(found, found[:2], present=B).chain == (found[1],)
+    assert choose(found, found[:2], present=A).chain == (found[0],), "the first of equals"
+    far = [delta(B, A), whole(A), whole(B)]
+    assert choose(far, far).chain == (far[2],), "and the shorter way"
+    assert choose([], []) == Choice()
