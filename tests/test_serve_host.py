@@ -189,3 +189,13 @@ def test_each_is_decided_for_this_machine_without_a_word(
     context = context_of()
     assert serve_host.together_of([(context, "m"), (context, "n")]) is not None
     assert "".join(capsys.readouterr()) == "" and context.reporter.said == []
+
+
+def test_the_machine_is_that_of_the_first_model(machine: Any) -> None:
+    assumed = context_of(assume_gpus="2xH100")
+    for contexts, running in (
+        ([assumed, context_of()], frozenset()),
+        ([context_of(), assumed], frozenset({"b"})),
+    ):
+        serve_host.together_of(list(zip(contexts, ("m", "n"))))
+        assert machine.placed[-1][1].running == running
