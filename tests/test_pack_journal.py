@@ -1,5 +1,7 @@
 """What of an earlier run the next one goes on with."""
 
+import contextlib
+import hashlib
 import os
 import signal
 import time
@@ -9,10 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 from hfship.archive import pack_journal
+from hfship.archive.opening import open_archive
 from hfship.archive.pack_journal import DonePart, FoundPart, PackJournal, Resumed, claim
 from hfship.archive.pack_plan import PackOptions, plan_pack
 from hfship.archive.part_cut import cut_parts
 from hfship.base.errors import NoRoomError
+from hfship.base.progress import Stage
 from support import archives as a
 
 
@@ -170,3 +174,142 @@ def test_ctrl_c_while_the_file_is_made_leaves_none(monkeypatch, tmp_path, name):
     with pytest.raises(KeyboardInterrupt), claim(tmp_path / "m.tar.zst.incomplete"):
         raise AssertionError("it went on")
     assert list(tmp_path.iterdir()) == []
+
+
+# -- the file that is claimed
+
+
+@pytest.mark.parametrize(
+    ("journal", "before", "inside", "written", "left"),
+    [
+        (True, b"", b"", b"", None),
+        (True, b"rows", b"rows", b"", b"rows"),
+        (True, b"", b"", b"new", b"new"),
+        (True, b"rows", b"rows", b"+", b"rows+"),  # at its end
+        (False, b"rows", b"", b"", None),
+        (False, b"", b"", b"archive", None),
+    ],
+)
+def test_a_list_stays_for_the_next_run_and_nothing_else(
+    journal, before, inside, written, left, tmp_path
+):
+    path = tmp_path / "m.tar.zst.incomplete"
+    if before:
+        path.write_bytes(before)
+    with claim(path, journal) as fd:
+        assert path.read_bytes() == inside
+        with pytest.raises(pack_journal.InUseError), claim(path, journal):
+            pytest.fail("two hold it")
+        os.write(fd, written)
+    assert (path.read_bytes() if path.exists() else None) == left
+    with pytest.raises(OSError):
+        os.fstat(fd)
+
+
+def test_a_file_that_another_run_put_there_is_not_removed(tmp_path):
+    path = tmp_path / "m.tar.zst.incomplete"
+    with claim(path):
+        path.unlink()
+        path.write_text("another")
+    assert path.read_text() == "another"
+    with claim(tmp_path / "gone.incomplete"):
+        (tmp_path / "gone.incomplete").unlink()
+
+
+# -- what a part holds
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """An archive of some frames: it is like a part that has all of them, and the tables."""
+    root = tmp_path_factory.mktemp("journal")
+    a.make_model(root / "m", {"w": a.noise(5000)})
+    files = a.pack(root / "m", root / "out", frame_size=1000)
+    archive = open_archive(files)
+    frames = list(archive.frames)
+    edges = [frame.start for frame in frames] + [frames[-1].start + frames[-1].length]
+    return files.path, frames, edges
+
+
+@pytest.mark.parametrize(
+    ("case", "tables"),
+    [
+        ("all", True),
+        ("without the tables", False),
+        ("one unit less", None),
+        ("another sum", None),
+        ("other edges", None),
+        ("gone", None),
+        ("garbage", None),
+    ],
+)
+def test_a_part_is_read_again_to_the_byte(case, tables, packed, tmp_path):
+    source, frames, edges = packed
+    content = source.read_bytes()
+    units = sum(frame.size for frame in frames)
+    if case in ("without the tables", "one unit less"):
+        content = content[: units - (frames[-1].size if case == "one unit less" else 0)]
+    if case == "garbage":
+        content = b"garbage" + content
+    path = tmp_path / "part"
+    path.write_bytes(content)
+    sha256 = hashlib.sha256(content if case != "another sum" else b"x").hexdigest()
+    if case == "gone":
+        path.unlink()
+    if case == "other edges":
+        edges = [edge + 1 if 0 < number < 3 else edge for number, edge in enumerate(edges)]
+        edges[1] += 5
+    part = DonePart(0, len(frames), path, len(content), sha256)
+    counted = []
+    found = pack_journal._found(part, edges, counted.append)
+    if tables is None:
+        assert found is None
+        return
+    assert found == FoundPart(part, [(frame.size, frame.crc) for frame in frames], tables)
+    assert sum(counted) == len(content)
+
+
+def test_parts_are_proven_with_their_size_as_the_total(packed, monkeypatch):
+    source, frames, edges = packed
+    part = DonePart(0, len(frames), source, 77, "wrong")
+    shown = []
+
+    class Shown:
+        @contextlib.contextmanager
+        def stage(self, name, size):
+            shown.append((name, size))
+            yield Stage(name, size)
+
+    plan = SimpleNamespace(edges=edges, options=SimpleNamespace(jobs=1, split=9))
+    journal = PackJournal(-1, Path("x"), plan)
+    assert journal._prove([part, part], Shown()) == [None, None]
+    assert shown == [("prove", 154)]
+
+
+@pytest.mark.parametrize(
+    ("there", "content", "taken_back"),
+    [
+        (False, b"ours", True),
+        (False, b"another", False),
+        (True, b"ours", False),
+        (False, None, False),
+    ],
+)
+def test_names_that_a_killed_run_gave_are_taken_back(there, content, taken_back, tmp_path):
+    plan = SimpleNamespace(
+        archive="m.tar.zst", parts_at_most=3, options=SimpleNamespace(split=9, jobs=1)
+    )
+    parts = []
+    for number in (1, 2):
+        path = tmp_path / f"m.tar.zst.{number}.incomplete"
+        parts.append(DonePart(number, 1, path, 4, hashlib.sha256(b"ours").hexdigest()))
+    final = tmp_path / "m.tar.zst.0002"
+    if content is not None:
+        final.write_bytes(content)
+    if there:
+        parts[1].path.write_bytes(b"begun")
+    PackJournal(-1, tmp_path / "x", plan)._take_names_back(parts)
+    assert final.exists() == (content is not None and not taken_back)
+    assert parts[1].path.exists() == (there or taken_back)
+    if taken_back:
+        assert parts[1].path.read_bytes() == b"ours"

@@ -4,6 +4,7 @@ test_wholeness.py has what looks whole."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from pathlib import Path
@@ -23,6 +24,7 @@ from hfship.base.manifest import (
     read_manifest,
     write_manifest,
 )
+from hfship.base.progress import Stage
 from hfship.base.report import Reporter
 from hfship.base.values import replace
 
@@ -289,3 +291,75 @@ def test_damage_of_a_cache_is_told(model: Model, monkeypatch: pytest.MonkeyPatch
     assert told.value.what == f"{model.folder} is damaged"
     assert told.value.why == "a is wrong\nb is wrong"
     assert told.value.next_step == "hf download --force-download org/m"
+
+
+@pytest.mark.parametrize(
+    ("fields", "looked"),
+    [
+        ({}, ["whole", "token"]),
+        ({"faults": ("odd",)}, []),
+        ({"partial": ("x",)}, []),
+        ({"source": SOURCE}, []),
+    ],
+)
+@pytest.mark.parametrize("force", [True, False])
+def test_what_nobody_vouches_for_is_looked_at(
+    fields: Dict[str, Any], looked: List[str], force: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But not once more what somebody insisted on."""
+    asked: List[Any] = []
+    sizes = {entry.path: entry.size for entry in ENTRIES}
+    folder = Path("/models/m")
+    monkeypatch.setattr(
+        room, "_require_whole", lambda *given, **more: asked.append(("whole", given, more))
+    )
+    monkeypatch.setattr(
+        room, "_require_no_token", lambda *given: asked.append(("token", given, {}))
+    )
+    monkeypatch.setattr(room, "_with_tokens", lambda *_: [])
+    manifest = replace(make_manifest("m", ENTRIES), **fields)
+    reporter: Any = None
+    room._look_at_listed(folder, manifest, reporter, force)
+    given = (folder, sizes, force)
+    expected = [("whole", given, {"listed": True}), ("token", given, {})]
+    assert asked == [one for one in expected if one[0] in looked]
+
+
+def test_tokens_are_looked_for_in_all_small_texts(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "_TEXT_SIZE", 100)
+    files = {
+        "a": b" " * (101 - len(TOKEN)) + TOKEN,  # too large
+        "b": TOKEN,
+        "c": b" " * (100 - len(TOKEN)) + TOKEN,
+        "d": b"\0" + TOKEN,
+        "e": b"no token",
+        "f": TOKEN.replace(b"hf_", b"api_org_"),
+    }
+    for path, content in files.items():
+        model.write(path, content)
+    sizes = {path: len(content) for path, content in files.items()}
+    assert room._with_tokens(model.folder, sizes) == ["b", "c", "f"]
+
+
+def test_files_are_hashed_with_their_size_as_the_total(model: Model) -> None:
+    shown: List[Any] = []
+    said: List[str] = []
+
+    @contextlib.contextmanager
+    def stage(name: str, size: int) -> Any:
+        made = Stage(name, size)
+        yield made
+        shown.append((name, size, made.done))
+
+    reporter: Any = SimpleNamespace(stage=stage, info=said.append)
+    sizes = {path: len(content) for path, content in FILES.items()}
+    found = room._manifest_of_files(model.folder, sizes, "n", 1, reporter)
+    assert found == make_manifest("n", ENTRIES)
+    total = sum(sizes.values())
+    assert shown == [("hash", total, total)]
+    assert said == [f"{model.folder} has no manifest: hashing its files to make one"]
+    with pytest.raises(UsageError):
+        room._manifest_of_files(model.folder, sizes, "../n", 1, reporter)
+    assert len(said) == 1, "a name that cannot be is told before"
