@@ -28,7 +28,7 @@ from hfship.base.report import Reporter
 from hfship.hub import download as room
 from hfship.hub.download import Connection, Download, Verifier
 from hfship.hub.download_state import DownloadState, TransferSettings
-from hfship.hub.partial import Transfer
+from hfship.hub.partial import Transfer, finish_small
 from hfship.hub.protocol import RemoteFile
 from hfship.hub.ranges import BEHIND, MIN_PROGRESS, SLOW_AFTER_S, SMALL_FILE, TRICKLE_S
 from hfship.hub.reader import Address, Fetched, Opened, OpenRange, Written
@@ -117,8 +117,8 @@ class Run:
     def open(self, number: int, request: OpenRange) -> Any:
         return self._answer("open", number, request)
 
-    def fetch_small(self, number: int, request: OpenRange) -> Any:
-        return self._answer("small", number, request)
+    def fetch_small(self, number: int, request: OpenRange, finish: bool) -> Any:
+        return self._answer("small", number, request, finish)
 
     def read(self, number: int, stop: int) -> Any:
         self.asked.append(("read", number, stop))
@@ -245,11 +245,40 @@ def test_a_small_file_is_one_message(all_of_it: bool, folder: Path) -> None:
     came = len(SMALL) if all_of_it else 5
     run.answers = [Fetched(Opened(THERE), Written(came))]
     assert run.connection._try(flight) is None
-    kind, _, request = run.asked[0]
-    assert kind == "small" and request.follow
+    kind, _, request, finish = run.asked[0]
+    assert kind == "small" and request.follow and finish
     rest = [("read", 0, len(SMALL)), ("close", 0, True)]
     assert run.asked[1:] == ([] if all_of_it else rest)  # the reader closed it itself
     assert (folder / "w.bin").read_bytes() == SMALL and run.state.complete
+
+
+def test_a_small_file_that_its_reader_finished_is_remembered(folder: Path) -> None:
+    """Nothing is made of it once more, and a hash thread that is faster does the same."""
+    run = Run(folder, SMALL)
+    flight = run.state.next_flight(0)
+    assert flight
+    transfer = run.state.files[0].transfer
+    fd = transfer.open_work_file(os.O_RDWR | os.O_CREAT)
+    os.write(fd, SMALL)
+    finished = finish_small(transfer, fd, journaled=True)
+    os.close(fd)
+    run.answers = [Fetched(Opened(THERE), Written(len(SMALL)), finished)]
+    assert run.connection._try(flight) is None and len(run.asked) == 1
+    assert run.state.complete and not run.state.files[0].busy
+    assert transfer.log.sha256_of(transfer.remote) == hashlib.sha256(SMALL).hexdigest()
+    assert (folder / "w.bin").read_bytes() == SMALL
+    assert not list(folder.glob(".hfship/partial/*"))
+
+
+def test_what_has_old_journals_is_finished_by_who_removes_them(folder: Path) -> None:
+    run = Run(folder, SMALL)
+    flight = run.state.next_flight(0)
+    assert flight
+    run.partial.may_have_journals = True
+    run.write(SMALL)
+    run.answers = [Fetched(Opened(THERE), Written(len(SMALL)))]
+    assert run.connection._try(flight) is None
+    assert run.asked[0][3] is False and run.state.complete
 
 
 def test_a_server_without_ranges_sends_all(folder: Path) -> None:

@@ -24,7 +24,7 @@ from hfship.base.errors import (
 )
 from hfship.base.manifest import Source
 from hfship.hub import reader as room
-from hfship.hub.partial import Transfer
+from hfship.hub.partial import Finished, Transfer
 from hfship.hub.protocol import MAX_CHANGES, MAX_REDIRECTS, RemoteFile
 from hfship.hub.ranges import MOST_READERS, TRICKLE_S
 from hfship.hub.reader import (
@@ -398,7 +398,8 @@ class Asked:
         self.transfer = Transfer(remote, SOURCE, folder, VerifiedLog(folder))
         self.client = Client(*answers)
         self.sent: List[Any] = []
-        self.reader = RangeReader(self.client, [self.transfer], (MIRROR, HUB))  # type: ignore[arg-type]
+        client: Any = self.client
+        self.reader = RangeReader(client, [self.transfer], (MIRROR, HUB), journaled=True)
         os.close(self.transfer.open_work_file(os.O_RDWR | os.O_CREAT))
 
     def ask(self, message: Any) -> Any:
@@ -535,10 +536,31 @@ def test_a_small_file_is_one_message(came: bytes, tmp_path: Path) -> None:
     asked.transfer.work_file.unlink()
     found = asked.ask(FetchSmall(OpenRange(0, 1, Address(CDN), 0, 10, True)))
     assert isinstance(found, Fetched) and found.written
-    assert found.written.position == len(came) and asked.content == came
+    assert found.written.position == len(came) and asked.content == came and not found.finished
     is_all = len(came) == 10
     assert answer.done == (["released"] if is_all else [])
     assert (asked.reader._fd == -1) is is_all
+
+
+@pytest.mark.parametrize("came, finish", [(10, True), (10, False), (5, True)])
+def test_a_small_file_is_finished_when_all_of_it_came(
+    came: int, finish: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: List[Any] = []
+
+    def finish_small(transfer: Transfer, fd: int, journaled: bool) -> Finished:
+        steps.append((transfer, os.pread(fd, 100, 0), journaled, list(answer.done)))
+        return Finished("sum", None)
+
+    monkeypatch.setattr(room, "finish_small", finish_small)
+    answer = ranged(0, 10, b"0123456789"[:came], TimeoutError(), size=10)
+    asked = Asked(tmp_path, answer, size=10)
+    found = asked.ask(FetchSmall(OpenRange(0, 1, Address(CDN), 0, 10, True), finish))
+    if came == 10 and finish:
+        assert found.finished == Finished("sum", None)
+        assert steps == [(asked.transfer, b"0123456789", True, [])]
+    else:
+        assert found.finished is None and steps == []
 
 
 def test_a_small_file_that_does_not_come_has_no_work_file(tmp_path: Path) -> None:
@@ -620,9 +642,10 @@ def test_readers_are_few_processes(
     monkeypatch.setattr(room, "default_jobs", lambda: cores)
     stop = threading.Event()
     client: Any = SimpleNamespace(receive=print)
-    with Readers(client, [], (), 32, stop) as readers:
+    transfers: Any = [SimpleNamespace(folder=Path("/"))]
+    with Readers(client, transfers, (), 32, stop) as readers:
         request: Any = OpenRange(0, 0, Address(), 0, 1)
-        assert readers.open(1, request) == readers.fetch_small(2, request) == "answer"
+        assert readers.open(1, request) == readers.fetch_small(2, request, True) == "answer"
         assert readers.read(3, 7) == "answer"
         readers.close(4, True)
         with pytest.raises(HostError):
@@ -635,7 +658,7 @@ def test_readers_are_few_processes(
     assert calls == [
         "enter",
         (1, request),
-        (2, FetchSmall(request)),
+        (2, FetchSmall(request, True)),
         (3, ReadRange(7)),
         (4, CloseRange(True)),
         (9, ReadRange(1)),
