@@ -177,3 +177,131 @@ def test_people_read_what_was_measured() -> None:
         == "437120 tokens, 36.0 GB of KV cache, 37.8 GB of weights, started in 1:01 (vLLM, 2026-11-29)"
     )
     assert measured_text(Measured()) == "" and "measured" not in plan_text(PLAN)
+
+
+# -- what is kept of a start, field by field
+
+
+BASE = replace(PLAN, wishes={}, max_model_len=4096, max_num_seqs=64)
+KNOWN = Measured(
+    basis=basis_of(BASE),
+    at="then",
+    max_model_len=4096,
+    kv_tokens=9000,
+    kv_bytes=7,
+    concurrency=2.2,
+    weight_bytes=8,
+    load_s=3.0,
+    start_s=50.0,
+    phases={"loading": 40.0},
+    task="score",
+    route="/score",
+)
+ANSWER = Answer(200, "", made=True, task="chat", route="/v1/chat")
+
+
+@pytest.mark.parametrize(
+    "log, seconds, phases, changes",
+    [
+        ("", 0.0, {}, {}),
+        ("", 61.0, {"x": 61.0}, {"start_s": 61.0, "phases": {"x": 61.0}}),
+        (
+            LOG,
+            0.0,
+            {},
+            {
+                "kv_tokens": 437_120,
+                "kv_bytes": int(33.5 * GIB),
+                "concurrency": 3.33,
+                "weight_bytes": int(35.25 * GIB),
+                "load_s": 12.345678,
+            },
+        ),
+    ],
+)
+def test_what_the_log_has_lost_is_known_from_before(
+    log: str, seconds: float, phases: dict, changes: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hfship.serve.measured.utc", lambda: "now")
+    after = measured_after(BASE, KNOWN, log, Started(ANSWER, seconds, phases))
+    assert after == replace(KNOWN, at="now", task="chat", route="/v1/chat", **changes)
+    other = replace(BASE, image_id="sha256:2")
+    fresh = measured_after(other, KNOWN, log, Started(ANSWER, seconds, phases))
+    assert fresh.basis == basis_of(other) and fresh.kv_tokens == changes.get("kv_tokens", 0)
+    assert (fresh.start_s, fresh.phases, fresh.max_model_len) == (seconds, phases, 4096)
+    assert measured_after(BASE, after, log, Started(ANSWER, seconds, phases)) is after
+
+
+@pytest.mark.parametrize(
+    "planned, measured, wishes, most",
+    [
+        (64, 20, {}, 20),
+        (10, 20, {}, 10),
+        (0, 20, {}, 20),
+        (64, 0, {}, 64),
+        (64, 20, {"max_num_seqs": 64}, 64),
+        (64, 20, {"max_model_len": 4096}, 20),
+    ],
+)
+def test_requests_at_a_time_are_those_that_have_states(
+    planned: int, measured: int, wishes: dict, most: int
+) -> None:
+    asked = replace(BASE, max_num_seqs=planned, wishes=wishes)
+    found = replace(KNOWN, basis=basis_of(asked), fits_states=measured)
+    assert informed_plan(asked, found, FACTS, is_running=True).max_num_seqs == most
+    assert informed_plan(asked, replace(found, basis={}), FACTS, True) is asked
+
+
+@pytest.mark.parametrize(
+    "length, fits_length, tokens, running, wishes, found",
+    [
+        (4096, 0, 9000, False, {}, 8192),
+        (4096, 0, 9000, True, {}, 4096),
+        (4096, 2048, 9000, False, {}, 2048),
+        (4096, 8192, 9000, False, {}, 4096),
+        (4096, 0, 4000, False, {}, 4096),
+        (4096, 0, 10**9, False, {}, 131_072),
+        (4096, 2048, 9000, False, {"max_model_len": 4096}, 4096),
+        (0, 2048, 9000, False, {}, 0),
+    ],
+)
+def test_a_context_is_the_one_that_fits(
+    length: int, fits_length: int, tokens: int, running: bool, wishes: dict, found: int
+) -> None:
+    asked = replace(
+        BASE,
+        max_model_len=length,
+        wishes=wishes,
+        warnings=("context shortened to 1", "another"),
+    )
+    known = replace(KNOWN, basis=basis_of(asked), fits_length=fits_length, kv_tokens=tokens)
+    informed = informed_plan(asked, known, FACTS, running)
+    assert informed.max_model_len == found
+    if found == length:
+        assert informed.warnings == asked.warnings
+        return
+    said = f"context of {found} of 131072 tokens: what vLLM measured"
+    assert informed.warnings == (("another", said) if found < 131_072 else ("another",))
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({}, ""),
+        ({"kv_tokens": 9, "at": "2026-01-02T03"}, "9 tokens (vLLM, 2026-01-02)"),
+        (
+            {"kv_bytes": 2000, "weight_bytes": 3000, "start_s": 61.0},
+            "2.0 kB of KV cache, 3.0 kB of weights, started in 1:01 (vLLM, )",
+        ),
+    ],
+)
+def test_what_is_said_of_each_number(changes: dict, said: str) -> None:
+    assert measured_text(replace(Measured(), **changes)) == said
+
+
+def test_the_basis_has_the_kinds_of_gpus_and_what_was_asked_for() -> None:
+    names = ("GPU 1 (B, 2 GB)", "GPU 0 (A, 2 GB)", "other")
+    found = basis_of(replace(BASE, gpu_names=names, wishes={"max_num_seqs": 5}))
+    assert found["gpus"] == ["(A, 2 GB)", "(B, 2 GB)", "other"]
+    assert found["max_num_seqs"] == 5 and basis_of(BASE)["max_num_seqs"] == 0
+    assert not [value for value in found.values() if isinstance(value, tuple)]
