@@ -239,3 +239,101 @@ def test_room_is_asked_for_where_docker_keeps_its_data(
     else:
         start.require_docker_room("start m")
         assert asked == []
+
+
+# -- looks and pauses
+
+
+ANSWERS, SILENT = SimpleNamespace(status=503, text=""), SimpleNamespace(status=0, text="refused")
+OTHER = SimpleNamespace(status=0, text="reset")
+
+
+@pytest.mark.parametrize(
+    ("before", "waited_s", "bind", "later", "passed", "asked"),
+    [
+        (ANSWERS, 0, "x", [], 0.0, 0),  # it answers: the first request is asked at once
+        (ANSWERS, 3, "x", [], 1.0, 0),
+        (ANSWERS, 30, "x", [], 2.0, 0),  # a fifteenth of the time that it takes already
+        (ANSWERS, 3000, "x", [], 5.0, 0),
+        (SILENT, 0, "", [], 1.0, 0),  # nobody here can ask it
+        (SILENT, 0, "x", [SILENT] * 99, 1.0, 10),
+        (SILENT, 45, "x", [SILENT] * 99, 3.0, 30),
+        (SILENT, 45, "x", [SILENT, SILENT, ANSWERS], 0.3, 3),
+        (SILENT, 45, "x", [OTHER] * 99, 1.1, 11),  # not within the first second
+        (SILENT, 45, "x", [*[SILENT] * 20, OTHER], 2.1, 21),
+    ],
+)
+def test_how_long_until_the_next_look(
+    before: Any,
+    waited_s: float,
+    bind: str,
+    later: List[Any],
+    passed: float,
+    asked: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks = [0]
+    left = iter(later)
+    questions: List[Any] = []
+
+    def sleep(seconds: float) -> None:
+        assert seconds == start.POLL_S == 0.1
+        ticks[0] += 1
+
+    clock = SimpleNamespace(monotonic=lambda: round(ticks[0] * 0.1, 6), sleep=sleep)
+    monkeypatch.setattr(start, "time", clock)
+    monkeypatch.setattr(start, "read_health", lambda plan: questions.append(plan) or next(left))
+    plan: Any = SimpleNamespace(bind=bind)
+    start._pause(plan, before, waited_s)
+    assert (ticks[0], len(questions)) == (round(passed * 10), asked)
+
+
+def watch_of(engine: Any) -> Any:
+    return start._StartWatch(engine.deployment, engine, engine)
+
+
+@pytest.mark.parametrize(("seconds", "late"), [(99.0, False), (100.0, False), (100.1, True)])
+def test_time_is_up_when_it_is_up(seconds: float, late: bool, engine: Any) -> None:
+    engine.now = engine.began + seconds
+    engine.logs = [(seconds, "loading")]
+    watch = watch_of(engine)
+    if late:
+        with pytest.raises(IncompleteError, match="does not answer after"):
+            watch.look(SILENT, engine.began)
+    else:
+        watch.look(SILENT, engine.began)
+
+
+@pytest.mark.parametrize("since_s", [0.0, 50.0])
+def test_a_start_stands_still_once_its_log_does(since_s: float, engine: Any) -> None:
+    """Since its last line, or since the container began; told once, and again after it moved."""
+    engine.deployment.plan = SimpleNamespace(name="m", ready_timeout_s=10**6)
+    engine.logs = [(0, "loading"), (1000, "loading more")]
+    watch = watch_of(engine)
+    limit = start.STALLED_AFTER_S + since_s
+    told = []
+    for seconds in (limit - 1, limit, limit + 5, 1000, 1000 + start.STALLED_AFTER_S):
+        engine.now = engine.began + seconds
+        engine.said.clear()
+        watch.look(SILENT, engine.began + since_s)
+        told.append(any(line.startswith("warn: m is stalled") for line in engine.said))
+    assert told == [False, True, False, False, True]
+
+
+def test_a_percentage_that_grows_is_not_said_each_time(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "phase_name", lambda phase: phase.split()[0] if phase else "")
+    watch = watch_of(engine)
+    for seconds, phase in (
+        (1, "loading 1%"),
+        (2, "loading 2%"),
+        (11, "loading 3%"),
+        (12, "loading 4%"),
+        (13, "compiling"),
+        (14, "compiling"),
+    ):
+        engine.now = engine.began + seconds
+        watch._say(phase)
+        assert engine.doing == f"m: {phase}"
+    assert engine.said == ["1 loading 1%", "12 loading 4%", "13 compiling"]
