@@ -11,6 +11,8 @@ import pytest
 from hfship.base.errors import AuthError, HfshipError, NetworkError, NotFoundError
 from hfship.base.imagefacts import KIND
 from hfship.base.manifest import Source
+from hfship.base.settings import Token
+from hfship.base.values import replace
 from hfship.hub import answers as room
 from hfship.hub.answers import (
     LONGEST_HEADER,
@@ -211,3 +213,81 @@ def test_headers_are_shown_as_far_as_they_go() -> None:
     error = hub_error(500, headers, "", SOURCE, None)
     shown = f"HTTP 500 c? {'m' * LONGEST_HEADER} (request {'r' * LONGEST_HEADER})"
     assert error.why == shown
+
+
+A_COMMIT = "c" * 40
+ASKED_OF = Source("https://hub", "org/m", "v1", "org/m", "")
+SHOWN = Token("secret", "env X")
+# code, status, message, changes of what was asked for, token -> (what, why, next)
+MEANINGS: Dict[str, Any] = {
+    "a commit that went": (
+        ("RevisionNotFound", 404, "", {"revision": A_COMMIT}, None),
+        f"org/m does not have the commit {A_COMMIT} any more, or never had it",
+        "who rewrites a branch (force-push) takes its old commits away; HTTP 404 RevisionNotFound",
+        "fetch what is there now: hfship fetch org/m --endpoint https://hub",
+    ),
+    "a commit that went, by words": (
+        ("", 404, "Invalid rev id", {"revision": A_COMMIT}, None),
+        f"org/m does not have the commit {A_COMMIT} any more, or never had it",
+        "who rewrites a branch (force-push) takes its old commits away; HTTP 404  Invalid rev id",
+        "fetch what is there now: hfship fetch org/m --endpoint https://hub",
+    ),
+    "a commit that goes meanwhile": (
+        ("RevisionNotFound", 404, "", {"commit": A_COMMIT}, None),
+        "commit cccccccccccc of org/m has gone while it was fetched",
+        "somebody rewrote v1 (force-push) or removed the repository; HTTP 404 RevisionNotFound",
+        "run the same command again: v1 is looked up anew",
+    ),
+    "no token for what is gated": (
+        ("GatedRepo", 403, "", {}, None),
+        "org/m is gated",
+        "no token was given; HTTP 403 GatedRepo",
+        "accept the terms at https://hub/org/m, then set HF_TOKEN to a token that may read gated"
+        " repositories",
+    ),
+    "a token without access": (
+        ("GatedRepo", 403, "", {}, SHOWN),
+        "org/m is gated",
+        "the token (env X) has no access; HTTP 403 GatedRepo",
+        "accept the terms at https://hub/org/m, then set HF_TOKEN to a token that may read gated"
+        " repositories",
+    ),
+    "not there, or hidden": (
+        ("", 401, "", {}, None),
+        "org/m was not found on https://hub",
+        "HTTP 401",
+        "check the spelling; if it is private, set HF_TOKEN",
+    ),
+    "not there, with a token": (
+        ("RepoNotFound", 404, "no", {}, SHOWN),
+        "org/m was not found on https://hub",
+        "HTTP 404 RepoNotFound no",
+        "check the spelling",
+    ),
+    "without its organisation": (
+        ("", 404, "", {"repo": "m"}, SHOWN),
+        "m was not found on https://hub",
+        "HTTP 404",
+        "check the spelling; most models are called ORG/m: add the ORG",
+    ),
+    "an image": (
+        ("RevisionNotFound", 404, "", {"revision": A_COMMIT, "repo_type": "image"}, None),
+        f"org/m does not have the commit {A_COMMIT} any more, or never had it",
+        "who rewrites a branch (force-push) takes its old commits away; HTTP 404 RevisionNotFound",
+        f"fetch what is there now: hfship fetch docker://org/m:{A_COMMIT}",
+    ),
+    "a refused token": (
+        ("", 401, "Invalid credentials", {}, SHOWN),
+        "the Hub refuses the token from env X",
+        "HTTP 401  Invalid credentials",
+        "put a valid token there, or remove it for public repositories",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEANINGS)
+def test_what_an_answer_means_is_told_with_what_to_do(name: str) -> None:
+    (code, status, message, changes, token), what, why, step = MEANINGS[name]
+    headers = {"X-Error-Code": code, "X-Error-Message": message}
+    error = hub_error(status, headers, "", replace(ASKED_OF, **changes), token)
+    assert (error.what, error.why, error.next_step) == (what, why, step)
