@@ -127,7 +127,8 @@ def _title(jobs: Sequence[Job]) -> str:
 
 def _job_table(jobs: Sequence[Job], now: float, width: int) -> List[str]:
     """A header, and a row for each job; names are cut where the rest needs the room."""
-    cells = table([job_cells(job, now) for job in jobs], _WATCH_HEADER).splitlines()
+    # Not splitlines(): of a job that has just begun nothing is known, and its row is empty.
+    cells = table([job_cells(job, now) for job in jobs], _WATCH_HEADER).split("\n")
     room = max(width - max(map(len, cells)) - 2, 8)
     names = ["job"]
     for job in jobs:
