@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, List, Set, Tuple
 
 import pytest
@@ -313,3 +314,39 @@ def test_a_worker_lets_go_of_a_file_and_tells_how_it_ended(ends: str) -> None:
     (outcome,) = recording.outcomes
     outcome.pass_on(sink)
     assert told == ([entry] if ends == "finish" else [(entry, True)])
+
+
+@pytest.mark.parametrize(
+    ("done", "there", "readable", "waited", "looked"),
+    [
+        (0, "abc", 6, "a", "abbbc"),
+        (0, "ab", 5, "a", "abbbc"),
+        (0, "a", 2, "a", "ab"),
+        (0, "", 1, "a", "a"),
+        (2, "bc", 6, "b", "bbc"),
+        (3, "b", 5, "b", "bc"),
+        (5, "", 6, "c", ""),
+    ],
+)
+def test_frames_are_read_as_far_as_their_media_are_there(
+    done: int, there: str, readable: int, waited: str, looked: str
+) -> None:
+    """The next one is waited for; those behind it are taken as they lie there."""
+    parts = "aabbbc"  # of each frame
+    asked: List[str] = []
+    waits: List[str] = []
+
+    def look_for(path: str) -> bool:
+        asked.append(path)
+        return path in there
+
+    media = SimpleNamespace(wait_for=waits.append, look_for=look_for)
+    check: Any = ArchiveCheck.__new__(ArchiveCheck)
+    check._lanes = [SimpleNamespace(frames=[0, 1, 2]), SimpleNamespace(frames=[3, 4, 5])]
+    check.archive = SimpleNamespace(
+        media=media, part_of=lambda frame: SimpleNamespace(path=parts[frame])
+    )
+    assert check._readable(done) == readable
+    assert "".join(waits) == waited and "".join(asked) == looked
+    check.archive.media = None
+    assert check._readable(done) == 6
