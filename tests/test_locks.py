@@ -348,3 +348,14 @@ def test_a_lock_is_waited_for_with_patience(
     with lock_within(tmp_path, 5) as has_waited:
         assert has_waited and naps == [locks.LOCK_POLL_S] * 2
     assert not (tmp_path / ".hfship" / "lease").exists()
+
+
+def test_the_age_of_a_lease_is_told_by_the_clock_of_its_disk(tmp_path: Path) -> None:
+    """Not by when somebody touched the lock last."""
+    (tmp_path / ".hfship").mkdir()
+    lock, lease = tmp_path / ".hfship" / "lock", tmp_path / ".hfship" / "lease"
+    lock.touch()
+    os.utime(lock, (1, 1))
+    lease.write_text(json.dumps({"host": "another", "pid": 1, "start": "1", "boot_id": "x"}))
+    with pytest.raises(InUseError), FolderLock(tmp_path):
+        pass
