@@ -122,6 +122,10 @@ FRONT = """
   }}
 """
 
+# A script around aria2c: it asks the Hub for the list, and is sent on to each file. "aria2c" alone
+# is told where the files are.
+FROM_THE_HUB = "aria2c, asking the Hub"
+
 
 class Bench:
     """The servers, the certificate and the files of one benchmark run."""
@@ -290,6 +294,10 @@ class Bench:
             return [program("hf"), "download", REPO, "--local-dir", str(out)]
         if tool == "aria2c":
             return self.aria2c(out, base)
+        if tool == FROM_THE_HUB:
+            listing = [program("curl"), "-sS", f"{self.hub.url}/api/models/{REPO}/tree/main"]
+            fetch = self.aria2c(out, f"{self.hub.url}/{REPO}/resolve/main")
+            return ["sh", "-c", f"{shlex.join(listing)} && exec {shlex.join(fetch)}"]
         return self.curl(out, base)
 
     def curl(self, out: Path, base: str) -> List[str]:
@@ -423,9 +431,9 @@ class Bench:
                     half = min(50_000_000, self.scale.size // 4)
                     self.publish({f"model-{i}.safetensors": half for i in range(2)})
                     self.around = ["ip", "netns", "exec", "hfship-b"]
-                    tools = ["hfship", "aria2c", "hf", "curl"]
+                    tools = ["hfship", "aria2c", FROM_THE_HUB, "hf", "curl"]
                     if self.scale.is_small:
-                        tools = tools[:2]
+                        tools = tools[:3]
                     return self.compare("fetch, 50 ms and 1 % loss", tools, "raw")
             finally:
                 self.around = []

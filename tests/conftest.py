@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +26,10 @@ from support.make_model import make_model  # noqa: E402
 
 # A job that a shell runs in the background ignores Ctrl-C, and so would every program that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes says what else the machine does. What hangs has pytest's own limit.
+hypothesis.settings.register_profile("hfship", deadline=None)
+hypothesis.settings.load_profile("hfship")
 
 REQUIRE_ALL = os.environ.get("HFSHIP_REQUIRE_ALL") == "1"
 

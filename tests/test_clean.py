@@ -535,7 +535,7 @@ paths = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(names=paths, links=st.sets(st.integers(0, 13)))
 @example(names=[".hfship/.hfship/m"], links=set())
 def test_of_any_tree_only_unfinished_files_go(
@@ -564,7 +564,7 @@ def test_of_any_tree_only_unfinished_files_go(
     assert tree(root) - tree(inside) and (outside / "w.incomplete").read_text() == "precious"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     blobs=st.sets(st.sampled_from("abcdef")),
     revisions=st.dictionaries(

@@ -467,7 +467,7 @@ class Everywhere:
         )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     secret=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=8).filter(
         lambda s: "*" not in s

@@ -149,7 +149,7 @@ STATES = st.sampled_from(["running", "failed", "done", "interrupted"])
 
 
 @pytest.mark.real
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.lists(st.tuples(st.text(min_size=1, max_size=20), STATES), max_size=4))
 def test_promtool_finds_nothing_to_say(names: List[Any]) -> None:
     jobs = [a_job(name, state, exit_code=1, done=7, rate=1e13) for name, state in names]

@@ -9,7 +9,7 @@ from hfship.archive.schedule import WORKER_MEMORY, WORKERS_MEMORY, Schedule, Ste
 from hfship.base.workers import FORK_SIZE
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=7),
     count=st.integers(1, 6),

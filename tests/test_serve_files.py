@@ -258,7 +258,7 @@ VALUES = st.recursive(
 LINES = st.lists(st.sampled_from(["one", " two", "", "$x", "- three", "#", "\tfour"]), max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.one_of(VALUES, LINES.map("\n".join), LINES.map(lambda found: "\n".join([*found, ""]))))
 def test_yaml_is_read_as_it_was_meant(value: Any) -> None:
     for key in ("x", None):

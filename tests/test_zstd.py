@@ -199,7 +199,7 @@ def test_no_cut_and_no_flipped_bit_gives_other_bytes(zstd: Zstd, content: bytes)
             pass
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(content=st.binary(max_size=3000), data=st.data())
 @pytest.mark.parametrize("name", BACKENDS)
 def test_damage_never_passes(name: str, content: bytes, data: st.DataObject) -> None:
