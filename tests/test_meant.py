@@ -24,6 +24,7 @@ TYPED = [
     ("fetch a/b --max-workers 8 --revision v1", "fetch a/b --jobs 8 --revision v1"),
     *((f"pack m {word} /mnt", "pack m --output /mnt") for word in ("--out", "--outdir", "--dest")),
     ("fetch --resume a/b", "fetch a/b"),
+    ("fetch a/b --no-progress=1 --overwrite=true", "fetch a/b --progress none --force"),
     ("fetch a/b --resume-download", "fetch a/b"),
     ("fetch a/b --token hf_SEcret", "fetch a/b --token-file FILE"),
     ("fetch a/b --token=hf_SEcret", "fetch a/b --token-file FILE"),
