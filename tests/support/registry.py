@@ -315,14 +315,27 @@ class _Handler(BaseHTTPRequestHandler):
             faults.cut -= 1
             body = body[: len(body) // 2]
             self.close_connection = True
+        with registry.lock:
+            registry.sending += 1
+        try:
+            self._send_blob(body)
+        finally:
+            with registry.lock:
+                registry.sending -= 1
+
+    def _send_blob(self, body: bytes) -> None:
+        registry = self.server.registry
         for start in range(0, len(body), 1 << 16):
             piece = body[start : start + (1 << 16)]
-            with contextlib.suppress(OSError):
+            try:
                 self.wfile.write(piece)
+            except OSError:  # whoever asked is gone, and is sent nothing more
+                self.close_connection = True
+                return
             with registry.lock:
                 registry.blob_bytes += len(piece)
-            if faults.rate_bps:
-                time.sleep(len(piece) / faults.rate_bps)
+            if registry.faults.rate_bps:
+                time.sleep(len(piece) / registry.faults.rate_bps)
 
     # -- pushes
 
@@ -419,7 +432,8 @@ class FaultRegistry:
         self.tokens: Dict[str, int] = {}
         self.faults = Faults()
         self.requests: List[Tuple[str, str, str]] = []  # method, target, Authorization
-        self.blob_bytes = 0
+        self.blob_bytes = 0  # sent so far
+        self.sending = 0  # blobs under way
         self.pushed_bytes = 0
         self.lock = threading.Lock()
         self._servers = [FaultRegistryServer(self, is_cdn) for is_cdn in (False, True)]
@@ -435,6 +449,14 @@ class FaultRegistry:
     @property
     def cdn_url(self) -> str:
         return f"http://localhost:{self._servers[1].server_port}"
+
+    def settled(self) -> int:
+        """The bytes of blobs that were sent, when no more are under way to a client that is gone."""
+        end = time.monotonic() + 60
+        while self.sending:
+            assert time.monotonic() < end, "blobs are still sent"
+            time.sleep(0.01)
+        return self.blob_bytes
 
     def add(self, image: Image, name: str = "org/app", tag: str = "1") -> None:
         self.blobs.update(image.blobs)
