@@ -75,6 +75,7 @@ from measure import (  # noqa: E402
 )
 from slow_link import ENDS, inside  # noqa: E402
 
+from hfship.hub.protocol import git_blob_sha1  # noqa: E402
 from support.hub import FaultHub  # noqa: E402
 from support.network import make_certificate  # noqa: E402
 
@@ -516,8 +517,10 @@ def sha256_of(path: Path) -> str:
 
 def blob_id_of(path: Path) -> str:
     """What git, and the Hub for small files, calls a content."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    digest = git_blob_sha1(path.stat().st_size)
+    digest.update(path.read_bytes())
+    found: str = digest.hexdigest()
+    return found
 
 
 SCENARIOS: Mapping[str, Callable[[Bench], List[Row]]] = {

@@ -4,7 +4,6 @@ are in test_media.py and test_unpack.py."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import shutil
@@ -21,9 +20,9 @@ from hfship.archive.opening import open_archive
 from hfship.archive.unpack import PartsToFree, free_file, remove_archive
 from hfship.base.errors import DiskError, IntegrityError, NotFoundError, UsageError
 from hfship.base.manifest import FileEntry, Source, make_manifest, write_manifest
-from hfship.base.progress import Stage
 from hfship.base.values import replace
 from support import archives as a
+from support.stages import KeptStages
 
 
 @pytest.fixture(scope="module")
@@ -361,32 +360,23 @@ def test_what_is_there_is_proven_and_the_rest_is_missing(
     manifest = model_at(tmp_path / "m", files=["good", "bad!", "gone"])
     (tmp_path / "m/bad!").write_text("BAD!")
     (tmp_path / "m/gone").unlink()
-    shown: List[Any] = []
-    said: List[str] = []
-
-    @contextlib.contextmanager
-    def stage(name: str, size: int) -> Any:
-        made = Stage(name, size)
-        yield made
-        shown.append((name, size, made.done))
-
-    reporter: Any = SimpleNamespace(stage=stage, info=said.append)
+    reporter: Any = KeptStages()
     archive: Any = SimpleNamespace(
         delta=SimpleNamespace(absent={"good"}), files=SimpleNamespace(name="m.delta.tar.zst")
     )
     with room.locked_tree(tmp_path / "m", mark=False) as (tree, _):
         missing = room._missing_files(archive, tree, manifest, 1, reporter)
         assert [entry.path for entry in missing] == ["bad!", "gone"]
-        assert shown == [("prove", 8, 8)]
-        assert said == [f"{tmp_path}/m: proving the 2 of 3 files that are there"]
+        assert reporter.shown == [("prove", 8, 8)]
+        assert reporter.said == [f"{tmp_path}/m: proving the 2 of 3 files that are there"]
         archive.delta.absent = {"gone", "bad!"}
         with pytest.raises(NotFoundError) as told:
             room._missing_files(archive, tree, manifest, 1, reporter)
     assert told.value.what.startswith("m.delta.tar.zst is a delta: 2 files must come from")
     assert told.value.why == "not found, or not intact: bad!, gone"
     with room.locked_tree(tmp_path / "empty", mark=True) as (tree, _):
-        del shown[:]
-        assert room._proven_files(tree, manifest, 1, reporter) == frozenset() and not shown
+        del reporter.shown[:]
+        assert room._proven_files(tree, manifest, 1, reporter) == frozenset() and not reporter.shown
 
 
 # -- the pass

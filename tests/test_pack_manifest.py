@@ -4,7 +4,6 @@ test_wholeness.py has what looks whole."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 from pathlib import Path
@@ -24,9 +23,9 @@ from hfship.base.manifest import (
     read_manifest,
     write_manifest,
 )
-from hfship.base.progress import Stage
 from hfship.base.report import Reporter
 from hfship.base.values import replace
+from support.stages import KeptStages
 
 SOURCE = Source("https://huggingface.co", "org/m", "main", "org/m", "a" * 40)
 TOKEN = b"token = hf_" + b"a1" * 17
@@ -344,22 +343,13 @@ def test_tokens_are_looked_for_in_all_small_texts(
 
 
 def test_files_are_hashed_with_their_size_as_the_total(model: Model) -> None:
-    shown: List[Any] = []
-    said: List[str] = []
-
-    @contextlib.contextmanager
-    def stage(name: str, size: int) -> Any:
-        made = Stage(name, size)
-        yield made
-        shown.append((name, size, made.done))
-
-    reporter: Any = SimpleNamespace(stage=stage, info=said.append)
+    reporter: Any = KeptStages()
     sizes = {path: len(content) for path, content in FILES.items()}
     found = room._manifest_of_files(model.folder, sizes, "n", 1, reporter)
     assert found == make_manifest("n", ENTRIES)
     total = sum(sizes.values())
-    assert shown == [("hash", total, total)]
-    assert said == [f"{model.folder} has no manifest: hashing its files to make one"]
+    assert reporter.shown == [("hash", total, total)]
+    assert reporter.said == [f"{model.folder} has no manifest: hashing its files to make one"]
     with pytest.raises(UsageError):
         room._manifest_of_files(model.folder, sizes, "../n", 1, reporter)
-    assert len(said) == 1, "a name that cannot be is told before"
+    assert len(reporter.said) == 1, "a name that cannot be is told before"

@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 JOURNAL_PATH = f"{WORK_DIR}/journal"
 LARGEST_JOURNAL = 64 << 20  # bytes that are read of it: more than 100,000 checkpoints
 
-_NO_LINK = os.O_NOFOLLOW
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _NOTHING_RESERVED = Filesystem("", None)  # files get their size, but no blocks
 
@@ -93,7 +92,7 @@ class Tree:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, 0o755, dir_fd=parent)
                 made = True
-            fd = os.open(name, _FOLDER | _NO_LINK, dir_fd=parent)
+            fd = os.open(name, _FOLDER | os.O_NOFOLLOW, dir_fd=parent)
             if made:
                 os.fsync(fd)  # before its parent is; see make_dir
             return fd
@@ -226,7 +225,7 @@ class Tree:
         """
         with self._place(entry.path) as (folder, name):
             try:
-                fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | _NO_LINK, dir_fd=folder)
+                fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
             except OSError:
                 return None
 
